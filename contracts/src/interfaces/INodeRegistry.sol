@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+/// @title Operators, their stake, and the hot key each authorises.
+/// @notice A node is named by its operator (the cold key that stakes). The hot key claims, commits and signs receipts;
+/// it can never move stake. Stake in withdrawal stays slashable until withdrawn; stake locked as bonds cannot leave.
+interface INodeRegistry {
+    struct Node {
+        address hotKey;
+        uint96 stake; // includes what is in withdrawal
+        uint96 unstaking;
+        uint96 bonded; // locked under live claims, <= stake
+        uint40 unstakeAt; // when `unstaking` may leave
+        bytes32 encryptionKey; // X25519 public key
+        bytes32 metadata; // sha2-256 digest of the node's metadata document
+        bytes peerId; // libp2p peer id, at most 64 bytes
+    }
+
+    event NodeRegistered(address indexed operator, address indexed hotKey, bytes peerId);
+    event HotKeySet(address indexed operator, address indexed hotKey);
+    event MetadataSet(address indexed operator, bytes32 encryptionKey, bytes32 metadata, bytes peerId);
+    event Staked(address indexed operator, uint256 amount);
+    event UnstakeBegun(address indexed operator, uint256 amount, uint40 availableAt);
+    event StakeWithdrawn(address indexed operator, uint256 amount);
+    event BondLocked(address indexed operator, uint256 amount);
+    event BondReleased(address indexed operator, uint256 amount);
+    event BondForfeited(address indexed operator, uint256 amount, address indexed beneficiary);
+
+    error AlreadyRegistered(address operator);
+    error NotRegistered(address operator);
+    error HotKeyInUse(address hotKey);
+    error ZeroAddress();
+    error PeerIdTooLong(uint256 length);
+    error InsufficientStake(address operator, uint256 free, uint256 needed);
+    error UnstakeNotReady(uint40 availableAt);
+    error NothingUnstaking(address operator);
+    error NotTheQueue(address caller);
+
+    /// @notice Registers the caller as an operator. One hot key serves one operator, ever at a time.
+    function register(address hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;
+    function setHotKey(address hotKey) external;
+    function setMetadata(bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;
+    /// @notice Moves `amount` of the caller's Vault balance into its stake.
+    function stake(uint256 amount) external;
+    /// @notice Starts the exit delay for `amount` more of the caller's unbonded stake (and restarts it for all).
+    function beginUnstake(uint256 amount) external;
+    /// @notice After the delay, moves the unstaking amount back to the caller's Vault balance.
+    function withdrawStake() external;
+
+    /// @notice Queue only: locks `amount` of free stake (stake - unstaking - bonded).
+    function lockBond(address operator, uint256 amount) external;
+    function unlockBond(address operator, uint256 amount) external;
+    /// @notice Queue only: a locked bond leaves the stake for `beneficiary`'s credits.
+    function forfeitBond(address operator, uint256 amount, address beneficiary) external;
+
+    function node(address operator) external view returns (Node memory);
+    /// @notice The operator a hot key serves; zero when none.
+    function operatorOf(address hotKey) external view returns (address);
+    function freeStake(address operator) external view returns (uint256);
+}

@@ -1,0 +1,159 @@
+"""What agent and engine say to each other: token ids in, token ids out.
+
+The engine knows no text: tokenizers, chat templates and stop strings live with the caller (`engine/text.py`). Every
+message is a typed, tagged msgpack struct; unknown tags and wrong types are refused by the decoder. `VERSION` changes
+whenever a message does; the child announces it in `Ready`.
+"""
+
+import msgspec
+
+VERSION = 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Root of all messages; the class name is the tag."""
+
+
+# ---- shared parts ---------------------------------------------------------------------------------------------------
+
+
+class AdapterUse(msgspec.Struct, frozen=True):
+    """One term of a recipe: the effect added is weight · s · B·A·x, s = α/r (α/√r for rsLoRA)."""
+
+    key: str  # as given to LoadAdapter
+    weight: float = 1.0
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the next token is chosen: Gumbel-max under Philox4x32-10 keyed by `seed`, over the survivors of top-k, then
+    top-p. temperature 0 is greedy. `max_tokens` >= 1. `logprobs`: how many alternatives to report besides the chosen
+    token's own log-probability (None: report nothing; 0..20). Log-probabilities are of the model's unmodified softmax.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    seed: int = 0  # 64 bits, unsigned
+    stop_token_ids: tuple[int, ...] = ()  # besides the model's own end-of-sequence ids
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine serves, fixed for its life."""
+
+    family: str  # "llama", "qwen2"
+    dtype: str  # "bfloat16", "float32"
+    vocab_size: int
+    max_context: int  # prompt + output tokens of one request, at most
+    eos_token_ids: tuple[int, ...]
+    kv_tokens: int  # capacity of the paged cache, in tokens
+    backend: str  # kernel backend: "reference", "cpu", "cuda"
+
+
+# ---- agent → engine -------------------------------------------------------------------------------------------------
+
+
+class Submit(Message):
+    """Run a request. Answered by `Step` tokens whose last one has `finish_reason`, or by one `Refused`."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    adapters: tuple[AdapterUse, ...] = ()  # empty: the base model
+
+
+class Cancel(Message):
+    """Stop a request and free its pages. No token of it follows the engine's next `Step`; an unknown id is no error."""
+
+    request_id: str
+
+
+class LoadAdapter(Message):
+    """Make a verified adapter directory servable under `key`. Answered by `AdapterLoaded` or `AdapterRefused`.
+
+    A key in use by running requests keeps serving them with the old weights; new requests see the new ones.
+    """
+
+    key: str
+    path: str
+
+
+class UnloadAdapter(Message):
+    """Forget `key` for new requests; memory returns when its last running request ends. Answered by `AdapterUnloaded`,
+    also for a key that is unknown."""
+
+    key: str
+
+
+class GetStatus(Message):
+    """Answered by `Status`."""
+
+
+class Shutdown(Message):
+    """End the process; running requests are dropped."""
+
+
+Command = Submit | Cancel | LoadAdapter | UnloadAdapter | GetStatus | Shutdown
+
+
+# ---- engine → agent -------------------------------------------------------------------------------------------------
+
+
+class Ready(Message):
+    """First message of a child: the model is loaded."""
+
+    version: int
+    model: ModelInfo
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """One generated token. `finish_reason` ends the request: "stop" (an end token, which is included), "length"."""
+
+    request_id: str
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), best first
+    finish_reason: str | None = None
+
+
+class Step(Message):
+    """All tokens of one forward pass, at most one a request."""
+
+    tokens: tuple[Token, ...]
+
+
+class Refused(Message):
+    """A request that cannot run; `code` as in RequestError."""
+
+    request_id: str
+    code: str
+    message: str
+
+
+class AdapterLoaded(Message):
+    key: str
+    rank: int
+    bytes: int
+
+
+class AdapterUnloaded(Message):
+    key: str
+
+
+class AdapterRefused(Message):
+    key: str
+    message: str
+
+
+class Status(Message):
+    running: int
+    waiting: int
+    kv_tokens_free: int
+    adapters: tuple[str, ...]
+    steps: int
+    generated_tokens: int
+
+
+Event = Ready | Step | Refused | AdapterLoaded | AdapterUnloaded | AdapterRefused | Status

@@ -1,0 +1,88 @@
+"""Every error the node raises on purpose, as one tree.
+
+    OpenLoraError                 a sentence for a person; exit code 2
+    ├── ConfigError               configuration, flags, keystores
+    ├── ModelError                a base model that cannot be found, read or served
+    ├── AdapterError              an adapter refused: schema, shapes, numbers, wrong base
+    ├── RequestError              an inference request refused (HTTP 4xx); carries a code
+    │   └── Overloaded            the queue is full; try again later (HTTP 429)
+    ├── EngineDied                the engine child ended while work was in flight
+    ├── ContentError              content by CID
+    │   └── ContentNotFound       nobody has it
+    ├── ChainError                RPC, receipts, nonces
+    │   ├── RpcDown               no configured RPC answers
+    │   ├── WrongChain            the RPC serves another chain id
+    │   └── Reverted              a call or transaction reverted; carries the decoded contract error
+    ├── JournalError              the journal contradicts the chain or another agent holds it
+    └── AgentUnreachable          no agent listens on the socket
+
+A message says what is wrong and what to do, in one sentence, with no secret, prompt or output in it.
+"""
+
+
+class OpenLoraError(Exception):
+    exit_code = 2
+
+
+class ConfigError(OpenLoraError):
+    """Configuration, flags or keystores; lists every bad key at once."""
+
+
+class ModelError(OpenLoraError):
+    """A base model cannot be found, read or served."""
+
+
+class AdapterError(OpenLoraError):
+    """An adapter is refused; the message names the file, key or tensor."""
+
+
+class RequestError(OpenLoraError):
+    """An inference request is refused; `code` is stable and machine-readable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Overloaded(RequestError):
+    """The bounded queue is full."""
+
+
+class EngineDied(OpenLoraError):
+    """The engine child ended; the supervisor restarts it and the work may be submitted again."""
+
+
+class ContentError(OpenLoraError):
+    """Content that is missing, too large, or does not match its CID."""
+
+
+class ContentNotFound(ContentError):
+    """No reachable store has the block."""
+
+
+class ChainError(OpenLoraError):
+    """The chain or its RPC."""
+
+
+class RpcDown(ChainError):
+    """No configured RPC answers."""
+
+
+class WrongChain(ChainError):
+    """The RPC serves another chain id than the configuration names."""
+
+
+class Reverted(ChainError):
+    """A call or transaction reverted; `name` is the contract error's name, empty when unknown."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class JournalError(OpenLoraError):
+    """The journal contradicts the chain, or another agent holds it: nothing is signed."""
+
+
+class AgentUnreachable(OpenLoraError):
+    """No agent listens on the socket."""
