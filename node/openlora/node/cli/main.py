@@ -1,0 +1,39 @@
+"""The `openlora` command: `openlora --help` is the map."""
+
+import sys
+
+import typer
+
+from openlora.node.cli import adapter, devnet, job, model, operator, serve
+from openlora.node.errors import OpenLoraError
+
+app = typer.Typer(
+    name="openlora",
+    help="Serve thousands of LoRA adapters over one base model, and be paid per job.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("serve", rich_help_panel="Inference")(serve.serve)
+app.command("init", rich_help_panel="Node operators")(operator.init)
+app.command("run", rich_help_panel="Node operators")(operator.run)
+app.command("status", rich_help_panel="Node operators")(operator.status)
+app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)
+app.command("withdraw", rich_help_panel="Everyone who is paid")(operator.withdraw)
+app.add_typer(job.app, name="job", rich_help_panel="Job submitters")
+app.add_typer(adapter.app, name="adapter", rich_help_panel="Adapter developers")
+app.add_typer(model.app, name="model", rich_help_panel="Inference")
+app.command("devnet", rich_help_panel="Trying it out")(devnet.devnet)
+app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
+
+
+def main() -> None:
+    """Runs a command. A refusal is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    try:
+        app(standalone_mode=True)
+    except OpenLoraError as error:
+        print(f"openlora: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,47 @@
+"""What a command prints: for people by default, one JSON document a line with --json."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+TOKEN_WEI = 10**18
+
+
+class Output:
+    """Text goes to the terminal as it comes; with JSON only `result` prints, to stdout, one line."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(quiet=as_json, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column, justify="right" if column.endswith(("OLRA", "tokens", "#")) else "left")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self.console.print(table)
+
+    def result(self, document: Mapping[str, Any] | Sequence[Any]) -> None:
+        if self.as_json:
+            print(msgspec.json.encode(document, enc_hook=_plain).decode(), flush=True)
+
+
+def tokens(wei: int) -> str:
+    """Token wei as a decimal number of tokens, all digits kept."""
+    text = f"{Decimal(wei) / TOKEN_WEI:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _plain(value: object) -> object:
+    return "0x" + value.hex() if isinstance(value, bytes) else str(value)

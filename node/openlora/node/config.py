@@ -1,0 +1,128 @@
+"""Configuration of a node and of a job submitter: strict TOML, read once, passed down in parts.
+
+Every problem of a file is reported at once. Paths are relative to the file that names them.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from openlora.node.errors import ConfigError
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Root of all configuration tables."""
+
+
+class ChainConfig(Table):
+    chain_id: int
+    rpc_urls: tuple[str, ...]  # tried in order; all must serve `chain_id`
+    deployment: Path  # the JSON file that names the contracts
+    confirmations: int = 1  # blocks, the transaction's own included, before a claim or commit counts
+    poll_s: float = 0.5  # how often a new head is looked for
+
+
+class KeyConfig(Table):
+    keystore: Path  # keystore v3
+    password_file: Path  # or a systemd credential's path
+
+
+class ModelConfig(Table):
+    path: Path  # Hugging Face directory or GGUF file
+    dtype: str = "auto"  # auto | bfloat16 | float32
+
+
+class EngineConfig(Table):
+    kv_tokens: int = 32_768  # capacity of the paged KV cache
+    max_running: int = 64  # requests in one batch
+    max_batch_tokens: int = 512  # tokens of one forward pass
+    adapter_bytes: int = 2 << 30  # memory for loaded adapters
+
+
+class MarketConfig(Table):
+    min_in_price_wei_per_k: int = 0  # ask: token wei per 1,000 prompt tokens
+    min_out_price_wei_per_k: int = 0  # ask: token wei per 1,000 output tokens
+    max_live_jobs: int = 8  # claimed and not yet committed
+    min_time_left_s: int = 15  # a job whose deadline or lease is nearer is not claimed
+
+
+class StorageConfig(Table):
+    content_dir: Path  # the block store
+    max_adapter_bytes: int = 20 << 30  # verified adapters on disk
+    min_free_bytes: int = 2 << 30  # below this no job is claimed
+
+
+class NodeConfig(Table):
+    """`node.toml`: all a node operator decides."""
+
+    state_dir: Path
+    chain: ChainConfig
+    hot_key: KeyConfig
+    model: ModelConfig
+    storage: StorageConfig
+    engine: EngineConfig = EngineConfig()
+    market: MarketConfig = MarketConfig()
+
+    @property
+    def socket(self) -> Path:
+        return self.state_dir / "agent.sock"
+
+
+class ClientConfig(Table):
+    """`client.toml`: what a submitter, an adapter developer or a payee needs."""
+
+    chain: ChainConfig
+    key: KeyConfig
+    content_dir: Path
+    agent_socket: Path | None = None  # a node whose streams to watch
+
+
+Config = TypeVar("Config", NodeConfig, ClientConfig)
+
+
+def load(path: Path, kind: type[Config]) -> Config:
+    """Reads a TOML file. Raises ConfigError naming every unknown, missing or ill-typed key of the file."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; make one with `openlora init`") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    problems = list(_problems(raw, kind, prefix=""))
+    if problems:
+        raise ConfigError(f"{path}: " + "; ".join(problems))
+    base = path.resolve().parent
+
+    def from_toml(target: type, value: object) -> object:
+        return (base / Path(str(value)).expanduser()) if target is Path else value
+
+    return msgspec.convert(raw, kind, dec_hook=from_toml)
+
+
+def _problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterator[str]:
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for key in raw.keys() - fields.keys():
+        yield f"unknown key {prefix}{key}"
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                yield f"missing key {prefix}{name}"
+        elif isinstance(field.type, type) and issubclass(field.type, Table):
+            if isinstance(raw[name], dict):
+                yield from _problems(raw[name], field.type, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name} must be a table"
+        else:
+            try:
+                msgspec.convert(raw[name], field.type, dec_hook=_check_path)
+            except msgspec.ValidationError as error:
+                yield f"{prefix}{name}: {error}"
+
+
+def _check_path(target: type, value: object) -> object:
+    if target is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise msgspec.ValidationError(f"expected a path, got {value!r}")

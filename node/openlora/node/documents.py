@@ -1,0 +1,100 @@
+"""A job's input and output: canonical JSON documents, each one raw block of at most 1 MiB.
+
+The digest on chain is the sha2-256 of the document's bytes, and its CID (v1, raw) follows from it. Canonical means: keys
+sorted, no white space, UTF-8, shortest floats, defaults left out; `encode` writes it, and `decode` takes any bytes that fit the
+schema, since the digest binds the bytes as they came.
+"""
+
+from hashlib import sha256
+from typing import Literal, TypeVar
+
+import msgspec
+
+from openlora.node.errors import RequestError
+
+MAX_DOCUMENT_BYTES = 1 << 20
+MAX_INLINE_BYTES = 4096  # an input that may travel in the submitting transaction
+
+FinishReason = Literal["stop", "length"]
+
+
+class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class JobSampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """As in the engine, less the seed (derived from the claim) and with `stop` as text.
+
+    `max_tokens` may lower, never raise, the spec's maxOutTokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int | None = None
+
+
+class InputDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Exactly one of `messages`, `prompt` and `prompt_ids`."""
+
+    v: int
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    sampling: JobSampling = JobSampling()
+
+
+class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class OutputDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    v: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+
+
+Document = TypeVar("Document", InputDocument, OutputDocument)
+
+
+def encode(document: InputDocument | OutputDocument) -> bytes:
+    """The canonical bytes."""
+    return msgspec.json.encode(document, order="sorted")
+
+
+def digest(data: bytes) -> bytes:
+    """sha2-256 of a document's bytes: its name on chain."""
+    return sha256(data).digest()
+
+
+def decode_input(data: bytes) -> InputDocument:
+    """Raises RequestError("bad_input") naming the field that does not fit."""
+    document = _decode(data, InputDocument)
+    given = [name for name in ("messages", "prompt", "prompt_ids") if getattr(document, name) is not None]
+    if len(given) != 1:
+        found = ", ".join(given) or "none"
+        raise RequestError("bad_input", f"the input document needs one of messages, prompt, prompt_ids (found {found})")
+    return document
+
+
+def decode_output(data: bytes) -> OutputDocument:
+    """Raises RequestError("bad_input") naming the field that does not fit."""
+    return _decode(data, OutputDocument)
+
+
+def _decode(data: bytes, kind: type[Document]) -> Document:
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise RequestError("bad_input", f"the document has {len(data)} bytes, more than {MAX_DOCUMENT_BYTES}")
+    try:
+        document = msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RequestError("bad_input", f"the document is malformed: {error}") from None
+    if document.v != 1:
+        raise RequestError("bad_input", f"the document's version is {document.v}; this node reads version 1")
+    return document
