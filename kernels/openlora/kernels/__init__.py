@@ -1,0 +1,1 @@
+"""The engine's numerical operations: defined in `reference`, called through `ops`."""

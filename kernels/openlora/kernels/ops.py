@@ -1,0 +1,156 @@
+"""The ops as the engine calls them: arguments checked once, then the chosen backend.
+
+`reference` defines what each op computes. A backend is one `Backend` of functions with the reference's signatures; its
+plans are its own affair, made once a step and passed back to it at every layer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from openlora.kernels import reference
+from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One implementation of every op; see `reference` for each function's contract."""
+
+    name: str
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    linear: Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
+    silu_mul: Callable[[Tensor], Tensor]
+    rope_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    kv_append_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    plan_attention: Callable[[AttentionBatch, int, torch.dtype], Any]
+    paged_attention: Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
+    plan_lora: Callable[[LoraEntries], Any]
+    lora_: Callable[[Tensor, Tensor, Any, Sequence[LoraFactors | None]], None]
+    sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "reference": Backend(
+        name="reference",
+        rms_norm=reference.rms_norm,
+        linear=reference.linear,
+        silu_mul=reference.silu_mul,
+        rope_=reference.rope_,
+        kv_append_=reference.kv_append_,
+        plan_attention=reference.plan_attention,
+        paged_attention=reference.paged_attention,
+        plan_lora=reference.plan_lora,
+        lora_=reference.lora_,
+        sample=reference.sample,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """A checked AttentionBatch, prepared by a backend for the layers of one step."""
+
+    rows: int
+    page_tokens: int
+    prepared: Any
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPlan:
+    """Checked LoraEntries, prepared by a backend for the layers of one step."""
+
+    rows: int
+    slots: int  # every slot named is below
+    prepared: Any
+
+
+class Ops:
+    """The ops of one backend. Shapes and dtypes that an op is not defined for raise ValueError."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.name = backend.name
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        _require(weight.shape == x.shape[-1:], "rms_norm: weight does not fit x", x, weight)
+        return self._backend.rms_norm(x, weight, eps)
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        _require(x.ndim == 2 and weight.ndim == 2, "linear: x and weight are matrices", x, weight)
+        _require(x.shape[1] == weight.shape[1] and x.dtype == weight.dtype, "linear: weight does not fit x", x, weight)
+        if bias is not None:
+            _require(bias.shape == weight.shape[:1], "linear: bias does not fit weight", bias, weight)
+        return self._backend.linear(x, weight, bias, out_dtype or x.dtype)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        _require(gate_up.ndim == 2 and gate_up.shape[1] % 2 == 0, "silu_mul: two equal halves are needed", gate_up)
+        return self._backend.silu_mul(gate_up)
+
+    def rope_(self, q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> None:
+        """Positions must be rows of the table; that alone is not checked, being data."""
+        _require(q.ndim == 3 and k.ndim == 3 and q.shape[::2] == k.shape[::2], "rope: q and k do not fit", q, k)
+        _require(q.shape[2] % 2 == 0 and table.shape[1:] == q.shape[2:], "rope: table does not fit q", table, q)
+        _require(positions.shape == q.shape[:1], "rope: one position a row", positions, q)
+        self._backend.rope_(q, k, positions, table)
+
+    def kv_append_(self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+        _require(k.shape == v.shape and k_cache.shape == v_cache.shape, "kv_append: k and v differ", k, v)
+        _require(k.ndim == 3 and k_cache.ndim == 4, "kv_append: ranks", k, k_cache)
+        _require(k.shape[1:] == k_cache.shape[2:] and k.dtype == k_cache.dtype, "kv_append: cache of", k_cache, k)
+        _require(slots.shape == k.shape[:1], "kv_append: one slot a row", slots, k)
+        self._backend.kv_append_(k, v, k_cache, v_cache, slots)
+
+    def plan_attention(self, batch: AttentionBatch, page_tokens: int, dtype: torch.dtype) -> AttentionPlan:
+        sequences = len(batch.context_lens)
+        rows = batch.row_starts.diff()
+        _require(batch.row_starts.shape == (sequences + 1,), "plan_attention: row_starts", batch.row_starts)
+        _require(batch.page_table.ndim == 2 and len(batch.page_table) == sequences, "plan_attention", batch.page_table)
+        _require(bool((rows >= 1).all() & (rows <= batch.context_lens).all()), "plan_attention: rows a sequence", rows)
+        capacity = batch.page_table.shape[1] * page_tokens
+        _require(
+            int(batch.context_lens.max()) <= capacity, "plan_attention: more tokens than pages", batch.context_lens
+        )
+        prepared = self._backend.plan_attention(batch, page_tokens, dtype)
+        return AttentionPlan(int(batch.row_starts[-1]), page_tokens, prepared)
+
+    def paged_attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+        _require(q.ndim == 3 and len(q) == plan.rows, "paged_attention: q does not fit the plan", q)
+        _require(k_cache.shape == v_cache.shape and k_cache.ndim == 4, "paged_attention: caches", k_cache, v_cache)
+        _require(k_cache.shape[1] == plan.page_tokens, "paged_attention: page size differs from the plan's", k_cache)
+        _require(q.shape[2] == k_cache.shape[3] and q.shape[1] % k_cache.shape[2] == 0, "paged_attention", q, k_cache)
+        return self._backend.paged_attention(q, k_cache, v_cache, plan.prepared, scale)
+
+    def plan_lora(self, entries: LoraEntries) -> LoraPlan:
+        count = len(entries.slot)
+        _require(entries.weight.shape == (count,), "plan_lora: one weight an entry", entries.weight)
+        _require(int(entries.indptr[0]) == 0 and int(entries.indptr[-1]) == count, "plan_lora: indptr", entries.indptr)
+        _require(bool((entries.indptr.diff() >= 0).all()), "plan_lora: indptr falls", entries.indptr)
+        _require(count == 0 or int(entries.slot.min()) >= 0, "plan_lora: negative slot", entries.slot)
+        slots = int(entries.slot.max()) + 1 if count else 0
+        return LoraPlan(len(entries.indptr) - 1, slots, self._backend.plan_lora(entries))
+
+    def lora_(self, y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[LoraFactors | None]) -> None:
+        """The factors' shapes are the table's maker's affair: they are checked where an adapter enters a slot."""
+        _require(len(x) == len(y) == plan.rows, "lora: x and y do not fit the plan", x, y)
+        _require(plan.slots <= len(table), "lora: the plan names a slot beyond the table", x)
+        self._backend.lora_(y, x, plan.prepared, table)
+
+    def sample(
+        self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor, position: Tensor
+    ) -> Tensor:
+        _require(logits.ndim == 2 and logits.dtype == torch.float32, "sample: logits", logits)
+        for x in (temperature, top_k, top_p, seed, position):
+            _require(x.shape == logits.shape[:1], "sample: one value a row", x, logits)
+        _require(bool(((top_p > 0) & (top_p <= 1)).all()), "sample: top_p outside (0, 1]", top_p)
+        _require(bool(((temperature >= 0) & (top_k >= 0)).all()), "sample: negative temperature or top_k", temperature)
+        return self._backend.sample(logits, temperature, top_k, top_p, seed, position)
+
+
+def _require(holds: bool, message: str, *tensors: Tensor) -> None:
+    if not holds:
+        shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors)
+        raise ValueError(f"{message} ({shapes})")

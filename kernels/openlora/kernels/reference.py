@@ -1,0 +1,251 @@
+"""The definition of every op, in plain torch.
+
+Other backends are tested against this file. Sums and products accumulate in float32 and are rounded once, to the dtype
+of the result. A row's result depends on that row alone, up to the rounding of torch's own products, whose algorithm may
+change with the number of rows. Letters: T rows (tokens) of a batch, S sequences, N rows that are sampled, V vocabulary,
+H query heads, K key-value heads, D head size. Index tensors are int32 unless said otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
+from torch import Tensor
+
+_WIDEN_ROWS = 4096  # rows of a weight that `linear` widens to float32 at a time
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight; x and y [T, n], weight [n] (Zhang and Sennrich, 2019)."""
+    return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """y = x · weightᵀ + bias; x [T, in], weight [out, in], bias [out], y [T, out] of `out_dtype`."""
+    if out_dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    wide = x.float()
+    blocks = range(0, len(weight), _WIDEN_ROWS)
+    parts = [wide @ weight[i : i + _WIDEN_ROWS].float().T for i in blocks]
+    y = torch.cat(parts, dim=1)
+    return (y if bias is None else y + bias.float()).to(out_dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """y = silu(gate) · up for gate_up = [gate ‖ up] of shape [T, 2n]; y [T, n] (Shazeer, 2020)."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def rope_(q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> None:
+    """Rotate q [T, H, D] and k [T, K, D] in place: (a, b) → (a·cos − b·sin, b·cos + a·sin), where a is the first and b
+    the second half of a head, cos and sin [D/2] the halves of row positions[t] of `table` [P, D] float32 (Su et al.,
+    2021, in the half-split order of GPT-NeoX)."""
+    cos, sin = table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    for x in (q, k):
+        a, b = x.float().chunk(2, dim=-1)
+        x.copy_(torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1))
+
+
+def kv_append_(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """cache[slots[t] // P, slots[t] % P] = row t, in place; k, v [T, K, D], caches [pages, P, K, D], slots [T]."""
+    index = slots.long()
+    k_cache.flatten(0, 1).index_copy_(0, index, k)
+    v_cache.flatten(0, 1).index_copy_(0, index, v)
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Sequences computed together: decode rows of similar context (one row each), or a single sequence's chunk."""
+
+    rows: Tensor  # [sequences · rows each]
+    slots: Tensor  # [sequences, longest context] cache slots by position; beyond a context its last slot is repeated
+    mask: Tensor  # [sequences, 1, rows each, longest context] 0 where the row sees the position, else −inf
+
+
+AttentionPlan = list[AttentionGroup]
+
+
+def plan_attention(batch: AttentionBatch, page_tokens: int, dtype: torch.dtype) -> AttentionPlan:
+    """Group the batch's sequences; a plan serves every layer of one step.
+
+    Positions past a sequence's context are read from its own last slot, then masked: what another sequence left in a
+    page, be it NaN, never enters a sum.
+    """
+    starts, lengths = batch.row_starts.tolist(), batch.context_lens.tolist()
+    decodes: dict[int, list[int]] = {}
+    plan: AttentionPlan = []
+    for s, length in enumerate(lengths):
+        if starts[s + 1] - starts[s] == 1:
+            decodes.setdefault(length.bit_length(), []).append(s)
+        else:
+            plan.append(_group(batch, [s], starts[s + 1] - starts[s], length, page_tokens, dtype))
+    for members in decodes.values():
+        plan.append(_group(batch, members, 1, max(lengths[s] for s in members), page_tokens, dtype))
+    return plan
+
+
+def _group(
+    batch: AttentionBatch, members: list[int], rows_each: int, longest: int, page_tokens: int, dtype: torch.dtype
+) -> AttentionGroup:
+    chosen = torch.tensor(members, device=batch.row_starts.device)
+    context = batch.context_lens[chosen].unsqueeze(1)
+    positions = torch.arange(longest, device=chosen.device)
+    reads = torch.minimum(positions, context - 1).long()
+    pages = batch.page_table[chosen].gather(1, reads // page_tokens)
+    offsets = torch.arange(rows_each, device=chosen.device)
+    hidden = positions > (context - rows_each + offsets).unsqueeze(2)  # [sequences, rows each, longest]
+    return AttentionGroup(
+        rows=(batch.row_starts[chosen].unsqueeze(1) + offsets).flatten(),
+        slots=pages * page_tokens + reads % page_tokens,
+        mask=torch.zeros(hidden.shape, dtype=dtype, device=chosen.device).masked_fill_(hidden, -torch.inf).unsqueeze(1),
+    )
+
+
+def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """o[t, h] = softmax_j(scale · q[t, h]·k[j, h·K/H] for j ≤ position of t) · v[j, h·K/H], j over t's own sequence.
+
+    q and o [T, H, D]; caches [pages, P, K, D] already hold this step's keys and values. A sequence's rows are its last
+    ones: row i of n sees its first context − n + i + 1 positions.
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    keys, values = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
+    for group in plan:
+        out[group.rows] = _attend(q.index_select(0, group.rows), keys, values, group, scale)
+    return out
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup, scale: float) -> Tensor:
+    """The rows of one group, [sequences · rows each, H, D]; query heads of one key-value head are computed together."""
+    count, longest = group.slots.shape
+    kv_heads, head_size = keys.shape[1:]
+    shape = (count, longest, kv_heads, head_size)
+    slots = group.slots.flatten()
+    k = keys.index_select(0, slots).view(shape).transpose(1, 2)
+    v = values.index_select(0, slots).view(shape).transpose(1, 2)
+    per_kv = q.shape[1] // kv_heads
+    if q.shape[0] == count:  # decode: a key-value head's query heads stand where its query rows would
+        o = F.scaled_dot_product_attention(q.view(count, kv_heads, per_kv, head_size), k, v, group.mask, scale=scale)
+        return o.reshape(q.shape)
+    wide = (kv_heads, per_kv, longest, head_size)
+    k, v = k.transpose(0, 1).expand(wide), v.transpose(0, 1).expand(wide)
+    heads_first = q.view(-1, kv_heads, per_kv, head_size).permute(1, 2, 0, 3)
+    o = F.scaled_dot_product_attention(heads_first, k, v, group.mask, scale=scale)
+    return o.permute(2, 0, 1, 3).reshape(q.shape)
+
+
+# ---- LoRA -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoraGroup:
+    """The rows whose n-th entry names one slot."""
+
+    slot: int
+    rows: Tensor  # [n] int64, without repetition
+    weight: Tensor  # [n, 1] float32
+
+
+LoraPlan = list[LoraGroup]
+
+
+def plan_lora(entries: LoraEntries) -> LoraPlan:
+    """Group the entries by (their place in their row's list, slot), so that every row adds in the order of its list
+    whatever the slots' numbers are; a plan serves every layer of one step."""
+    counts = entries.indptr.diff()
+    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    if not len(rows):
+        return []
+    places = torch.arange(len(rows), device=counts.device) - entries.indptr[rows]
+    keys = places * (entries.slot.max() + 1) + entries.slot
+    order = keys.argsort(stable=True)
+    cuts = keys[order].diff().nonzero().flatten() + 1
+    members = order.tensor_split(cuts.cpu())
+    return [LoraGroup(int(entries.slot[m[0]]), rows[m], entries.weight[m].unsqueeze(1)) for m in members]
+
+
+def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[LoraFactors | None]) -> None:
+    """y[t] += Σ_e weight_e · scale_e · (x[t] A_eᵀ) B_eᵀ over the entries e of row t, in place (Hu et al., 2021).
+
+    x [T, in], y [T, out]; table[slot] holds A [r, in] and B [out, r] at their true rank, or None where the slot leaves
+    this layer alone. The sum is taken in float32 and added to y once.
+    """
+    delta = None
+    for group in plan:
+        factors = table[group.slot]
+        if factors is None:
+            continue
+        if delta is None:
+            delta = torch.zeros(y.shape, dtype=torch.float32, device=y.device)
+        shrunk = x.index_select(0, group.rows).float() @ factors.a.float().T
+        delta.index_add_(0, group.rows, (shrunk * (group.weight * factors.scale)) @ factors.b.float().T)
+    if delta is not None:
+        y.add_(delta)
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor, position: Tensor) -> Tensor:
+    """The next token of each row, [N] int64.
+
+    temperature 0: argmax_v ℓ_v. Else argmax over the survivors of ℓ_v + T·g_v, which draws from softmax(ℓ/T) over them
+    (Gumbel-max): g = −log(−log u), u = (word + 0.5)·2⁻³², word the first of Philox4x32-10 with key `seed` and counter
+    (position, v, 0, 0). Ties go to the lowest id. Survivors: the top_k largest ℓ (0: all); of these the shortest prefix
+    in descending order whose mass under softmax(ℓ/T) reaches top_p.
+
+    logits [N, V] float32, finite; temperature, top_p [N] float64; top_k, position [N] int64; seed [N] int64, the bits
+    of an unsigned 64-bit number. position is the index of the sampled token in its whole sequence.
+    """
+    chosen = logits.argmax(dim=-1)
+    for row in temperature.nonzero().flatten().tolist():
+        t = float(temperature[row])
+        tokens, scores = _survivors(logits[row].double(), t, int(top_k[row]), float(top_p[row]))
+        perturbed = scores + t * gumbel(seed[row], position[row], tokens)
+        chosen[row] = tokens[perturbed.argmax()]
+    return chosen
+
+
+def _survivors(scores: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """Token ids in ascending order, and their scores."""
+    tokens = torch.arange(len(scores), device=scores.device)
+    if top_k in range(1, len(scores)) or top_p < 1.0:
+        ordered, by_rank = scores.sort(descending=True, stable=True)
+        kept = ordered[: top_k or None]
+        if top_p < 1.0:
+            mass = (kept / temperature).softmax(dim=0).cumsum(dim=0)
+            kept = kept[: int((mass < top_p).sum()) + 1]
+        tokens = by_rank[: len(kept)].sort().values
+    return tokens, scores[tokens]
+
+
+def gumbel(seed: Tensor, position: Tensor, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise of `tokens` (any shape) at one position under one seed, float64; see `sample`."""
+    zero = torch.zeros_like(position)
+    word = philox4x32_10((position, tokens, zero, zero), (seed & _WORD, (seed >> 32) & _WORD))[0]
+    return -torch.log(-torch.log((word.double() + 0.5) * 2.0**-32))
+
+
+_WORD = 0xFFFFFFFF
+
+
+def philox4x32_10(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ten rounds of Philox4x32 (Salmon et al., 2011). Words are int64 tensors in 0..2³²−1 that broadcast together.
+
+    Each round maps (c0, c1, c2, c3) to (hi(M1·c2) ⊕ c1 ⊕ k0, lo(M1·c2), hi(M0·c0) ⊕ c3 ⊕ k1, lo(M0·c0)); the key then
+    grows by the Weyl constants.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # 64-bit products; their sign bit is but a bit
+        c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
