@@ -7,6 +7,10 @@
     ├── RequestError              an inference request refused (HTTP 4xx); carries a code
     │   └── Overloaded            the queue is full; try again later (HTTP 429)
     ├── EngineDied                the engine child ended while work was in flight
+    ├── FrameError                bytes between processes that break the framing
+    │   ├── FrameTooLarge         over the size limit; refused before it is decoded
+    │   ├── FrameTruncated        the peer ended in the middle of a frame
+    │   └── FrameMalformed        not the message that was agreed
     ├── ContentError              content by CID
     │   └── ContentNotFound       nobody has it
     ├── ChainError                RPC, receipts, nonces
@@ -37,11 +41,12 @@ class AdapterError(OpenLoraError):
 
 
 class RequestError(OpenLoraError):
-    """An inference request is refused; `code` is stable and machine-readable."""
+    """An inference request is refused; `code` is stable and machine-readable, `param` names the field at fault."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.param = param
 
 
 class Overloaded(RequestError):
@@ -50,6 +55,22 @@ class Overloaded(RequestError):
 
 class EngineDied(OpenLoraError):
     """The engine child ended; the supervisor restarts it and the work may be submitted again."""
+
+
+class FrameError(OpenLoraError):
+    """Bytes between two of our processes break the framing; the connection cannot be used any more."""
+
+
+class FrameTooLarge(FrameError):
+    """A frame over the size limit: refused by its header, before a byte of it is read or decoded."""
+
+
+class FrameTruncated(FrameError):
+    """The peer ended in the middle of a frame."""
+
+
+class FrameMalformed(FrameError):
+    """The payload is not a message of the agreed union."""
 
 
 class ContentError(OpenLoraError):
