@@ -17,7 +17,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Root of all configuration tables."""
 
 
-class ChainConfig(Table):
+class ChainConfig(Table, frozen=True):
     chain_id: int
     rpc_urls: tuple[str, ...]  # tried in order; all must serve `chain_id`
     deployment: Path  # the JSON file that names the contracts
@@ -25,37 +25,37 @@ class ChainConfig(Table):
     poll_s: float = 0.5  # how often a new head is looked for
 
 
-class KeyConfig(Table):
+class KeyConfig(Table, frozen=True):
     keystore: Path  # keystore v3
     password_file: Path  # or a systemd credential's path
 
 
-class ModelConfig(Table):
+class ModelConfig(Table, frozen=True):
     path: Path  # Hugging Face directory or GGUF file
     dtype: str = "auto"  # auto | bfloat16 | float32
 
 
-class EngineConfig(Table):
+class EngineConfig(Table, frozen=True):
     kv_tokens: int = 32_768  # capacity of the paged KV cache
     max_running: int = 64  # requests in one batch
     max_batch_tokens: int = 512  # tokens of one forward pass
     adapter_bytes: int = 2 << 30  # memory for loaded adapters
 
 
-class MarketConfig(Table):
+class MarketConfig(Table, frozen=True):
     min_in_price_wei_per_k: int = 0  # ask: token wei per 1,000 prompt tokens
     min_out_price_wei_per_k: int = 0  # ask: token wei per 1,000 output tokens
     max_live_jobs: int = 8  # claimed and not yet committed
     min_time_left_s: int = 15  # a job whose deadline or lease is nearer is not claimed
 
 
-class StorageConfig(Table):
+class StorageConfig(Table, frozen=True):
     content_dir: Path  # the block store
     max_adapter_bytes: int = 20 << 30  # verified adapters on disk
     min_free_bytes: int = 2 << 30  # below this no job is claimed
 
 
-class NodeConfig(Table):
+class NodeConfig(Table, frozen=True):
     """`node.toml`: all a node operator decides."""
 
     state_dir: Path
@@ -71,7 +71,7 @@ class NodeConfig(Table):
         return self.state_dir / "agent.sock"
 
 
-class ClientConfig(Table):
+class ClientConfig(Table, frozen=True):
     """`client.toml`: what a submitter, an adapter developer or a payee needs."""
 
     chain: ChainConfig

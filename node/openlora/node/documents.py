@@ -1,8 +1,8 @@
 """A job's input and output: canonical JSON documents, each one raw block of at most 1 MiB.
 
-The digest on chain is the sha2-256 of the document's bytes, and its CID (v1, raw) follows from it. Canonical means: keys
-sorted, no white space, UTF-8, shortest floats, defaults left out; `encode` writes it, and `decode` takes any bytes that fit the
-schema, since the digest binds the bytes as they came.
+The digest on chain is the sha2-256 of the document's bytes, and its CID (v1, raw) follows from it. Canonical means:
+keys sorted, no white space, UTF-8, shortest floats, defaults left out; `encode` writes it, and `decode` takes any bytes
+that fit the schema, since the digest binds the bytes as they came.
 """
 
 from hashlib import sha256

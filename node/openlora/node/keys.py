@@ -19,7 +19,9 @@ def load_key(config: KeyConfig) -> LocalAccount:
         keystore = json.loads(config.keystore.read_text())
         password = config.password_file.read_text().rstrip("\r\n")
     except FileNotFoundError as error:
-        raise ConfigError(f"{error.filename} does not exist; `openlora init` makes a keystore and its password") from None
+        raise ConfigError(
+            f"{error.filename} does not exist; `openlora init` makes a keystore and its password"
+        ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{config.keystore} cannot be read as a keystore: {error}") from None
     try:
@@ -27,12 +29,13 @@ def load_key(config: KeyConfig) -> LocalAccount:
     except ValueError as error:
         if "MAC mismatch" in str(error):
             raise ConfigError(
-                f"the password in {config.password_file} does not open {config.keystore}; put the right one in that file"
+                f"the password in {config.password_file} does not open {config.keystore}; put the right one there"
             ) from None
         raise ConfigError(f"{config.keystore} is not a keystore v3 file: {error}") from None
     except (KeyError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"{config.keystore} is not a keystore v3 file ({type(error).__name__})") from None
-    return Account.from_key(private_key)
+    account: LocalAccount = Account.from_key(private_key)
+    return account
 
 
 def create_key(folder: Path, name: str, private_key: bytes | None = None) -> tuple[KeyConfig, str]:

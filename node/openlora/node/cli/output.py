@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+NodeFile = Annotated[Path, typer.Option("--config", help="The node's configuration.")]
+ClientFile = Annotated[Path, typer.Option("--client", help="The configuration of the key to act for.")]
 
 TOKEN_WEI = 10**18
 

@@ -1,0 +1,102 @@
+"""What a node operator types: init, run, status; and what everyone who is paid types: earnings, withdraw."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, tokens
+
+
+def init(
+    rpc: Annotated[str, typer.Option(help="RPC URL of the chain.")],
+    chain_id: Annotated[int, typer.Option(help="The chain's id; every RPC must agree.")],
+    deployment: Annotated[Path, typer.Option(help="JSON file that names the contracts.")],
+    model: Annotated[Path, typer.Option(help="Base model: a Hugging Face directory or a GGUF file.")],
+    state: Annotated[Path, typer.Option(help="Folder for configuration, keys and journal.")] = Path("openlora-node"),
+    json: JsonFlag = False,
+) -> None:
+    """Write node.toml, client configurations and keys into a folder, and say what to fund."""
+    from openlora.node.config_files import write_client_config, write_node_config
+    from openlora.node.errors import ConfigError
+    from openlora.node.keys import create_key
+
+    output = Output(json)
+    node_file, operator_file = state / "node.toml", state / "operator.toml"
+    if node_file.exists():
+        raise ConfigError(f"{node_file} exists already; choose another --state, or edit that file")
+    for path, flag in ((deployment, "--deployment"), (model, "--model")):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; {flag} must name a file or folder that does")
+    _, hot = create_key(state, "hot")
+    _, operator = create_key(state, "operator")
+    common = {"chain_id": chain_id, "rpc_url": rpc, "deployment": deployment.resolve(), "content_dir": "content"}
+    write_node_config(node_file, model=model.resolve(), **common)
+    write_client_config(operator_file, keystore="operator.json", password_file="operator.password", **common)
+    output.say(f"{node_file} is the node's configuration; read it, then set your prices.")
+    output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
+    output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")
+    output.result({"config": str(node_file), "hot_key": hot, "operator": operator})
+
+
+def run(config: NodeFile = Path("node.toml")) -> None:
+    """Run the node until it is told to stop (SIGTERM or Ctrl-C)."""
+    from openlora.node.app import run_node
+    from openlora.node.config import NodeConfig, load
+
+    asyncio.run(run_node(load(config, NodeConfig)))
+
+
+def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None:
+    """Show what the running node on this machine does."""
+    from openlora.node.agent_client import get
+    from openlora.node.config import NodeConfig, load
+
+    output = Output(json)
+    state = get(load(config, NodeConfig).socket, "/v1/state")
+    engine = state["engine"]
+    output.say(f"node {state['operator']} on chain {state['chain_id']}, block {state['block']:,}")
+    output.say(f"model {state['model']['name']} ({state['model']['dtype']}, {engine['backend']} kernels)")
+    output.say(
+        f"engine {engine['running']} running, {engine['waiting']} waiting, {engine['kv_tokens_free']:,} KV tokens free"
+    )
+    output.say(f"adapters {', '.join(engine['adapters']) or 'none'}")
+    output.table(("job state", "#"), sorted(state["jobs"].items()))
+    output.result(state)
+
+
+def earnings(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:
+    """Show what this key has earned, by role, and what it can withdraw."""
+    from openlora.node.market import connect
+
+    output = Output(json)
+
+    async def show() -> None:
+        async with connect(client) as person:
+            earned = await person.earned()
+            credits_wei = await person.credits()
+        output.table(("role", "OLRA"), [(role, tokens(wei)) for role, wei in earned.items()])
+        output.say(f"{tokens(credits_wei)} OLRA can be withdrawn by {person.key.address}")
+        output.result({"address": person.key.address, "earned_wei": earned, "withdrawable_wei": credits_wei})
+
+    asyncio.run(show())
+
+
+def withdraw(
+    to: Annotated[str | None, typer.Option(help="Address that receives the tokens; the key's own by default.")] = None,
+    client: ClientFile = Path("client.toml"),
+    json: JsonFlag = False,
+) -> None:
+    """Send all this key has earned to an address."""
+    from openlora.node.market import connect
+
+    output = Output(json)
+
+    async def send() -> None:
+        async with connect(client) as person:
+            amount_wei = await person.claim_credits(to or person.key.address)
+        output.say(f"{tokens(amount_wei)} OLRA sent to {to or person.key.address}")
+        output.result({"to": to or person.key.address, "amount_wei": amount_wei})
+
+    asyncio.run(send())

@@ -1,0 +1,110 @@
+"""The configuration files that `openlora init` and the dev network write: every key, with its unit and default."""
+
+from pathlib import Path
+
+NODE_TOML = """\
+# A node operator's configuration. Paths are relative to this file; an unknown key is an error.
+state_dir = {state_dir}                 # journal, adapters, agent.sock; one agent a folder
+
+[chain]
+chain_id = {chain_id}
+rpc_urls = [{rpc_url}]                  # tried in order; each must serve this chain id
+deployment = {deployment}               # the JSON file that names the contracts
+confirmations = {confirmations}         # blocks before a claim or commit counts, its own included
+poll_s = {poll_s}                       # how often a new head is looked for
+
+[hot_key]                               # claims, commits and signs; can never move stake
+keystore = {keystore}                   # keystore v3
+password_file = {password_file}         # or a systemd credential
+
+[model]
+path = {model}                          # a Hugging Face directory or a GGUF file
+dtype = "auto"                          # auto | bfloat16 | float32
+
+[engine]
+kv_tokens = 32768                       # capacity of the paged KV cache, in tokens
+max_running = 64                        # requests in one batch
+max_batch_tokens = 512                  # tokens of one forward pass
+adapter_bytes = 2147483648              # memory for loaded adapters
+
+[market]
+min_in_price_wei_per_k = {in_price}     # ask: token wei per 1,000 prompt tokens
+min_out_price_wei_per_k = {out_price}   # ask: token wei per 1,000 output tokens
+max_live_jobs = 8                       # claimed and not yet committed
+min_time_left_s = 15                    # a job whose deadline or lease ends sooner is not claimed
+
+[storage]
+content_dir = {content_dir}             # the block store
+max_adapter_bytes = 21474836480         # verified adapters on disk
+min_free_bytes = 2147483648             # below this, no job is claimed
+"""
+
+CLIENT_TOML = """\
+# A job submitter's, adapter developer's or payee's configuration. Paths are relative to this file.
+content_dir = {content_dir}             # the block store that inputs, adapters and outputs travel through
+{agent_socket}
+[chain]
+chain_id = {chain_id}
+rpc_urls = [{rpc_url}]
+deployment = {deployment}
+poll_s = {poll_s}
+
+[key]
+keystore = {keystore}
+password_file = {password_file}
+"""
+
+
+def write_node_config(
+    path: Path,
+    *,
+    chain_id: int,
+    rpc_url: str,
+    deployment: Path | str,
+    model: Path | str,
+    keystore: Path | str = Path("hot.json"),
+    password_file: Path | str = Path("hot.password"),
+    state_dir: Path | str = ".",
+    content_dir: Path | str = "content",
+    confirmations: int = 2,
+    poll_s: float = 1.0,
+    in_price: int = 0,
+    out_price: int = 0,
+) -> None:
+    """Writes a complete `node.toml`."""
+    _write(path, NODE_TOML, **{name: value for name, value in locals().items() if name != "path"})
+
+
+def write_client_config(
+    path: Path,
+    *,
+    chain_id: int,
+    rpc_url: str,
+    deployment: Path | str,
+    keystore: Path | str,
+    password_file: Path | str,
+    content_dir: Path | str,
+    agent_socket: Path | str | None = None,
+    poll_s: float = 1.0,
+) -> None:
+    """Writes a complete `client.toml`."""
+    watch = "" if agent_socket is None else f"agent_socket = {_toml(agent_socket)}  # a node whose streams to watch\n"
+    values = {name: value for name, value in locals().items() if name not in ("path", "watch", "agent_socket")}
+    _write(path, CLIENT_TOML.replace("{agent_socket}\n", watch + "\n"), **values)
+
+
+def _write(path: Path, template: str, **values: object) -> None:
+    filled = {name: _toml(value) for name, value in values.items()}
+    lines = []
+    for line in template.splitlines():
+        setting, mark, comment = line.partition("  #")
+        setting = setting.rstrip().format(**filled)
+        lines.append(f"{setting:<38}  #{comment}" if mark else setting)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, Path | str):
+        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

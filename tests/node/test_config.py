@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+
+from openlora.node.config import ClientConfig, NodeConfig, load
+from openlora.node.config_files import write_client_config, write_node_config
+from openlora.node.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write(folder: Path) -> Path:
+    path = folder / "node.toml"
+    write_node_config(
+        path, chain_id=31337, rpc_url="http://127.0.0.1:8545", deployment="deployment.json", model="model"
+    )
+    return path
+
+
+def test_what_init_writes_is_read_back_with_paths_relative_to_the_file(tmp_path):
+    config = load(write(tmp_path), NodeConfig)
+    assert config.chain.chain_id == 31337
+    assert config.model.path == tmp_path / "model"
+    assert config.hot_key.keystore == tmp_path / "hot.json"
+    assert config.socket == tmp_path / "agent.sock"
+
+
+def test_the_written_file_names_every_key_with_its_default(tmp_path):
+    import tomllib
+
+    import msgspec
+
+    text = write(tmp_path).read_text()
+    raw = tomllib.loads(text)
+    config = load(tmp_path / "node.toml", NodeConfig)
+    for field in msgspec.structs.fields(NodeConfig):
+        table = getattr(config, field.name)
+        if isinstance(table, Path):
+            continue
+        assert set(raw[field.name]) == {part.name for part in msgspec.structs.fields(type(table))}
+    assert config.engine == type(config.engine)()
+    assert config.market == type(config.market)()
+
+
+def test_the_example_is_what_init_writes(tmp_path):
+    path = tmp_path / "node.example.toml"
+    write_node_config(
+        path,
+        chain_id=31337,
+        rpc_url="http://127.0.0.1:8545",
+        deployment="/etc/openlora/deployment.json",
+        model="/var/lib/openlora/models/smollm2-135m-instruct",
+        keystore="/etc/openlora/hot.json",
+        password_file="/run/credentials/openlora-node.service/hot.password",
+        state_dir="/var/lib/openlora",
+        content_dir="/var/lib/openlora/content",
+    )
+    assert (REPOSITORY / "configs/node.example.toml").read_text() == path.read_text()
+
+
+def test_every_problem_is_reported_at_once(tmp_path):
+    path = write(tmp_path)
+    text = path.read_text().replace("poll_s", "pol_s").replace("kv_tokens = 32768", 'kv_tokens = "many"')
+    path.write_text("colour = 1\n" + text.replace("chain_id = 31337", ""))
+    with pytest.raises(ConfigError) as caught:
+        load(path, NodeConfig)
+    message = str(caught.value)
+    assert "unknown key colour" in message
+    assert "unknown key chain.pol_s" in message
+    assert "missing key chain.chain_id" in message
+    assert "engine.kv_tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("state_dir = ", "cannot be read"), ("chain = 3", "chain must be a table"), ('state_dir = ""', "expected a path")],
+)
+def test_malformed_files_are_one_sentence(tmp_path, text, complaint):
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        load(path, NodeConfig)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(ConfigError, match="openlora init"):
+        load(tmp_path / "node.toml", NodeConfig)
+
+
+def test_client_files_with_and_without_an_agent(tmp_path):
+    for socket in (None, "agent.sock"):
+        path = tmp_path / "client.toml"
+        write_client_config(
+            path,
+            chain_id=1,
+            rpc_url="http://127.0.0.1:1",
+            deployment="d.json",
+            keystore="k.json",
+            password_file="k.password",
+            content_dir="content",
+            agent_socket=socket,
+        )
+        assert load(path, ClientConfig).agent_socket == (None if socket is None else tmp_path / socket)
