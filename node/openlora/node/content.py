@@ -1,0 +1,113 @@
+"""Content by CID, as the agent and the command line see it.
+
+`BlockContent` serves from a block store on this machine; a network brings further implementations with these methods.
+What is on chain is a sha2-256 digest: a document's is that of its one raw block, an adapter's that of the dag-pb root
+of its folder, and the CID follows from the digest and the kind.
+"""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+from openlora.node.documents import MAX_DOCUMENT_BYTES
+from openlora.node.errors import ContentError, ContentNotFound
+from openlora.p2p.content.blockstore import BlockStore
+from openlora.p2p.content.cid import Cid, Codec
+from openlora.p2p.content.export import Budget, export_directory, run_export
+from openlora.p2p.content.unixfs import add_directory
+from openlora.p2p.errors import BlockMissing, ContentRefused
+
+T = TypeVar("T")
+_THREADS: Final = 4
+
+
+def document_cid(digest: bytes) -> str:
+    """The CID of the document with this sha2-256 digest."""
+    return str(Cid(Codec.RAW, digest))
+
+
+def directory_cid(digest: bytes) -> str:
+    """The CID of the folder (an adapter, say) whose root block has this sha2-256 digest."""
+    return str(Cid(Codec.DAG_PB, digest))
+
+
+def cid_digest(cid: str) -> bytes:
+    """The sha2-256 digest inside a CID: what goes on chain. Raises ContentError for text that is no CID."""
+    with _as_content_errors():
+        return Cid.parse(cid).digest
+
+
+class BlockContent:
+    """Content in the block store at `root`, which several processes may share.
+
+    Every method that names content raises ContentNotFound if a block is missing and ContentError if it is not what it
+    should be. What a method has stored survives a crash after its return.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._blocks = BlockStore(root)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
+
+    async def get_block(self, cid: str) -> bytes:
+        return await self._run(lambda: self._blocks.get(Cid.parse(cid)))
+
+    async def put_document(self, data: bytes) -> bytes:
+        """Store a document of at most 1 MiB as one raw block; returns its digest."""
+        _check_document_size(data)
+        cid = Cid.of(Codec.RAW, data)
+        await self._run(lambda: self._blocks.put(cid, data))
+        return cid.digest
+
+    async def get_document(self, digest: bytes) -> bytes:
+        data = await self._run(lambda: self._blocks.get(Cid(Codec.RAW, digest)))
+        _check_document_size(data)
+        return data
+
+    async def publish_directory(self, path: Path) -> str:
+        """Store the folder at `path`; returns its CID, the one that `ipfs add -r --cid-version=1` gives it."""
+        return await self._run(lambda: str(add_directory(path, self._blocks.put)))
+
+    async def fetch_directory(self, cid: str, destination: Path, *, max_bytes: int) -> None:
+        """Write the folder `cid` to `destination`, which must not exist and appears whole or not at all.
+
+        `max_bytes` bounds the bytes of all blocks, a block that occurs twice counting twice.
+        """
+        await self._run(lambda: self._fetch(Cid.parse(cid), destination, max_bytes))
+
+    def _fetch(self, cid: Cid, destination: Path, max_bytes: int) -> None:
+        if destination.exists():
+            raise ContentError(f"{destination} exists already; name a folder that does not")
+        unfinished = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}")
+        unfinished.mkdir(parents=True)
+        try:
+            run_export(export_directory(cid, unfinished, Budget(max_bytes)), self._blocks.get)
+            unfinished.rename(destination)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        with _as_content_errors():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _check_document_size(data: bytes) -> None:
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ContentError(f"a document has at most {MAX_DOCUMENT_BYTES} bytes, not {len(data)}")
+
+
+@contextmanager
+def _as_content_errors() -> Iterator[None]:
+    try:
+        yield
+    except BlockMissing as error:
+        raise ContentNotFound(str(error)) from error
+    except ContentRefused as error:
+        raise ContentError(str(error)) from error
+    except OSError as error:
+        raise ContentError(f"the content store cannot be used: {error}") from error
