@@ -1,0 +1,20 @@
+"""Fixtures for every part: the real base model, where `make setup` put it."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face directory. A test that asks for it fails without it: it is no option."""
+    path = REPOSITORY / "var/models/smollm2-135m-instruct"
+    assert (path / "model.safetensors").exists(), f"{path} is missing; run `make setup`"
+    return path
