@@ -23,7 +23,7 @@ interface IAdapterRegistry {
     struct Leg {
         address payee;
         Role role;
-        uint16 bps; // of the fee; the node takes what the legs leave
+        uint16 bps; // of the fee, floored; the node takes what the legs leave
     }
 
     struct Adapter {
@@ -62,6 +62,7 @@ interface IAdapterRegistry {
     error LengthMismatch();
     error ZeroAddress();
 
+    /// @notice Names a base model and the payee of its part; the first registration stands.
     function registerBase(bytes32 baseId, address payee, string calldata name) external;
     /// @notice `root` commits to the documents; `shares` is the pinned prior by which contributors are paid (<= 16).
     function createDatanet(bytes32 root, Share[] calldata shares, string calldata name)
@@ -76,10 +77,18 @@ interface IAdapterRegistry {
         external
         returns (uint64 recipeId);
 
+    /// @notice Payee of every recipe's protocol part.
+    function treasury() external view returns (address);
+    /// @notice Zero when the base is unknown.
     function basePayee(bytes32 baseId) external view returns (address);
     function adapter(bytes32 digest) external view returns (Adapter memory);
     function datanetShares(uint32 datanetId) external view returns (Share[] memory);
+    /// @notice Datanets are numbered from 1.
+    function datanetCount() external view returns (uint32);
     function recipe(uint64 recipeId) external view returns (Recipe memory);
+    function recipeLegs(uint64 recipeId) external view returns (Leg[] memory);
+    /// @notice Recipes are numbered from 1.
+    function recipeCount() external view returns (uint64);
     /// @notice The id under which this exact recipe is registered; zero when it is not.
     function recipeIdOf(bytes32 baseId, bytes32[] calldata adapters, int32[] calldata weights)
         external

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {IVault} from "./IVault.sol";
+
 /// @title Operators, their stake, and the hot key each authorises.
 /// @notice A node is named by its operator (the cold key that stakes). The hot key claims, commits and signs receipts;
 /// it can never move stake. Stake in withdrawal stays slashable until withdrawn; stake locked as bonds cannot leave.
@@ -24,7 +26,9 @@ interface INodeRegistry {
     event StakeWithdrawn(address indexed operator, uint256 amount);
     event BondLocked(address indexed operator, uint256 amount);
     event BondReleased(address indexed operator, uint256 amount);
-    event BondForfeited(address indexed operator, uint256 amount, address indexed beneficiary);
+    event BondForfeited(address indexed operator, uint256 amount);
+    /// @dev Bonds forfeited under a job, once it is known who gets them.
+    event ForfeitPaid(address indexed beneficiary, uint256 amount);
 
     error AlreadyRegistered(address operator);
     error NotRegistered(address operator);
@@ -35,9 +39,11 @@ interface INodeRegistry {
     error UnstakeNotReady(uint40 availableAt);
     error NothingUnstaking(address operator);
     error NotTheQueue(address caller);
+    error NotAModule(address registry);
 
     /// @notice Registers the caller as an operator. One hot key serves one operator, ever at a time.
     function register(address hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;
+    /// @notice Replaces the caller's hot key at once; the former one may serve another operator.
     function setHotKey(address hotKey) external;
     function setMetadata(bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;
     /// @notice Moves `amount` of the caller's Vault balance into its stake.
@@ -49,12 +55,23 @@ interface INodeRegistry {
 
     /// @notice Queue only: locks `amount` of free stake (stake - unstaking - bonded).
     function lockBond(address operator, uint256 amount) external;
+    /// @notice Queue only: a locked bond is free stake again.
     function unlockBond(address operator, uint256 amount) external;
-    /// @notice Queue only: a locked bond leaves the stake for `beneficiary`'s credits.
-    function forfeitBond(address operator, uint256 amount, address beneficiary) external;
+    /// @notice Queue only: a locked bond leaves the stake. It waits here until the job it was for has ended.
+    function forfeitBond(address operator, uint256 amount) external;
+    /// @notice Queue only: forfeited bonds become `beneficiary`'s credits.
+    function payForfeit(address beneficiary, uint256 amount) external;
 
+    function vault() external view returns (IVault);
+    /// @notice The one contract that may lock, release and forfeit bonds.
+    function queue() external view returns (address);
+    function unstakeDelaySecs() external view returns (uint32);
+    /// @notice Forfeited bonds whose jobs have not ended yet.
+    function forfeitPool() external view returns (uint256);
+    /// @notice All zero for an address that is no operator.
     function node(address operator) external view returns (Node memory);
     /// @notice The operator a hot key serves; zero when none.
     function operatorOf(address hotKey) external view returns (address);
+    /// @notice What a new bond or an exit may take: stake - unstaking - bonded.
     function freeStake(address operator) external view returns (uint256);
 }

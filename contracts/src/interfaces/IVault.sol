@@ -4,16 +4,18 @@ pragma solidity ^0.8.30;
 /// @title Sole custodian of the market's one ERC-20 token.
 /// @notice Every token the market holds lies here, in exactly one of three places: an account's *balance* (its own
 /// deposit, withdrawable at once), a module's *pot* (escrow, stakes and bonds held by the contract named), or an
-/// account's *credits* (earned, claimable at once). `token.balanceOf(vault) >= Σ balances + Σ pots + Σ credits`.
+/// account's *credits* (earned, claimable at once). The modules are fixed at deployment and nobody can add one. `token.balanceOf(vault) >= Σ balances + Σ pots + Σ credits`.
 interface IVault {
     event Deposited(address indexed account, uint256 amount);
     event Withdrawn(address indexed account, address indexed to, uint256 amount);
     event CreditsClaimed(address indexed account, address indexed to, uint256 amount);
-    event ModuleSet(address indexed module, bool allowed);
+    event ModuleSet(address indexed module);
 
     error InsufficientBalance(address account, uint256 balance, uint256 needed);
     error NotAModule(address caller);
+    error InsufficientPot(address module, uint256 pot, uint256 needed);
     error TransferFellShort(uint256 expected, uint256 received);
+    error LengthMismatch();
 
     /// @notice Moves `amount` tokens from the caller into `account`'s balance (balance-delta checked).
     function deposit(address account, uint256 amount) external;
@@ -36,4 +38,5 @@ interface IVault {
     function balanceOf(address account) external view returns (uint256);
     function creditsOf(address account) external view returns (uint256);
     function potOf(address module) external view returns (uint256);
+    function isModule(address account) external view returns (bool);
 }

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
+
+import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
+import {IVault} from "./interfaces/IVault.sol";
+
+/// @title Implementation of INodeRegistry.
+contract NodeRegistry is INodeRegistry {
+    using SafeCast for uint256;
+
+    uint256 private constant MAX_PEER_ID_BYTES = 64;
+
+    /// @dev Locking and unlocking a bond touches the first slot alone.
+    struct Record {
+        uint96 active; // stake that is not in withdrawal
+        uint96 bonded; // <= active
+        uint40 unstakeAt;
+        address hotKey;
+        uint96 unstaking;
+        bytes32 encryptionKey;
+        bytes32 metadata;
+        bytes peerId;
+    }
+
+    /// @inheritdoc INodeRegistry
+    IVault public immutable vault;
+    /// @inheritdoc INodeRegistry
+    address public immutable queue;
+    /// @inheritdoc INodeRegistry
+    uint32 public immutable unstakeDelaySecs;
+
+    /// @inheritdoc INodeRegistry
+    uint256 public forfeitPool;
+    /// @inheritdoc INodeRegistry
+    mapping(address hotKey => address operator) public operatorOf;
+    mapping(address operator => Record) private _nodes;
+
+    constructor(IVault vault_, address queue_, uint32 unstakeDelaySecs_) {
+        if (!vault_.isModule(address(this))) revert NotAModule(address(this));
+        vault = vault_;
+        queue = queue_;
+        unstakeDelaySecs = unstakeDelaySecs_;
+    }
+
+    modifier onlyQueue() {
+        if (msg.sender != queue) revert NotTheQueue(msg.sender);
+        _;
+    }
+
+    /// @inheritdoc INodeRegistry
+    function register(address hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external {
+        if (_nodes[msg.sender].hotKey != address(0)) revert AlreadyRegistered(msg.sender);
+        _assignHotKey(hotKey);
+        _writeMetadata(encryptionKey, metadata, peerId);
+        emit NodeRegistered(msg.sender, hotKey, peerId);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function setHotKey(address hotKey) external {
+        Record storage self = _registered(msg.sender);
+        delete operatorOf[self.hotKey];
+        _assignHotKey(hotKey);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function setMetadata(bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external {
+        _registered(msg.sender);
+        _writeMetadata(encryptionKey, metadata, peerId);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function stake(uint256 amount) external {
+        Record storage self = _registered(msg.sender);
+        self.active += amount.toUint96();
+        emit Staked(msg.sender, amount);
+        vault.lock(msg.sender, amount);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function beginUnstake(uint256 amount) external {
+        Record storage self = _registered(msg.sender);
+        uint96 leaving = _checkFree(msg.sender, self, amount);
+        uint40 availableAt = uint40(block.timestamp) + unstakeDelaySecs;
+        self.active -= leaving;
+        self.unstaking += leaving;
+        self.unstakeAt = availableAt;
+        emit UnstakeBegun(msg.sender, amount, availableAt);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function withdrawStake() external {
+        Record storage self = _nodes[msg.sender];
+        uint96 amount = self.unstaking;
+        if (amount == 0) revert NothingUnstaking(msg.sender);
+        if (block.timestamp < self.unstakeAt) revert UnstakeNotReady(self.unstakeAt);
+        self.unstaking = 0;
+        self.unstakeAt = 0;
+        emit StakeWithdrawn(msg.sender, amount);
+        vault.release(msg.sender, amount);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function lockBond(address operator, uint256 amount) external onlyQueue {
+        Record storage self = _nodes[operator];
+        self.bonded += _checkFree(operator, self, amount);
+        emit BondLocked(operator, amount);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function unlockBond(address operator, uint256 amount) external onlyQueue {
+        _nodes[operator].bonded -= amount.toUint96();
+        emit BondReleased(operator, amount);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function forfeitBond(address operator, uint256 amount) external onlyQueue {
+        Record storage self = _nodes[operator];
+        self.bonded -= amount.toUint96();
+        self.active -= amount.toUint96();
+        forfeitPool += amount;
+        emit BondForfeited(operator, amount);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function payForfeit(address beneficiary, uint256 amount) external onlyQueue {
+        forfeitPool -= amount;
+        emit ForfeitPaid(beneficiary, amount);
+        address[] memory accounts = new address[](1);
+        uint256[] memory amounts = new uint256[](1);
+        (accounts[0], amounts[0]) = (beneficiary, amount);
+        vault.credit(accounts, amounts);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function node(address operator) external view returns (Node memory) {
+        Record storage self = _nodes[operator];
+        return Node({
+            hotKey: self.hotKey,
+            stake: self.active + self.unstaking,
+            unstaking: self.unstaking,
+            bonded: self.bonded,
+            unstakeAt: self.unstakeAt,
+            encryptionKey: self.encryptionKey,
+            metadata: self.metadata,
+            peerId: self.peerId
+        });
+    }
+
+    /// @inheritdoc INodeRegistry
+    function freeStake(address operator) external view returns (uint256) {
+        Record storage self = _nodes[operator];
+        return self.active - self.bonded;
+    }
+
+    function _assignHotKey(address hotKey) private {
+        if (hotKey == address(0)) revert ZeroAddress();
+        if (operatorOf[hotKey] != address(0)) revert HotKeyInUse(hotKey);
+        operatorOf[hotKey] = msg.sender;
+        _nodes[msg.sender].hotKey = hotKey;
+        emit HotKeySet(msg.sender, hotKey);
+    }
+
+    function _writeMetadata(bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) private {
+        if (peerId.length > MAX_PEER_ID_BYTES) revert PeerIdTooLong(peerId.length);
+        Record storage self = _nodes[msg.sender];
+        self.encryptionKey = encryptionKey;
+        self.metadata = metadata;
+        self.peerId = peerId;
+        emit MetadataSet(msg.sender, encryptionKey, metadata, peerId);
+    }
+
+    function _registered(address operator) private view returns (Record storage self) {
+        self = _nodes[operator];
+        if (self.hotKey == address(0)) revert NotRegistered(operator);
+    }
+
+    function _checkFree(address operator, Record storage self, uint256 amount) private view returns (uint96) {
+        uint256 free = self.active - self.bonded;
+        if (free < amount) revert InsufficientStake(operator, free, amount);
+        return uint96(amount);
+    }
+}
