@@ -4,6 +4,7 @@
     ├── ConfigError               configuration, flags, keystores
     ├── ModelError                a base model that cannot be found, read or served
     ├── AdapterError              an adapter refused: schema, shapes, numbers, wrong base
+    │   └── AdapterCheckFailed    the check died or took too long; it may be tried again
     ├── RequestError              an inference request refused (HTTP 4xx); carries a code
     │   └── Overloaded            the queue is full; try again later (HTTP 429)
     ├── EngineDied                the engine child ended while work was in flight
@@ -15,6 +16,7 @@
     │   └── ContentNotFound       nobody has it
     ├── ChainError                RPC, receipts, nonces
     │   ├── RpcDown               no configured RPC answers
+    │   ├── RpcError              an RPC answered with an error; carries its code and data
     │   ├── WrongChain            the RPC serves another chain id
     │   └── Reverted              a call or transaction reverted; carries the decoded contract error
     ├── JournalError              the journal contradicts the chain or another agent holds it
@@ -38,6 +40,10 @@ class ModelError(OpenLoraError):
 
 class AdapterError(OpenLoraError):
     """An adapter is refused; the message names the file, key or tensor."""
+
+
+class AdapterCheckFailed(AdapterError):
+    """The child that checks adapters died or took too long; says nothing final about the adapter."""
 
 
 class RequestError(OpenLoraError):
@@ -87,6 +93,15 @@ class ChainError(OpenLoraError):
 
 class RpcDown(ChainError):
     """No configured RPC answers."""
+
+
+class RpcError(ChainError):
+    """An RPC answered, with an error; `data` may hold a contract's revert data."""
+
+    def __init__(self, code: int, message: str, data: object) -> None:
+        super().__init__(message)
+        self.code = code
+        self.data = data
 
 
 class WrongChain(ChainError):

@@ -15,8 +15,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
 from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, names, parse_config
-from openlora.node.adapters.safetensors import ITEM_BYTES, RawTensor, parse_tensors
+from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
 from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import AdapterError
 
@@ -65,10 +66,9 @@ def read_adapter(directory: Path, layout: Mapping[str, LinearShape]) -> AdapterW
     _check_listing(directory)
     config = parse_config(bytes(_contents(directory / CONFIG_FILE, MAX_CONFIG_BYTES)))
     modules = _targeted(config, layout)
-    largest = 2 * 1024 * 1024 + sum(
-        4 * config.rank_of(m) * (layout[m].out_features + layout[m].in_features) for m in modules
-    )
-    tensors = parse_tensors(_contents(directory / WEIGHTS_FILE, largest), WEIGHTS_FILE)
+    numbers = sum(config.rank_of(name) * (layout[name].out_features + layout[name].in_features) for name in modules)
+    weights = _contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
+    tensors = parse_tensors(weights, WEIGHTS_FILE)
     factors = {module: _factor(module, layout[module], config, tensors) for module in modules}
     if tensors:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of target_modules")
@@ -95,19 +95,17 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
     """A regular file's bytes, mapped read-only: no symbolic link, and a pipe or device is refused without waiting."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise AdapterError(f"{path.name}: not a plain file")
+            if not 0 < status.st_size <= max_bytes:
+                raise AdapterError(f"{path.name}: {status.st_size} bytes, where 1 to {max_bytes} can be right")
+            return memoryview(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ))
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise AdapterError(f"{path.name}: cannot be opened as a plain file ({error.strerror})") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise AdapterError(f"{path.name}: not a plain file")
-        if status.st_size > max_bytes:
-            raise AdapterError(f"{path.name}: larger than the {max_bytes} bytes that this adapter can need")
-        if status.st_size == 0:
-            raise AdapterError(f"{path.name}: empty")
-        return memoryview(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ))
-    finally:
-        os.close(descriptor)
+        raise AdapterError(f"{path.name}: cannot be read as a plain file ({error.strerror})") from error
 
 
 def _targeted(config: AdapterConfig, layout: Mapping[str, LinearShape]) -> list[str]:
