@@ -31,15 +31,18 @@ def document_cid(digest: bytes) -> str:
     return str(Cid(Codec.RAW, digest))
 
 
-def directory_cid(digest: bytes) -> str:
-    """The CID of the folder (an adapter, say) whose root block has this sha2-256 digest."""
+def adapter_cid(digest: bytes) -> str:
+    """The CID of the adapter whose folder's root block has this sha2-256 digest."""
     return str(Cid(Codec.DAG_PB, digest))
 
 
-def cid_digest(cid: str) -> bytes:
-    """The sha2-256 digest inside a CID: what goes on chain. Raises ContentError for text that is no CID."""
+def adapter_digest(cid: str) -> bytes:
+    """The digest that names an adapter on chain. Raises ContentError for text that is not the CID of a folder."""
     with _as_content_errors():
-        return Cid.parse(cid).digest
+        parsed = Cid.parse(cid)
+    if parsed.codec != Codec.DAG_PB:
+        raise ContentError(f"{cid} is one raw block; an adapter's CID is that of its folder (bafybei…)")
+    return parsed.digest
 
 
 class BlockContent:

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE, LinearShape
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.adapters.verify import verify_adapter
-from openlora.node.content import BlockContent, cid_digest, directory_cid
+from openlora.node.content import BlockContent, adapter_cid, adapter_digest
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 
 MAX_REFUSALS: Final = 1024
@@ -52,7 +52,7 @@ class AdapterFetcher:
     async def _bring(self, digest: bytes) -> Path:
         folder = self._store.scratch(digest)
         try:
-            await self._content.fetch_directory(directory_cid(digest), folder, max_bytes=self._max_adapter_bytes)
+            await self._content.fetch_directory(adapter_cid(digest), folder, max_bytes=self._max_adapter_bytes)
             await asyncio.to_thread(_make_read_only, folder)
             await verify_adapter(folder, self._layout)
             return await asyncio.to_thread(self._store.install, digest, folder)
@@ -77,7 +77,7 @@ async def publish_adapter(directory: Path, content: BlockContent, layout: Mappin
         folder = Path(scratch)
         await asyncio.to_thread(_copy_adapter, directory, folder)
         await verify_adapter(folder, layout)
-        return cid_digest(await content.publish_directory(folder))
+        return adapter_digest(await content.publish_directory(folder))
 
 
 def _copy_adapter(source: Path, destination: Path) -> None:
