@@ -1,0 +1,121 @@
+"""One SQLite file with one process and one connection, which survives a crash at any point."""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from openlora.node.errors import JournalError
+
+
+class Database:
+    """WAL, synchronous=FULL: after a crash every committed transaction is there and every other one is gone.
+
+    It is used from the event loop and without a thread: a commit took 0.1 ms here (one fsync; a few ms on a slow disk)
+    and there are a handful per job, while a thread would let a coroutine run between a check and the record of it. So a
+    transaction is a plain `with` block that contains no `await`.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        """Opens or creates `path`. Schema n is what the first n scripts of `migrations` make.
+
+        Raises JournalError when another process has it open, a newer version wrote it, or it is damaged.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = _lock(path.with_suffix(".lock"))
+        self._writer: object = None  # the task inside `transaction`
+        self._writing = False
+        try:
+            self._db = _open(path)
+            self._migrate(migrations)
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise JournalError(f"{path} cannot be opened: {error}; restore it from a backup") from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on disk when the block ends. The block must not await. Nested blocks join the outer one.
+
+        Raises JournalError when the file cannot be written: nothing was recorded then.
+        """
+        task = _current_task()
+        if self._writing:
+            assert self._writer is task, "a transaction awaited: another task entered it"
+            yield self._db
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._writer, self._writing = task, True
+            try:
+                yield self._db
+                self._commit()
+            finally:
+                self._writer, self._writing = None, False
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise JournalError(f"{self.path} cannot be written: {error}; free disk space or check the disk") from error
+
+    def rows(self, sql: str, *values: object) -> list[Any]:
+        """The rows of a SELECT."""
+        return self._db.execute(sql, values).fetchall()
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def _migrate(self, migrations: Sequence[str]) -> None:
+        version = int(self.rows("PRAGMA user_version")[0][0])
+        if version > len(migrations):
+            raise JournalError(f"{self.path} has schema {version}, newer than {len(migrations)}: upgrade this program")
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, timeout=0)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    return db
+
+
+def _lock(path: Path) -> int:
+    """Holds `path` until the descriptor is closed or the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise JournalError(
+            f"another agent (process {holder}) uses {path.parent}; stop it, or use another state folder"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs: tests and command-line tools
+        return None

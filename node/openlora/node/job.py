@@ -1,0 +1,134 @@
+"""A job as this node knows it, and how its state may move.
+
+    SEEN ──► SKIPPED            a local decision not to claim; its skip code says why
+      │         │
+      ▼         ▼
+    CLAIMING ──► CLAIMED ──► COMMITTING ──► COMMITTED ──► FINALIZED
+      │             │            │
+      ▼             ▼            ▼
+    LOST          LOST         LOST         the chain gave the job to somebody else, or our lease ran out
+                  FAILED       FAILED       we held it and gave it up; the reason says why
+    CANCELLED, EXPIRED                      refunded to its client, from any state before COMMITTED
+
+Which claimed jobs are in the engine right now is not here: it would not survive a restart. Nor is "finalizing": a batch
+of finalizations belongs to no one job, anybody may send it, and its intent lies with the sender.
+
+A state caused by a block carries the block, so that a reorganisation can take it back (`Journal.unwind`); that is the
+only way back against the arrows.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from eth_utils.crypto import keccak
+
+from openlora.contracts import JobSpec
+
+JobId = NewType("JobId", int)
+Wei = NewType("Wei", int)  # smallest unit of the coin or token that the name beside it says
+
+
+class JobState(StrEnum):
+    SEEN = "seen"  # submitted on chain, undecided
+    SKIPPED = "skipped"  # not claimed; may be decided anew
+    CLAIMING = "claiming"  # the claim may be signed and sent
+    CLAIMED = "claimed"  # the chain says it is ours; may be running
+    COMMITTING = "committing"  # its one receipt is fixed; the commit may be signed and sent
+    COMMITTED = "committed"  # the chain has the receipt; the challenge window runs
+    FINALIZED = "finalized"  # paid
+    LOST = "lost"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class SkipCode(StrEnum):
+    """Why a job is not claimed. The value is shown to people and is stable."""
+
+    MODEL_NOT_SERVED = "model_not_served"
+    ADAPTER_UNAVAILABLE = "adapter_unavailable"
+    INPUT_UNAVAILABLE = "input_unavailable"
+    BAD_INPUT = "bad_input"
+    PRICE_TOO_LOW = "price_too_low"
+    DEADLINE_TOO_NEAR = "deadline_too_near"
+    OVER_CONTEXT = "over_context"
+    NO_CAPACITY = "no_capacity"
+    LOW_DISK = "low_disk"
+    LOW_GAS = "low_gas"  # the hot key cannot pay for the transactions
+    NO_STAKE = "no_stake"  # too little free stake for the bond
+    TAKEN = "taken"  # another node claimed it first
+    SIGNED_BEFORE = "signed_before"  # a receipt was signed in an earlier lease; a second one would be equivocation
+    BREAKER_OPEN = "breaker_open"  # too many failures lately
+    DRAINING = "draining"  # the node is shutting down
+
+
+_BEFORE_CLAIM = {JobState.SKIPPED, JobState.CLAIMING, JobState.CLAIMED, JobState.CANCELLED, JobState.EXPIRED}
+_GIVEN_UP = {JobState.LOST, JobState.FAILED}
+
+# What the chain says is a fact whatever we thought, hence CLAIMED from SEEN and COMMITTED from FAILED: transactions
+# believed dead have landed after a reorganisation.
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.SEEN: frozenset(_BEFORE_CLAIM),
+    JobState.SKIPPED: frozenset(_BEFORE_CLAIM),
+    JobState.CLAIMING: frozenset(_BEFORE_CLAIM | _GIVEN_UP) - {JobState.CLAIMING},
+    JobState.CLAIMED: frozenset({JobState.COMMITTING, JobState.EXPIRED} | _GIVEN_UP),
+    JobState.COMMITTING: frozenset({JobState.COMMITTED, JobState.EXPIRED} | _GIVEN_UP),
+    JobState.COMMITTED: frozenset({JobState.FINALIZED}),
+    JobState.LOST: frozenset(_BEFORE_CLAIM | {JobState.COMMITTED}),
+    JobState.FAILED: frozenset({JobState.COMMITTED, JobState.CANCELLED, JobState.EXPIRED}),
+    JobState.FINALIZED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.EXPIRED: frozenset(),
+}
+
+# What a restart takes up again.
+LIVE = frozenset({JobState.CLAIMING, JobState.CLAIMED, JobState.COMMITTING, JobState.COMMITTED})
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """A block by number and hash: after a reorganisation the same number is another block."""
+
+    number: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The one receipt this node stands by for a job. `signature` is None between its recording and its signing."""
+
+    digest: bytes  # EIP-712
+    receipt: bytes
+    signature: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of the journal.
+
+    `input` is the document when it came inline. `submitted` is None once a reorganisation took the submission back (the
+    spec hash in every claim keeps that harmless). `claim` is the block that holds our claim, None before CLAIMED.
+    """
+
+    id: JobId
+    spec: JobSpec
+    spec_hash: bytes
+    input: bytes | None
+    submitted: BlockRef | None
+    state: JobState = JobState.SEEN
+    skip: SkipCode | None = None  # exactly when SKIPPED
+    reason: str | None = None  # exactly when FAILED
+    claim: BlockRef | None = None
+    signed: Signed | None = None
+    changed_at: float = 0.0  # unix seconds of the last transition
+
+    @property
+    def seed(self) -> int | None:
+        """The sampling seed, 64 bits: fixed by the claim, unknown before it."""
+        return None if self.claim is None else claim_seed(self.spec_hash, self.claim.hash)
+
+
+def claim_seed(spec_hash: bytes, claim_block_hash: bytes) -> int:
+    """The first 8 bytes, big-endian, of keccak256(specHash ‖ hash of the block that holds the claim)."""
+    return int.from_bytes(keccak(spec_hash + claim_block_hash)[:8], "big")

@@ -1,0 +1,357 @@
+"""The agent's memory that must survive: written before any transaction is sent and before anything is signed.
+
+Whoever needs two facts to agree (an event's effect and the cursor behind it, a nonce and the bytes that use it) writes
+them in one transaction.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from openlora.contracts import JobSpec
+from openlora.node.database import Database
+from openlora.node.errors import JournalError
+from openlora.node.job import TRANSITIONS, BlockRef, Job, JobId, JobState, Signed, SkipCode
+
+KEPT_BLOCKS = 256  # recent blocks whose hashes are remembered one by one: the deepest reorganisation that is survived
+CHECKPOINT_EVERY = 1024  # of older ones
+
+# Never edit one that was released; append another.
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+    -- Blocks whose logs have been applied; the highest is the cursor.
+    CREATE TABLE blocks (number INTEGER PRIMARY KEY, hash BLOB NOT NULL) STRICT;
+
+    CREATE TABLE jobs (
+        id INTEGER PRIMARY KEY, spec_hash BLOB NOT NULL, spec BLOB NOT NULL, input BLOB,
+        submitted_number INTEGER, submitted_hash BLOB,
+        state TEXT NOT NULL, skip TEXT, reason TEXT, claim_number INTEGER, claim_hash BLOB, changed_at REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX jobs_by_state ON jobs (state, id);
+
+    -- Every transition, with the block that caused it where one did.
+    CREATE TABLE transitions (
+        seq INTEGER PRIMARY KEY, job_id INTEGER NOT NULL, state TEXT NOT NULL, skip TEXT, reason TEXT,
+        block_number INTEGER, block_hash BLOB, at REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX transitions_by_job ON transitions (job_id, seq);
+    CREATE INDEX transitions_by_block ON transitions (block_number) WHERE block_number IS NOT NULL;
+
+    -- What this node has signed or is about to. Never deleted, not even with its job: it is what forbids a second one.
+    CREATE TABLE receipts (
+        job_id INTEGER PRIMARY KEY, digest BLOB NOT NULL, receipt BLOB NOT NULL, signature BLOB, at REAL NOT NULL
+    ) STRICT;
+
+    -- One row for each thing the hot key wants done on chain, and one for each signed version of it.
+    CREATE TABLE intents (
+        key TEXT PRIMARY KEY, to_address TEXT NOT NULL, data BLOB NOT NULL, gas_limit INTEGER NOT NULL,
+        nonce INTEGER NOT NULL, state TEXT NOT NULL, receipt BLOB, block_number INTEGER, at REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX intents_by_state ON intents (state, nonce);
+    CREATE INDEX intents_by_block ON intents (block_number) WHERE block_number IS NOT NULL;
+    CREATE TABLE attempts (
+        hash BLOB PRIMARY KEY, intent TEXT NOT NULL REFERENCES intents (key), nonce INTEGER NOT NULL,
+        raw BLOB NOT NULL, max_fee_wei INTEGER NOT NULL, tip_wei INTEGER NOT NULL, at REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX attempts_by_intent ON attempts (intent, at);
+    CREATE INDEX attempts_by_nonce ON attempts (nonce);
+
+    -- Nonces of the hot key that were used without us.
+    CREATE TABLE foreign_transactions (
+        nonce INTEGER PRIMARY KEY, hash BLOB NOT NULL, to_address TEXT, block_number INTEGER NOT NULL
+    ) STRICT;
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose journal this is. A journal opened under another identity is refused."""
+
+    chain_id: int
+    contracts: Mapping[str, str]  # name → address
+    hot_key: str  # address
+
+    def named_parts(self) -> dict[str, str]:
+        contracts = {f"contract {name}": address.lower() for name, address in self.contracts.items()}
+        return {"chain id": str(self.chain_id), "hot key": self.hot_key.lower(), **contracts}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    state: JobState
+    skip: SkipCode | None
+    reason: str | None
+    block: BlockRef | None  # that of the event which caused it; None for our own decision
+    at: float  # unix seconds
+
+
+class Journal(Database):
+    """The open journal of one state folder; at most one process has it.
+
+    Every method is short, synchronous, and writes in a transaction of its own or joins the one around it.
+    """
+
+    def __init__(self, folder: Path, identity: Identity, *, clock: Callable[[], float] = time.time) -> None:
+        """Opens or creates `folder/journal.sqlite`.
+
+        Raises JournalError when another process has it open, when it belongs to another chain, set of contracts or hot
+        key, and when a newer version wrote it.
+        """
+        super().__init__(folder / "journal.sqlite", MIGRATIONS)
+        self.now = clock  # unix seconds
+        try:
+            self._check_identity(identity)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_identity(self, identity: Identity) -> None:
+        with self.transaction():
+            for name, value in identity.named_parts().items():
+                recorded = self.meta(name)
+                if recorded is None:
+                    self.set_meta(name, value)
+                elif recorded != value:
+                    raise JournalError(
+                        f"{self.path} belongs to {name} {recorded}, not {value}: use another state folder"
+                    )
+
+    def probe(self) -> None:
+        """Proves that the journal can be written, for the watchdog. Raises JournalError."""
+        self.set_meta("probed at", repr(self.now()))
+
+    def meta(self, key: str) -> str | None:
+        found = self.rows("SELECT value FROM meta WHERE key = ?", key)
+        return found[0][0] if found else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # ---- the cursor -------------------------------------------------------------------------------------------------
+
+    @property
+    def cursor(self) -> BlockRef | None:
+        """The last block whose logs have been applied."""
+        found = self.rows("SELECT number, hash FROM blocks ORDER BY number DESC LIMIT 1")
+        return BlockRef(*found[0]) if found else None
+
+    def known_blocks(self) -> list[BlockRef]:
+        """Applied blocks whose hashes are remembered, newest first: the last 256 and every 1024th before."""
+        return [BlockRef(*row) for row in self.rows("SELECT number, hash FROM blocks ORDER BY number DESC")]
+
+    def advance(self, block: BlockRef) -> None:
+        """Moves the cursor up to `block`; belongs in the transaction that applies the logs up to it."""
+        cursor = self.cursor
+        assert cursor is None or block.number > cursor.number, f"cursor {cursor} cannot advance to {block}"
+        with self.transaction() as db:
+            db.execute("INSERT INTO blocks VALUES (?, ?)", (block.number, block.hash))
+            old = "DELETE FROM blocks WHERE number <= ? AND number % ?"
+            db.execute(old, (block.number - KEPT_BLOCKS, CHECKPOINT_EVERY))
+
+    def unwind(self, ancestor: int) -> None:
+        """Takes back everything that blocks above `ancestor` caused: the cursor, transitions, mined transactions.
+
+        Our own decisions, intents, signed bytes and receipts stay: they cannot be unsaid.
+        """
+        with self.transaction() as db:
+            changed = self.rows(
+                "SELECT DISTINCT job_id FROM transitions WHERE block_number > ? AND state != ?", ancestor, JobState.SEEN
+            )
+            db.execute("DELETE FROM blocks WHERE number > ?", (ancestor,))
+            db.execute("DELETE FROM transitions WHERE block_number > ? AND state != ?", (ancestor, JobState.SEEN))
+            gone = "UPDATE jobs SET submitted_number = NULL, submitted_hash = NULL WHERE submitted_number > ?"
+            db.execute(gone, (ancestor,))
+            # The sender looks for these anew, and sends their bytes again if it must.
+            mined = "UPDATE intents SET state = 'pending', receipt = NULL, block_number = NULL WHERE block_number > ?"
+            db.execute(mined, (ancestor,))
+            for (job_id,) in changed:
+                self._refresh(JobId(job_id))
+
+    # ---- jobs -------------------------------------------------------------------------------------------------------
+
+    def see(self, job_id: JobId, spec: JobSpec, spec_hash: bytes, document: bytes | None, block: BlockRef) -> Job:
+        """Records a submission.
+
+        A job seen again after a reorganisation keeps its state. When another spec has taken its id, everything about
+        the old one is forgotten but its receipt.
+        """
+        with self.transaction() as db:
+            known = self.find(job_id)
+            if known is not None and known.submitted not in (None, block):
+                raise JournalError(f"job {job_id} was submitted twice: the RPC contradicts itself; use another one")
+            if known is not None and known.spec_hash == spec_hash:
+                again = "UPDATE jobs SET submitted_number = ?, submitted_hash = ? WHERE id = ?"
+                db.execute(again, (block.number, block.hash, job_id))
+                return self.job(job_id)
+            db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            db.execute("DELETE FROM transitions WHERE job_id = ?", (job_id,))
+            db.execute(
+                "INSERT INTO jobs (id, spec_hash, spec, input, submitted_number, submitted_hash, state, changed_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, '', 0)",
+                (job_id, spec_hash, msgspec.json.encode(spec), document, block.number, block.hash),
+            )
+            return self._append(job_id, Transition(JobState.SEEN, None, None, block, self.now()))
+
+    def move(
+        self,
+        job_id: JobId,
+        to: JobState,
+        *,
+        block: BlockRef | None = None,
+        skip: SkipCode | None = None,
+        reason: str | None = None,
+    ) -> Job:
+        """Records a transition: a fact of the chain when `block` is given, else a decision of ours.
+
+        SKIPPED needs `skip`, FAILED needs `reason`, CLAIMED needs `block`; COMMITTING has `record_receipt`. Raises
+        JournalError when the arrow does not exist, and for CLAIMING when a receipt was signed for the job in an earlier
+        lease: the seed would differ, so a second receipt would be needed.
+        """
+        assert (skip is not None) == (to is JobState.SKIPPED), "a skip code belongs to SKIPPED"
+        assert (reason is not None) == (to is JobState.FAILED), "a reason belongs to FAILED"
+        assert block is not None or to is not JobState.CLAIMED, "only a block makes a claim"
+        assert to is not JobState.COMMITTING, "record_receipt makes COMMITTING"
+        with self.transaction():
+            if to is JobState.CLAIMING and self.signed(job_id) is not None:
+                raise JournalError(f"job {job_id} has a signed receipt; claiming it again would need a second one")
+            self._check(job_id, to)
+            return self._append(job_id, Transition(to, skip, reason, block, self.now()))
+
+    def record_receipt(self, job_id: JobId, digest: bytes, receipt: bytes) -> Job:
+        """Fixes the one receipt of a job, before it is signed: → COMMITTING. The same receipt again changes nothing.
+
+        Raises JournalError for any other: two signed receipts for one job are equivocation, and cost the stake.
+        """
+        with self.transaction() as db:
+            earlier = self.signed(job_id)
+            if earlier is not None and earlier.digest != digest:
+                old, new = earlier.digest.hex()[:16], digest.hex()[:16]
+                raise JournalError(f"job {job_id} has the receipt {old}…; another one, {new}…, is never signed")
+            if earlier is not None:
+                return self.job(job_id)
+            self._check(job_id, JobState.COMMITTING)
+            db.execute("INSERT INTO receipts VALUES (?, ?, ?, NULL, ?)", (job_id, digest, receipt, self.now()))
+            return self._append(job_id, Transition(JobState.COMMITTING, None, None, None, self.now()))
+
+    def record_signature(self, job_id: JobId, digest: bytes, signature: bytes) -> Job:
+        """Adds the signature of the receipt with this digest. Raises JournalError when the job has no such receipt."""
+        with self.transaction() as db:
+            signed = "UPDATE receipts SET signature = ? WHERE job_id = ? AND digest = ?"
+            if not db.execute(signed, (signature, job_id, digest)).rowcount:
+                raise JournalError(f"job {job_id} has no receipt {digest.hex()[:16]}…: record it before signing")
+            return self.job(job_id)
+
+    def find(self, job_id: JobId) -> Job | None:
+        found = self.rows(_SELECT_JOB + " WHERE id = ?", job_id)
+        return _to_job(found[0]) if found else None
+
+    def job(self, job_id: JobId) -> Job:
+        """Raises JournalError for an unknown job."""
+        found = self.find(job_id)
+        if found is None:
+            raise JournalError(f"job {job_id} is not in the journal")
+        return found
+
+    def jobs(self, *states: JobState, limit: int = 10_000, newest_first: bool = False) -> list[Job]:
+        """Jobs in any of `states` (in any at all, if none is named), by id."""
+        wanted = json.dumps(states or list(JobState))
+        where = " WHERE state IN (SELECT value FROM json_each(?))"
+        order = " ORDER BY id DESC LIMIT ?" if newest_first else " ORDER BY id LIMIT ?"
+        return [_to_job(row) for row in self.rows(_SELECT_JOB + where + order, wanted, limit)]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        found = dict(self.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return {state: found.get(state, 0) for state in JobState}
+
+    def signed(self, job_id: JobId) -> Signed | None:
+        """The receipt this node stands by for a job, if any, in whatever state the job is."""
+        found = self.rows("SELECT digest, receipt, signature FROM receipts WHERE job_id = ?", job_id)
+        return Signed(*found[0]) if found else None
+
+    def transitions(self, job_id: JobId) -> list[Transition]:
+        """A job's history, oldest first."""
+        sql = "SELECT state, skip, reason, block_number, block_hash, at FROM transitions WHERE job_id = ? ORDER BY seq"
+        return [
+            Transition(JobState(state), SkipCode(skip) if skip else None, reason, _ref(number, digest), at)
+            for state, skip, reason, number, digest, at in self.rows(sql, job_id)
+        ]
+
+    def forget(self, before: float) -> int:
+        """Deletes jobs that this node never held and that have not changed since `before`; returns how many."""
+        states = (JobState.SKIPPED, JobState.LOST, JobState.CANCELLED, JobState.EXPIRED)
+        with self.transaction() as db:
+            deleted = db.execute(
+                "DELETE FROM jobs WHERE state IN (SELECT value FROM json_each(?))"
+                " AND changed_at < ? AND claim_number IS NULL",
+                (json.dumps(states), before),
+            ).rowcount
+            db.execute("DELETE FROM transitions WHERE job_id NOT IN (SELECT id FROM jobs)")
+            return deleted
+
+    def _check(self, job_id: JobId, to: JobState) -> None:
+        state = self.job(job_id).state
+        if to not in TRANSITIONS[state]:
+            raise JournalError(f"job {job_id} is {state} and cannot become {to}")
+
+    def _append(self, job_id: JobId, step: Transition) -> Job:
+        number, digest = (step.block.number, step.block.hash) if step.block else (None, None)
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO transitions (job_id, state, skip, reason, block_number, block_hash, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job_id, step.state, step.skip, step.reason, number, digest, step.at),
+            )
+            self._refresh(job_id)
+            return self.job(job_id)
+
+    def _refresh(self, job_id: JobId) -> None:
+        """A job's present state is its last transition; its claim, the last CLAIMED one."""
+        history = self.transitions(job_id)
+        last = history[-1]
+        claims = [step.block for step in history if step.state is JobState.CLAIMED and step.block]
+        number, digest = (claims[-1].number, claims[-1].hash) if claims else (None, None)
+        with self.transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, skip = ?, reason = ?, claim_number = ?, claim_hash = ?, changed_at = ?"
+                " WHERE id = ?",
+                (last.state, last.skip, last.reason, number, digest, self.now(), job_id),
+            )
+
+
+_SELECT_JOB = (
+    "SELECT jobs.id, spec, spec_hash, input, submitted_number, submitted_hash, state, skip, reason,"
+    " claim_number, claim_hash, digest, receipt, signature, changed_at"
+    " FROM jobs LEFT JOIN receipts ON receipts.job_id = jobs.id"
+)
+
+
+def _to_job(row: tuple[Any, ...]) -> Job:
+    (job_id, spec, spec_hash, document, submitted_number, submitted_hash, state, skip, reason) = row[:9]
+    (claim_number, claim_hash, digest, receipt, signature, changed_at) = row[9:]
+    return Job(
+        id=JobId(job_id),
+        spec=msgspec.json.decode(spec, type=JobSpec),
+        spec_hash=spec_hash,
+        input=document,
+        submitted=_ref(submitted_number, submitted_hash),
+        state=JobState(state),
+        skip=SkipCode(skip) if skip else None,
+        reason=reason,
+        claim=_ref(claim_number, claim_hash),
+        signed=None if digest is None else Signed(digest, receipt, signature),
+        changed_at=changed_at,
+    )
+
+
+def _ref(number: int | None, digest: bytes | None) -> BlockRef | None:
+    return None if number is None or digest is None else BlockRef(number, digest)

@@ -1,0 +1,38 @@
+"""The arrows between a job's states."""
+
+import pytest
+from eth_utils.crypto import keccak
+
+from openlora.node.job import LIVE, TRANSITIONS, BlockRef, Job, JobId, JobState, claim_seed
+from tests.node.specs import some_spec
+
+
+def test_every_state_has_arrows_and_no_state_points_at_itself_but_skipped() -> None:
+    assert TRANSITIONS.keys() == set(JobState)
+    assert [state for state, targets in TRANSITIONS.items() if state in targets] == [JobState.SKIPPED]
+
+
+def test_every_state_is_reachable_from_seen() -> None:
+    reached, frontier = {JobState.SEEN}, [JobState.SEEN]
+    while frontier:
+        fresh = TRANSITIONS[frontier.pop()] - reached
+        reached |= fresh
+        frontier += fresh
+    assert reached == set(JobState)
+
+
+@pytest.mark.parametrize("state", sorted(LIVE))
+def test_a_live_job_can_still_end(state: JobState) -> None:
+    assert TRANSITIONS[state]
+
+
+def test_nothing_leads_back_before_a_commit() -> None:
+    assert TRANSITIONS[JobState.COMMITTED] == {JobState.FINALIZED}
+    assert not TRANSITIONS[JobState.FINALIZED]
+
+
+def test_the_seed_is_fixed_by_the_claim() -> None:
+    job = Job(JobId(1), some_spec(), b"\x01" * 32, None, BlockRef(1, b"\x02" * 32))
+    assert job.seed is None
+    expected = int.from_bytes(keccak(b"\x01" * 32 + b"\x03" * 32)[:8], "big")
+    assert claim_seed(b"\x01" * 32, b"\x03" * 32) == expected
