@@ -1,0 +1,176 @@
+"""What the agent asks the chain, typed. Reading costs nothing and changes nothing; sending is `chain.sender`'s."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+from eth_abi.exceptions import DecodingError
+
+from openlora.contracts import Call, decode_revert
+from openlora.node.chain.rpc import RpcPool
+from openlora.node.chain.types import Block, Log, SentTransaction, TxReceipt, to_bytes, to_hex
+from openlora.node.errors import ChainError, Reverted, RpcError
+from openlora.node.job import Wei
+
+T = TypeVar("T")
+
+
+class ChainClient:
+    """One chain through one or more RPC endpoints. Every method raises RpcDown when none of them answers, and RpcError
+    when one answers with an error that says nothing else."""
+
+    def __init__(self, pool: RpcPool, chain_id: int) -> None:
+        self._pool = pool
+        self.chain_id = chain_id
+
+    @classmethod
+    async def connect(
+        cls,
+        rpc_urls: Sequence[str],
+        chain_id: int,
+        contracts: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = 10.0,
+    ) -> Self:
+        """Raises RpcDown when no endpoint answers, WrongChain when those that do serve another chain, and ChainError
+        when one of `contracts` (name → address) has no code there."""
+        client = cls(await RpcPool.open(rpc_urls, chain_id, timeout_s=timeout_s), chain_id)
+        try:
+            await client.block("latest")
+            for name, address in (contracts or {}).items():
+                if not await client.code(address):
+                    raise ChainError(f"chain {chain_id} has no {name} at {address}; check the deployment file")
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    # ---- contracts ------------------------------------------------------------------------------------------------
+
+    async def call(self, call: Call[T], *, block: int | str = "latest", sender: str | None = None) -> T:
+        """What `call` returns, at a block, changing nothing. Raises Reverted with the contract's reason."""
+        try:
+            raw = await self._pool.request("eth_call", _transaction(call.to, call.data, sender), _tag(block))
+        except RpcError as error:
+            raise _reverted(call.name, error) from None
+        try:
+            return call.decode(to_bytes(raw))
+        except DecodingError:
+            raise ChainError(
+                f"{call.name}: {call.to} answered with nothing that fits; check the deployment file"
+            ) from None
+
+    async def estimate_gas(self, to: str | None, data: bytes, sender: str, *, name: str, value: int = 0) -> int:
+        """Gas that the transaction would use now; `to` None creates a contract. Raises Reverted if it would revert."""
+        try:
+            return int(await self._pool.request("eth_estimateGas", _transaction(to, data, sender, value)), 16)
+        except RpcError as error:
+            raise _reverted(name, error) from None
+
+    async def code(self, address: str) -> bytes:
+        return to_bytes(await self._pool.request("eth_getCode", address, "latest"))
+
+    # ---- blocks and logs ------------------------------------------------------------------------------------------
+
+    async def block(self, number: int | str) -> Block:
+        """By number or tag. Raises ChainError when the chain has no such block yet."""
+        found = await self.find_block(number)
+        if found is None:
+            raise ChainError(f"the chain has no block {number}")
+        return found
+
+    async def find_block(self, number: int | str) -> Block | None:
+        raw = await self._pool.request("eth_getBlockByNumber", _tag(number), False)
+        return Block.from_rpc(raw) if raw else None
+
+    async def logs(self, addresses: Sequence[str], first: int, last: int) -> list[Log]:
+        """Logs of blocks first..last, in order. Raises RpcError when the server finds the range too large."""
+        query = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last)}
+        return _in_order(await self._pool.request("eth_getLogs", query))
+
+    async def block_logs(self, addresses: Sequence[str], block_hash: bytes) -> list[Log]:
+        """Logs of exactly the block with this hash (EIP-234), in order. Raises RpcError when the server lacks it."""
+        query = {"address": list(addresses), "blockHash": to_hex(block_hash)}
+        return _in_order(await self._pool.request("eth_getLogs", query))
+
+    # ---- accounts and transactions --------------------------------------------------------------------------------
+
+    async def balance(self, address: str) -> Wei:
+        return Wei(int(await self._pool.request("eth_getBalance", address, "latest"), 16))
+
+    async def nonce(self, address: str, block: int | str = "latest") -> int:
+        """Transactions of `address` mined up to `block`, its next nonce; with "pending", the server's pool included."""
+        return int(await self._pool.request("eth_getTransactionCount", address, _tag(block)), 16)
+
+    async def suggested_tip(self) -> Wei:
+        """Priority fee per gas that the server suggests."""
+        return Wei(int(await self._pool.request("eth_maxPriorityFeePerGas"), 16))
+
+    async def send_raw(self, raw: bytes) -> None:
+        """Hands signed bytes to a server. An error does not prove that they will not be mined: look at the chain."""
+        await self._pool.request("eth_sendRawTransaction", to_hex(raw))
+
+    async def receipt(self, tx_hash: bytes) -> TxReceipt | None:
+        """None while the transaction is in no block that the server knows."""
+        raw = await self._pool.request("eth_getTransactionReceipt", to_hex(tx_hash))
+        return TxReceipt.from_rpc(raw) if raw and raw.get("blockNumber") else None
+
+    async def transaction_with(self, sender: str, nonce: int, head: int) -> SentTransaction | None:
+        """The mined transaction of `sender` with this nonce, found by bisecting its nonce over the blocks up to `head`.
+
+        None when there is none, or when the server has forgotten the states it would take to find it.
+        """
+        low, high = 0, head  # the nonce is <= `nonce` before block `low`, > `nonce` at block `high`
+        try:
+            if await self.nonce(sender, high) <= nonce:
+                return None
+            step = 1
+            while high - step > 0 and await self.nonce(sender, high - step) > nonce:
+                high, step = high - step, step * 2
+            low = max(0, high - step)
+            while high - low > 1:
+                middle = (low + high) // 2
+                if await self.nonce(sender, middle) > nonce:
+                    high = middle
+                else:
+                    low = middle
+        except RpcError:
+            return None
+        raw = await self._pool.request("eth_getBlockByNumber", hex(high), True)
+        for transaction in (raw or {}).get("transactions", ()):
+            if transaction["from"].lower() == sender.lower() and int(transaction["nonce"], 16) == nonce:
+                to = transaction["to"].lower() if transaction.get("to") else None
+                return SentTransaction(to_bytes(transaction["hash"]), nonce, to, Block.from_rpc(raw).ref)
+        return None
+
+
+def _transaction(to: str | None, data: bytes, sender: str | None, value: int = 0) -> dict[str, str]:
+    fields = {"data": to_hex(data)}
+    if to is not None:
+        fields["to"] = to
+    if sender is not None:
+        fields["from"] = sender
+    if value:
+        fields["value"] = hex(value)
+    return fields
+
+
+def _tag(block: int | str) -> str:
+    return block if isinstance(block, str) else hex(block)
+
+
+def _in_order(raw: list[dict[str, Any]]) -> list[Log]:
+    return sorted((Log.from_rpc(log) for log in raw), key=lambda log: (log.block.number, log.index))
+
+
+def _reverted(name: str, error: RpcError) -> ChainError:
+    """A revert as Reverted with the contract's own reason; anything else as it is."""
+    data = error.data.get("data") if isinstance(error.data, dict) else error.data
+    if isinstance(data, str) and len(data) >= 10 and data.startswith("0x"):
+        reason = decode_revert(to_bytes(data))
+        return Reverted(reason.name, f"{name}: {reason.sentence}")
+    if error.code == 3 or "revert" in str(error).lower():
+        return Reverted("", f"{name} reverted without a reason")
+    return error
