@@ -85,23 +85,23 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function submit(JobSpec calldata spec, bytes calldata input) external whenNotPaused returns (uint64 jobId) {
+    function submit(JobSpec calldata spec, bytes calldata document) external whenNotPaused returns (uint64 jobId) {
         jobId = ++jobCount;
-        vault.lock(msg.sender, _open(jobId, spec, input));
+        vault.lock(msg.sender, _open(jobId, spec, document));
     }
 
     /// @inheritdoc IJobQueue
-    function submitMany(JobSpec[] calldata specs, bytes[] calldata inputs)
+    function submitMany(JobSpec[] calldata specs, bytes[] calldata documents)
         external
         whenNotPaused
         returns (uint64 firstJobId)
     {
-        if (specs.length != inputs.length) revert LengthMismatch();
+        if (specs.length != documents.length) revert LengthMismatch();
         firstJobId = jobCount + 1;
         jobCount += uint64(specs.length);
         uint256 escrow = 0;
         for (uint256 i = 0; i < specs.length; i++) {
-            escrow += _open(firstJobId + uint64(i), specs[i], inputs[i]);
+            escrow += _open(firstJobId + uint64(i), specs[i], documents[i]);
         }
         vault.lock(msg.sender, escrow);
     }
@@ -247,7 +247,7 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
 
     // Opening
 
-    function _open(uint64 jobId, JobSpec calldata spec, bytes calldata input) private returns (uint96 escrow) {
+    function _open(uint64 jobId, JobSpec calldata spec, bytes calldata document) private returns (uint96 escrow) {
         Params memory current = _params[paramsVersion];
         if (spec.client != msg.sender) revert NotTheClient(msg.sender);
         if (spec.recipeId == 0 || spec.recipeId > adapters.recipeCount()) {
@@ -257,17 +257,17 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
             revert BadDeadline(spec.deadline);
         }
         if (spec.leaseSecs == 0 || spec.leaseSecs > current.maxLeaseSecs) revert BadLease(spec.leaseSecs);
-        if (input.length > 0) _checkInput(spec, input);
+        if (document.length > 0) _checkDocument(spec, document);
 
         escrow = spec.escrow();
         bytes32 specHash = hashSpec(spec);
         _jobs[jobId].digest = specHash;
-        emit JobSubmitted(jobId, msg.sender, specHash, spec, input);
+        emit JobSubmitted(jobId, msg.sender, specHash, spec, document);
     }
 
-    function _checkInput(JobSpec calldata spec, bytes calldata input) private pure {
-        if (input.length > MAX_INPUT_BYTES) revert InputTooLarge(input.length);
-        bytes32 computed = sha256(input);
+    function _checkDocument(JobSpec calldata spec, bytes calldata document) private pure {
+        if (document.length > MAX_INPUT_BYTES) revert InputTooLarge(document.length);
+        bytes32 computed = sha256(document);
         if (computed != spec.inputDigest) revert InputDigestMismatch(computed);
     }
 

@@ -75,8 +75,8 @@ interface IJobQueue {
         uint32 maxDurationSecs; // of a deadline from submission
     }
 
-    /// @dev `input` is empty when the document travels by CID.
-    event JobSubmitted(uint64 indexed jobId, address indexed client, bytes32 specHash, JobSpec spec, bytes input);
+    /// @dev `document` is empty when the document travels by CID.
+    event JobSubmitted(uint64 indexed jobId, address indexed client, bytes32 specHash, JobSpec spec, bytes document);
     event JobClaimed(uint64 indexed jobId, address indexed node, uint40 leaseDeadline, uint16 paramsVersion);
     event JobReleased(uint64 indexed jobId, address indexed node);
     /// @dev A lease ran out and the job was claimed again, expired or cancelled: `node` has lost it and the bond.
@@ -110,14 +110,14 @@ interface IJobQueue {
     error NotExpired(uint64 jobId);
     error LengthMismatch();
     error BadParams();
-    error NotAModule(address queue);
+    error NotAModule(address account);
 
     /// @notice Escrows ceil((maxIn * inPricePerK + maxOut * outPricePerK) / 1000) from the caller's Vault balance.
     /// @param spec Its `client` must be the caller.
-    /// @param input The input document, at most 4 KiB, checked against `inputDigest`; or empty.
-    function submit(JobSpec calldata spec, bytes calldata input) external returns (uint64 jobId);
+    /// @param document The input document, at most 4 KiB, checked against `inputDigest`; or empty.
+    function submit(JobSpec calldata spec, bytes calldata document) external returns (uint64 jobId);
     /// @notice As `submit` for each; the ids are consecutive.
-    function submitMany(JobSpec[] calldata specs, bytes[] calldata inputs) external returns (uint64 firstJobId);
+    function submitMany(JobSpec[] calldata specs, bytes[] calldata documents) external returns (uint64 firstJobId);
     /// @notice Hot key only: locks the bond and starts the lease, which ends with the deadline at the latest.
     /// Reverts if a reorg put another spec under this id.
     function claim(uint64 jobId, JobSpec calldata spec) external;

@@ -39,7 +39,7 @@ interface INodeRegistry {
     error UnstakeNotReady(uint40 availableAt);
     error NothingUnstaking(address operator);
     error NotTheQueue(address caller);
-    error NotAModule(address registry);
+    error NotAModule(address account);
 
     /// @notice Registers the caller as an operator. One hot key serves one operator, ever at a time.
     function register(address hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;

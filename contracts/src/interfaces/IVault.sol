@@ -12,7 +12,7 @@ interface IVault {
     event ModuleSet(address indexed module);
 
     error InsufficientBalance(address account, uint256 balance, uint256 needed);
-    error NotAModule(address caller);
+    error NotAModule(address account);
     error InsufficientPot(address module, uint256 pot, uint256 needed);
     error TransferFellShort(uint256 expected, uint256 received);
     error LengthMismatch();

@@ -1,0 +1,175 @@
+"""Why a call reverted, in one sentence that says what to do.
+
+    AbiMismatch (ValueError)        bytes that are not what the ABI promises        openlora.contracts.call
+    InvalidSignature (ValueError)   a signature the contracts would refuse          openlora.contracts.eip712
+
+are what this package raises; a contract's own errors are data, `ContractError`, since a revert is often the answer to a
+question (has someone else claimed this job?).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openlora.contracts.bindings import adapter_registry, job_queue, node_registry, token, vault
+from openlora.contracts.bindings.job_queue import JobState
+from openlora.contracts.call import AbiMismatch, ErrorType, decode_values
+
+_MODULES = (vault, node_registry, adapter_registry, job_queue, token)
+_BY_SELECTOR: dict[bytes, ErrorType] = {error.selector: error for module in _MODULES for error in module.ERRORS}
+_ERROR_STRING = bytes.fromhex("08c379a0")
+_PANIC = bytes.fromhex("4e487b71")
+
+_PANICS = {
+    0x01: "an assertion failed",
+    0x11: "arithmetic overflow or underflow",
+    0x12: "division by zero",
+    0x21: "a number outside its enum",
+    0x22: "broken storage encoding",
+    0x31: "pop from an empty array",
+    0x32: "array index out of bounds",
+    0x41: "too much memory",
+    0x51: "call of an uninitialised function",
+}
+
+SENTENCES: Mapping[str, str] = {
+    # Vault
+    "InsufficientBalance(address,uint256,uint256)": (
+        "{account} has {balance} wei in the vault and needs {needed}: deposit the difference"
+    ),
+    "InsufficientPot(address,uint256,uint256)": (
+        "module {module} holds {pot} wei and would pay {needed}: this is a fault of the contracts, report it"
+    ),
+    "TransferFellShort(uint256,uint256)": (
+        "the vault received {received} wei of {expected}: tokens that charge on transfer cannot be deposited"
+    ),
+    "NotAModule(address)": (
+        "{account} is not a module of the vault: deploy the contracts in order with consecutive nonces of one account"
+    ),
+    "ReentrancyGuardReentrantCall()": "the vault was called from within its own call: use a token without hooks",
+    "SafeERC20FailedOperation(address)": "the transfer of token {token} failed: check balance and allowance",
+    "LengthMismatch()": "the lists differ in length: pass one entry each for every item",
+    # NodeRegistry
+    "AlreadyRegistered(address)": "{operator} is registered already: change it with setHotKey or setMetadata",
+    "NotRegistered(address)": "{operator} is not registered: register the operator with its hot key first",
+    "HotKeyInUse(address)": "hot key {hot_key} serves an operator already: use another key for this one",
+    "ZeroAddress()": "the zero address was given: pass a real one",
+    "PeerIdTooLong(uint256)": "the peer id has {length} bytes: at most 64 are allowed",
+    "InsufficientStake(address,uint256,uint256)": (
+        "{operator} has {free} wei of free stake and needs {needed}: stake more, or wait until bonds are released"
+    ),
+    "UnstakeNotReady(uint40)": "the stake may leave at unix time {available_at}: withdraw it then",
+    "NothingUnstaking(address)": "{operator} has no stake in withdrawal: call beginUnstake first",
+    "NotTheQueue(address)": "{caller} is not the job queue: only the queue moves bonds",
+    # AdapterRegistry
+    "AlreadyRegistered(bytes32)": "{id} is registered already, and the first registration stands",
+    "UnknownBase(bytes32)": "base model {base_id} is not registered: register it first",
+    "UnknownDatanet(uint32)": "there is no datanet {datanet_id}: create it first",
+    "UnknownAdapter(bytes32)": "adapter {digest} is not registered: its owner must register it first",
+    "UnknownRecipe(uint64)": "there is no recipe {recipe_id}: register it first",
+    "WrongBase(bytes32,bytes32,bytes32)": (
+        "adapter {digest} belongs to base model {adapter_base}, not to {recipe_base}: leave it out of this recipe"
+    ),
+    "AdapterIsDeprecated(bytes32)": "adapter {digest} is deprecated by its owner: use another in new recipes",
+    "NotOwner(address)": "{caller} does not own the adapter: send from the account that registered it",
+    "NotSorted(bytes32)": "adapter {digest} is out of order: list adapters by ascending digest, each once",
+    "BadWeight(int32)": "weight {weight} is not allowed: in units of 1/10,000 it is non-zero and within ±100,000",
+    "BadShares(uint256)": "the shares sum to {sum_bps} basis points: they must sum to 10,000",
+    "TooMany(uint256,uint256)": "{count} entries are too many: at most {limit} are allowed",
+    # JobQueue
+    "WrongState(uint64,uint8)": "job {job_id} is {state}, and this call is for another state: read the job again",
+    "SpecMismatch(uint64,bytes32)": (
+        "job {job_id} has spec {expected}, not the one given: a reorganisation may have replaced it, read it again"
+    ),
+    "NotTheClient(address)": "{caller} is not the job's client: send from the client's account",
+    "NotAHotKey(address)": "{caller} is no operator's hot key: register it, or check which key the node runs with",
+    "NotTheNode(address)": "{caller} does not serve the operator that holds this job: send from its hot key",
+    "DeadlinePassed(uint40)": "the job's deadline {deadline} has passed: expire it to refund its client",
+    "BadDeadline(uint40)": "deadline {deadline} is in the past or too far ahead: see maxDurationSecs in the parameters",
+    "BadLease(uint32)": "a lease of {lease_secs} s is not allowed: see maxLeaseSecs in the parameters",
+    "LeaseExpired(uint40)": "the lease ended at unix time {lease_deadline}: claim the job again if it is still open",
+    "TooManyLiveClaims(address,uint16)": "{node} holds {limit} live claims, the most allowed: commit or release one",
+    "InputTooLarge(uint256)": "the inline document has {length} bytes: above 4,096, send it by CID instead",
+    "InputDigestMismatch(bytes32)": "the inline document has digest {computed}, not the spec's inputDigest: rebuild it",
+    "ReceiptMismatch(uint64)": "the receipt is not job {job_id}'s: rebuild it from the job's spec and claim",
+    "OverLimit(uint32,uint32)": "{in_tokens} + {out_tokens} tokens exceed the spec's limits: stop at its limits",
+    "WrongFee(uint96)": "the receipt's fee must be {expected} wei: compute it from the token counts",
+    "BadSignature()": "the receipt is not signed by the hot key that sends it: sign its EIP-712 digest with a low s",
+    "WindowOpen(uint40)": "the challenge window is open until unix time {finalizable_at}: finalize then",
+    "NotExpired(uint64)": "job {job_id} has not reached its deadline: its client may cancel it, others must wait",
+    "BadParams()": "maxLiveClaims, maxLeaseSecs and maxDurationSecs must not be zero",
+    "EnforcedPause()": "the queue is paused: submitting and claiming wait, everything else works",
+    "ExpectedPause()": "the queue is not paused: there is nothing to unpause",
+    "OwnableUnauthorizedAccount(address)": "{account} is not the queue's owner: send from the owner's account",
+    "OwnableInvalidOwner(address)": "{owner} cannot own the queue: pass a real address",
+    "SafeCastOverflowedUintDowncast(uint8,uint256)": "{value} does not fit in {bits} bits: use smaller amounts",
+    # DevToken and what it inherits
+    "ERC20InsufficientAllowance(address,uint256,uint256)": (
+        "{spender} may move {allowance} wei and needs {needed}: approve more, or deposit with a permit"
+    ),
+    "ERC20InsufficientBalance(address,uint256,uint256)": "{sender} has {balance} wei of the token and needs {needed}",
+    "ERC20InvalidApprover(address)": "{approver} cannot approve: pass a real address",
+    "ERC20InvalidReceiver(address)": "{receiver} cannot receive tokens: pass a real address",
+    "ERC20InvalidSender(address)": "{sender} cannot send tokens: pass a real address",
+    "ERC20InvalidSpender(address)": "{spender} cannot be approved: pass a real address",
+    "ERC2612ExpiredSignature(uint256)": "the permit expired at unix time {deadline}: sign a new one",
+    "ERC2612InvalidSigner(address,address)": "the permit is signed by {signer}, not by {owner}: sign it with the owner",
+    "InvalidAccountNonce(address,uint256)": "{account} is at nonce {current_nonce}: sign again with that one",
+    "ECDSAInvalidSignature()": "the signature belongs to no key: sign again",
+    "ECDSAInvalidSignatureLength(uint256)": "the signature has {length} bytes: it must have 65",
+    "ECDSAInvalidSignatureS(bytes32)": "the signature's s is {s}, in the upper half: give its twin with the low s",
+    "InvalidShortString()": "a short string is broken in storage: this is a fault of the contracts, report it",
+    "StringTooLong(string)": "the string {str} is too long for one word: this is a fault of the contracts, report it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ContractError:
+    """A decoded revert. `name` is the Solidity error's, `Error`, `Panic`, or empty when nobody knows it."""
+
+    name: str
+    args: Mapping[str, Any]
+    sentence: str
+
+
+def decode_revert(data: bytes) -> ContractError:
+    """Reads a revert's return data; never raises, whatever the bytes."""
+    if not data:
+        return ContractError(
+            "", {}, "the call reverted without a reason: check the contract's address and the gas limit"
+        )
+    try:
+        return _decode(data[:4], data[4:])
+    except AbiMismatch:
+        return _unknown(data)
+
+
+def _decode(selector: bytes, rest: bytes) -> ContractError:
+    if selector == _ERROR_STRING:
+        (message,) = decode_values(["string"], rest)
+        return ContractError("Error", {"message": message}, f"the contract says: {message}")
+    if selector == _PANIC:
+        (code,) = decode_values(["uint256"], rest)
+        cause = _PANICS.get(code, "an unknown panic")
+        return ContractError(
+            "Panic", {"code": code}, f"the contract panicked ({cause}): report it with the call's data"
+        )
+    kind = _BY_SELECTOR.get(selector)
+    if kind is None:
+        return _unknown(selector + rest)
+    args = dict(zip(kind.fields, decode_values(kind.types, rest), strict=True))
+    shown = {name: _show(name, value) for name, value in args.items()}
+    return ContractError(kind.name, args, SENTENCES[f"{kind.name}({','.join(kind.types)})"].format(**shown))
+
+
+def _unknown(data: bytes) -> ContractError:
+    shown = data[:36].hex() + ("…" if len(data) > 36 else "")
+    return ContractError(
+        "", {}, f"the call reverted with unknown data 0x{shown}: is it another version of the contract?"
+    )
+
+
+def _show(name: str, value: Any) -> str:
+    if name == "state":
+        return JobState(value).name.lower() if value in set(JobState) else f"in unknown state {value}"
+    return f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
