@@ -108,6 +108,12 @@ class Ready(Message):
     model: ModelInfo
 
 
+class Failed(Message):
+    """First message of a child in place of `Ready`: the model cannot be served; the child ends with exit code 2."""
+
+    message: str
+
+
 class Token(msgspec.Struct, frozen=True, kw_only=True):
     """One generated token. `finish_reason` ends the request: "stop" (an end token, which is included), "length"."""
 
@@ -156,4 +162,4 @@ class Status(Message):
     generated_tokens: int
 
 
-Event = Ready | Step | Refused | AdapterLoaded | AdapterUnloaded | AdapterRefused | Status
+Event = Ready | Failed | Step | Refused | AdapterLoaded | AdapterUnloaded | AdapterRefused | Status

@@ -1,0 +1,297 @@
+"""The engine as the rest of the node sees it: asyncio, typed errors, and calls that outlive an engine's restart.
+
+`Connection` is one life of an engine: it matches events to those who wait for them, and when the engine ends, everyone
+still waiting fails with EngineDied. `EngineClient` is what callers hold: it uses the present connection, waits a
+bounded time for the next one, and re-loads the adapters into it. The engine may be a child process
+(`openlora.node.engine.supervisor`) or a thread of this process (`in_process_engine`); the stream is the same.
+"""
+
+import asyncio
+import itertools
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+from openlora.node.engine.messages import (
+    VERSION,
+    AdapterLoaded,
+    AdapterRefused,
+    AdapterUnloaded,
+    AdapterUse,
+    Cancel,
+    Command,
+    Event,
+    Failed,
+    GetStatus,
+    LoadAdapter,
+    ModelInfo,
+    Ready,
+    Refused,
+    Sampling,
+    Shutdown,
+    Status,
+    Step,
+    Submit,
+    Token,
+    UnloadAdapter,
+)
+from openlora.node.engine.process import Steps, run_loop
+from openlora.node.errors import (
+    AdapterError,
+    EngineDied,
+    FrameError,
+    FrameMalformed,
+    ModelError,
+    OpenLoraError,
+    Overloaded,
+    RequestError,
+)
+from openlora.node.frames import AsyncFrames, BlockingFrames
+from openlora.node.tasks import running
+
+log = logging.getLogger(__name__)
+
+Reply: TypeAlias = AdapterLoaded | AdapterUnloaded | Status
+ReplyKey: TypeAlias = tuple[type[Reply], str]
+
+
+class Connection:
+    """One life of an engine. `handshake` first; then `read` must run for the others to be answered."""
+
+    def __init__(self, frames: AsyncFrames[Event]) -> None:
+        self._frames = frames
+        self._requests: dict[str, asyncio.Queue[Token | OpenLoraError]] = {}
+        self._replies: dict[ReplyKey, deque[asyncio.Future[Reply]]] = {}
+        self._numbers = itertools.count(1)
+        self._ended: str | None = None
+
+    async def handshake(self) -> ModelInfo:
+        """What the engine serves. Raises ModelError with the engine's own sentence, EngineDied, FrameError."""
+        match await self._frames.receive():
+            case Ready(version=version, model=model) if version == VERSION:
+                return model
+            case Ready(version=version):
+                raise EngineDied(f"the engine speaks version {version} of the messages, this node version {VERSION}")
+            case Failed(message=message):
+                raise ModelError(message)
+            case None:
+                raise EngineDied("the engine ended before it had loaded the model; its log says why")
+            case event:
+                raise FrameMalformed(f"the engine began with {type(event).__name__} instead of Ready")
+
+    async def read(self) -> None:
+        """Deliver events until the engine ends; then everything that waits fails with EngineDied."""
+        reason = "the inference engine ended while this was in flight; submit it again"
+        try:
+            while (event := await self._frames.receive()) is not None:
+                self._deliver(event)
+        except FrameError as error:
+            reason = f"the inference engine broke the framing: {error}"
+            log.error("event=engine_stream_broken reason=%r", str(error))
+        finally:
+            self._end(reason)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse]
+    ) -> AsyncGenerator[Token, None]:
+        request_id = str(next(self._numbers))
+        # The queue holds the whole output, so the reader never waits for a slow consumer and nobody stalls another.
+        queue: asyncio.Queue[Token | OpenLoraError] = asyncio.Queue(sampling.max_tokens + 1)
+        self._requests[request_id] = queue
+        try:
+            await self._send(
+                Submit(request_id=request_id, prompt=tuple(prompt), sampling=sampling, adapters=tuple(adapters))
+            )
+            while True:
+                item = await queue.get()
+                if isinstance(item, OpenLoraError):
+                    raise item
+                if item.finish_reason is not None:
+                    self._requests.pop(request_id, None)
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            if self._requests.pop(request_id, None) is not None:
+                self._frames.post(Cancel(request_id=request_id))
+
+    async def load_adapter(self, key: str, path: str) -> AdapterLoaded:
+        reply = await self._call(LoadAdapter(key=key, path=path), (AdapterLoaded, key))
+        assert isinstance(reply, AdapterLoaded)
+        return reply
+
+    async def unload_adapter(self, key: str) -> None:
+        await self._call(UnloadAdapter(key=key), (AdapterUnloaded, key))
+
+    async def status(self) -> Status:
+        reply = await self._call(GetStatus(), (Status, ""))
+        assert isinstance(reply, Status)
+        return reply
+
+    def shut_down(self) -> None:
+        self._frames.post(Shutdown())
+
+    def close(self) -> None:
+        self._frames.close()
+
+    async def _send(self, command: Command) -> None:
+        if self._ended is not None:
+            raise EngineDied(self._ended)
+        await self._frames.send(command)
+
+    async def _call(self, command: Command, key: ReplyKey) -> Reply:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        # Replies of one kind and key come in order. A caller that gave up stays queued and swallows its own reply.
+        self._replies.setdefault(key, deque()).append(future)
+        await self._send(command)
+        return await future
+
+    def _deliver(self, event: Event) -> None:
+        match event:
+            case Step(tokens=tokens):
+                for token in tokens:
+                    self._put(token.request_id, token)
+            case Refused(request_id=request_id, code=code, message=message):
+                kind = Overloaded if code == "overloaded" else RequestError
+                self._put(request_id, kind(code, message))
+            case AdapterLoaded(key=key) | AdapterUnloaded(key=key):
+                self._answer((type(event), key), event)
+            case AdapterRefused(key=key, message=message):
+                self._answer((AdapterLoaded, key), AdapterError(message))
+            case Status():
+                self._answer((Status, ""), event)
+            case Ready() | Failed():
+                raise FrameMalformed(f"the engine sent {type(event).__name__} in the middle of its work")
+
+    def _put(self, request_id: str, item: Token | OpenLoraError) -> None:
+        if (queue := self._requests.get(request_id)) is None:  # cancelled; its last tokens were already on their way
+            return
+        try:
+            queue.put_nowait(item)
+        except asyncio.QueueFull:
+            raise FrameMalformed("the engine sent more tokens than were asked for") from None
+
+    def _answer(self, key: ReplyKey, reply: Reply | OpenLoraError) -> None:
+        waiting = self._replies.get(key)
+        if not waiting:
+            raise FrameMalformed(f"the engine answered {key[0].__name__} unasked")
+        future = waiting.popleft()
+        if not waiting:
+            del self._replies[key]
+        if future.done():
+            return
+        if isinstance(reply, OpenLoraError):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+
+    def _end(self, reason: str) -> None:
+        self._ended = reason
+        for queue in self._requests.values():
+            if not queue.full():
+                queue.put_nowait(EngineDied(reason))
+        self._requests.clear()
+        for future in itertools.chain.from_iterable(self._replies.values()):
+            if not future.done():
+                future.set_exception(EngineDied(reason))
+        self._replies.clear()
+
+
+class EngineClient:
+    """Generates, and manages adapters, on whichever engine is alive.
+
+    While there is none, every call waits up to `restart_wait_s` for the next one and then raises EngineDied. Whoever
+    owns the engine calls `attach` and `detach`.
+    """
+
+    def __init__(self, info: ModelInfo, restart_wait_s: float = 30.0) -> None:
+        self.info = info
+        self._restart_wait_s = restart_wait_s
+        self._connection: Connection | None = None
+        self._attached = asyncio.Event()
+        self._adapters: dict[str, str] = {}
+
+    @property
+    def alive(self) -> bool:
+        return self._connection is not None
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = ()
+    ) -> AsyncGenerator[Token, None]:
+        """The tokens of one request; the last one has a `finish_reason`.
+
+        Closing or cancelling the generator cancels the request in the engine. Raises RequestError, Overloaded, and
+        EngineDied when the engine ends meanwhile: the request is not repeated, since it may be what killed it.
+        """
+        connection = await self._connected()
+        tokens = connection.generate(prompt, sampling, adapters)
+        try:
+            async for token in tokens:
+                yield token
+        finally:
+            await tokens.aclose()
+
+    async def load_adapter(self, key: str, path: str) -> AdapterLoaded:
+        """Make the adapter directory at `path` servable as `key`, now and after a restart. Raises AdapterError."""
+        loaded = await (await self._connected()).load_adapter(key, path)
+        self._adapters[key] = path
+        return loaded
+
+    async def unload_adapter(self, key: str) -> None:
+        """Forget `key`; an unknown one is no error."""
+        self._adapters.pop(key, None)
+        await (await self._connected()).unload_adapter(key)
+
+    async def status(self) -> Status:
+        return await (await self._connected()).status()
+
+    async def attach(self, connection: Connection) -> None:
+        """Use `connection`, which is being read, once it has the adapters; one that it now refuses is dropped."""
+        for key, path in tuple(self._adapters.items()):
+            try:
+                await connection.load_adapter(key, path)
+            except AdapterError as error:
+                self._adapters.pop(key, None)
+                log.error("event=adapter_lost key=%s reason=%r", key, str(error))
+        self._connection = connection
+        self._attached.set()
+
+    def detach(self) -> None:
+        self._connection = None
+        self._attached.clear()
+
+    async def _connected(self) -> Connection:
+        try:
+            async with asyncio.timeout(self._restart_wait_s):
+                while self._connection is None:
+                    await self._attached.wait()
+        except TimeoutError:
+            raise EngineDied("the inference engine is restarting; try again later") from None
+        return self._connection
+
+
+@asynccontextmanager
+async def in_process_engine(engine: Steps) -> AsyncIterator[EngineClient]:
+    """The engine's loop in a thread of this process, behind the same stream and client as a child's."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with theirs:
+            run_loop(engine, BlockingFrames[Command](theirs, Command))
+
+    thread = threading.Thread(target=serve, name="engine")
+    thread.start()
+    connection = Connection(AsyncFrames[Event](*await asyncio.open_unix_connection(sock=ours), Event))
+    try:
+        client = EngineClient(await connection.handshake())
+        async with running(connection.read(), "engine-reader"):
+            await client.attach(connection)
+            yield client
+    finally:
+        connection.shut_down()
+        connection.close()
+        await asyncio.to_thread(thread.join)

@@ -1,0 +1,97 @@
+"""The engine's blocking loop, and the main of the child process that runs it.
+
+Commands are drained without waiting while there is work and slept on when there is none; every step's events leave in
+one write. The child lives no longer than its parent: the loop ends when the parent's socket closes, and on Linux the
+kernel kills a child that is deep in a computation when its parent dies.
+"""
+
+import argparse
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from openlora.node.engine.messages import VERSION, Command, Event, Failed, ModelInfo, Ready, Shutdown, Step
+from openlora.node.errors import OpenLoraError
+from openlora.node.frames import BlockingFrames
+from openlora.node.supervise import die_with_parent
+
+
+class Steps(Protocol):
+    """What the loop needs of an engine; `Engine` is one, the fake of the tests another."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def handle(self, command: Command) -> Sequence[Event]: ...
+
+    def step(self) -> Step | None: ...
+
+
+def run_loop(engine: Steps, frames: BlockingFrames[Command]) -> None:
+    """Serve one parent until it says Shutdown or closes its end. Raises FrameError, and what the engine raises."""
+    try:
+        frames.send(Ready(version=VERSION, model=engine.info))
+        while (commands := frames.receive(wait=not engine.has_work)) is not None:
+            events: list[Event] = []
+            for command in commands:
+                if isinstance(command, Shutdown):
+                    return
+                events.extend(engine.handle(command))
+            if engine.has_work and (step := engine.step()) is not None:
+                events.append(step)
+            if events:
+                frames.send(*events)
+    except ConnectionError:  # the parent is gone, and nobody is left to serve
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The child's command line."""
+
+    socket: Path
+    model: Path
+    dtype: str
+
+
+def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
+    """Connect, load, serve. A model that cannot be served is one `Failed` sentence to the parent and exit code 2."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    arguments = _parse(argv)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(arguments.socket))
+        frames = BlockingFrames[Command](sock, Command)
+        try:
+            engine = load(arguments)
+        except OpenLoraError as error:
+            frames.send(Failed(message=str(error)))
+            return error.exit_code
+        run_loop(engine, frames)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Arguments:
+    parser = argparse.ArgumentParser(prog="openlora.node.engine.process")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--dtype", default="auto")
+    parsed = parser.parse_args(argv)
+    return Arguments(socket=parsed.socket, model=parsed.model, dtype=parsed.dtype)
+
+
+def _load(arguments: Arguments) -> Steps:
+    from openlora.node.engine.engine import Engine  # torch: only the child that computes pays for importing it
+
+    return Engine.load(arguments.model, dtype=arguments.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], _load))
