@@ -1,0 +1,105 @@
+"""uvicorn with our limits and our signals."""
+
+import asyncio
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from openlora.node.api.limits import Limits
+from openlora.node.errors import ConfigError
+
+_GRACEFUL_SHUTDOWN_S = 10
+
+
+def bind(host: str, port: int, limits: Limits) -> socket.socket:
+    """Claim the address before anything slow happens. Raises ConfigError."""
+    family, address = _resolve(host, port)
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Inherited by every connection: the kernel drops a reader that takes none of what is buffered for it.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limits.send_timeout_s * 1000))
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is in use; choose another with --port") from None
+        raise ConfigError(f"{host}:{port} cannot be bound: {error.strerror}; choose another --host or --port") from None
+    return sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach `host`. Raises ConfigError for a name that does not resolve."""
+    _, address = _resolve(host, 0)
+    return ipaddress.ip_address(address[0]).is_loopback
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError, OverflowError):
+        raise ConfigError(
+            f"{host}:{port} is no address to listen on; give --host a name or address of this machine"
+        ) from None
+    family, _, _, _, address = found[0]
+    return family, (str(address[0]), int(address[1]))
+
+
+class Server:
+    """Serves one app on one socket until SIGTERM or SIGINT: streams get 10 s to end, a second signal none."""
+
+    def __init__(self) -> None:
+        self._uvicorn: uvicorn.Server | None = None
+        self._main: asyncio.Task[object] | None = None
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """From here on a signal ends things in order, also while models load: the block is cancelled."""
+        loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def serve(self, app: FastAPI, sock: socket.socket, limits: Limits) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=limits.max_connections,
+            h11_max_incomplete_event_size=limits.max_header_bytes,
+            timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
+        )
+        self._uvicorn = _QuietServer(config)
+        await self._uvicorn.serve(sockets=[sock])
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._uvicorn is not None:
+            self._uvicorn.handle_exit(number, None)
+        elif self._main is not None:
+            self._main.cancel()
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves signals to `Server`: uvicorn would raise them again before the engine is stopped."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
