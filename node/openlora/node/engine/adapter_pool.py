@@ -1,0 +1,129 @@
+"""The adapters in memory, each in a slot of the tables that the LoRA op reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openlora.kernels.types import LoraFactors
+from openlora.node.adapters.format import AdapterWeights, RawTensor
+from openlora.node.errors import AdapterError
+
+_NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+@dataclass(eq=False, slots=True)
+class ResidentAdapter:
+    """An adapter in its slot. `users` counts the requests that run with it; `listed` says that its key names it."""
+
+    key: str
+    slot: int
+    rank: int
+    nbytes: int
+    users: int = 0
+    listed: bool = True
+
+
+class AdapterPool:
+    """Adapters by key, within a budget of bytes.
+
+    A request holds the adapters it started with from `acquire` to `release`. What is unloaded or replaced meanwhile
+    leaves memory with its last request; its slot is used again only then.
+    """
+
+    def __init__(self, max_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._max_bytes = max_bytes
+        self._dtype = dtype
+        self._device = device
+        self._by_key: dict[str, ResidentAdapter] = {}
+        self._slots: list[ResidentAdapter | None] = []
+        self._tables: dict[str, list[LoraFactors | None]] = {}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._by_key)
+
+    @property
+    def tables(self) -> Mapping[str, Sequence[LoraFactors | None]]:
+        """For each module that some adapter touches, the factors by slot."""
+        return self._tables
+
+    @property
+    def nbytes(self) -> int:
+        return sum(adapter.nbytes for adapter in self._slots if adapter is not None)
+
+    def load(self, key: str, weights: AdapterWeights) -> ResidentAdapter:
+        """Put `weights` into a slot and let `key` name it from now on. Raises AdapterError beyond the budget."""
+        nbytes = self._dtype.itemsize * sum(
+            factor.a.shape[0] * (factor.a.shape[1] + factor.b.shape[0]) for factor in weights.factors.values()
+        )
+        old = self._by_key.get(key)
+        kept = self.nbytes - (old.nbytes if old is not None and not old.users else 0)
+        if kept + nbytes > self._max_bytes:
+            raise AdapterError(
+                f"the adapter needs {nbytes} bytes and {kept} of the {self._max_bytes} for adapters are in use; "
+                "unload others first"
+            )
+        self.unload(key)
+        adapter = ResidentAdapter(key, self._free_slot(), weights.rank, nbytes)
+        self._slots[adapter.slot] = adapter
+        for module, factor in weights.factors.items():
+            table = self._tables.setdefault(module, [None] * len(self._slots))
+            table[adapter.slot] = LoraFactors(self._tensor(factor.a), self._tensor(factor.b), factor.scale)
+        self._by_key[key] = adapter
+        return adapter
+
+    def unload(self, key: str) -> None:
+        """Let `key` name nothing; an unknown key is no error."""
+        adapter = self._by_key.pop(key, None)
+        if adapter is not None:
+            adapter.listed = False
+            self._drop_unused(adapter)
+
+    def acquire(self, key: str) -> ResidentAdapter | None:
+        """The adapter that `key` names now, held until `release`."""
+        adapter = self._by_key.get(key)
+        if adapter is not None:
+            adapter.users += 1
+        return adapter
+
+    def release(self, adapter: ResidentAdapter) -> None:
+        assert adapter.users > 0, "released more often than acquired"
+        adapter.users -= 1
+        self._drop_unused(adapter)
+
+    def check_integrity(self, held: Sequence[ResidentAdapter]) -> None:
+        """Assert that the users are exactly those of `held`, and that nothing stays that neither key nor user needs."""
+        for slot, adapter in enumerate(self._slots):
+            if adapter is None:
+                assert not any(table[slot] for table in self._tables.values()), f"slot {slot} is free and not empty"
+                continue
+            assert adapter.users == sum(user is adapter for user in held), f"{adapter.key}: users"
+            assert adapter.users or adapter.listed, f"{adapter.key}: needed by nobody"
+            assert adapter.listed == (self._by_key.get(adapter.key) is adapter), f"{adapter.key}: key"
+
+    def _drop_unused(self, adapter: ResidentAdapter) -> None:
+        if adapter.users or adapter.listed:
+            return
+        self._slots[adapter.slot] = None
+        for module, table in list(self._tables.items()):
+            table[adapter.slot] = None
+            if not any(table):
+                del self._tables[module]
+
+    def _free_slot(self) -> int:
+        if None not in self._slots:
+            self._slots.append(None)
+            for table in self._tables.values():
+                table.append(None)
+        return self._slots.index(None)
+
+    def _tensor(self, raw: RawTensor) -> Tensor:
+        """A copy of the mapped file's numbers, in the dtype that the model computes in."""
+        array = np.frombuffer(raw.data, _NUMPY_DTYPES[raw.dtype]).copy()
+        tensor = torch.from_numpy(array)
+        if raw.dtype == "BF16":
+            tensor = tensor.view(torch.bfloat16)
+        return tensor.reshape(raw.shape).to(self._device, self._dtype)

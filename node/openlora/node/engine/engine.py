@@ -1,0 +1,256 @@
+"""The inference engine: commands in, tokens out, one forward pass a step."""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openlora.kernels.ops import BACKENDS, Ops
+from openlora.node.adapters.format import read_adapter
+from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
+from openlora.node.engine.admission import check_request
+from openlora.node.engine.blocks import BlockAllocator
+from openlora.node.engine.loader import load_weights
+from openlora.node.engine.messages import (
+    AdapterLoaded,
+    AdapterRefused,
+    AdapterUnloaded,
+    AdapterUse,
+    Cancel,
+    Command,
+    Event,
+    GetStatus,
+    LoadAdapter,
+    ModelInfo,
+    Refused,
+    Sampling,
+    Shutdown,
+    Status,
+    Step,
+    Submit,
+    Token,
+    UnloadAdapter,
+)
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.runner import Runner
+from openlora.node.engine.sampling import sample_tokens
+from openlora.node.engine.scheduler import EngineLimits, Scheduler
+from openlora.node.engine.sequence import Chunk, Sequence
+from openlora.node.errors import AdapterError, RequestError
+
+__all__ = ["Engine", "EngineLimits", "ScoreRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Tokens whose next-token distributions are wanted at every position, under a recipe."""
+
+    tokens: tuple[int, ...]
+    adapters: tuple[AdapterUse, ...] = ()
+
+
+class Engine:
+    """One base model, its cache and its adapters. Not thread-safe; whoever owns it calls `handle` and `step` in turn.
+
+    Requests that share a pass do not touch each other's numbers: each row reads its own sequence's pages and its own
+    adapters, and a row that turns NaN or infinite ends its own request alone.
+    """
+
+    def __init__(self, model: Decoder, ops: Ops, limits: EngineLimits) -> None:
+        config = model.config
+        blocks = BlockAllocator(limits.kv_tokens // limits.page_tokens, limits.page_tokens)
+        kv_tokens = blocks.pages * blocks.page_tokens
+        self.info = ModelInfo(
+            family=config.family,
+            dtype=str(model.dtype).removeprefix("torch."),
+            vocab_size=config.vocab_size,
+            max_context=min(config.max_positions, kv_tokens),
+            eos_token_ids=config.eos_token_ids,
+            kv_tokens=kv_tokens,
+            backend=ops.name,
+        )
+        self._limits = limits
+        self._ops = ops
+        self._layout = config.layout()
+        self._eos = frozenset(config.eos_token_ids)
+        self._blocks = blocks
+        self._scheduler = Scheduler(limits, blocks)
+        self._adapters = AdapterPool(limits.adapter_bytes, model.dtype, model.device)
+        self._runner = Runner(model, ops, self._adapters, blocks.pages, blocks.page_tokens)
+        self._sequences: dict[str, Sequence] = {}
+        self._refused: list[Refused] = []
+        self._steps = 0
+        self._generated_tokens = 0
+
+    @classmethod
+    def load(cls, path: Path, *, dtype: str = "auto", limits: EngineLimits | None = None) -> "Engine":
+        """Load a Hugging Face directory or a GGUF file. Raises ModelError."""
+        config = DecoderConfig.from_path(path)
+        ops = Ops(BACKENDS["reference"])
+        return cls(Decoder(config, load_weights(path, config, dtype), ops), ops, limits or EngineLimits())
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def handle(self, command: Command) -> list[Event]:
+        """Carry out a command; its immediate answers. Refuses, and never raises for, what a stranger may send."""
+        match command:
+            case Submit():
+                return self._submit(command)
+            case Cancel(request_id=request_id):
+                self._end(request_id)
+                return []
+            case LoadAdapter(key=key, path=path):
+                return [self._load_adapter(key, Path(path))]
+            case UnloadAdapter(key=key):
+                self._adapters.unload(key)
+                return [AdapterUnloaded(key=key)]
+            case GetStatus():
+                return [self._status()]
+            case Shutdown():
+                for request_id in list(self._sequences):
+                    self._end(request_id)
+                return []
+
+    @torch.inference_mode()
+    def step(self) -> Step | None:
+        """One forward pass; None when nothing runs. A request that failed in it is reported by `take_refused`."""
+        passed = self._forward()
+        if not passed:
+            return None
+        self._steps += 1
+        sampled = [(chunk.sequence, logits) for chunk, logits in passed if chunk.outputs]
+        tokens = self._sample([s for s, _ in sampled], torch.cat([x for _, x in sampled])) if sampled else []
+        for token in tokens:
+            if token.finish_reason is not None:
+                self._end(token.request_id)
+        self._generated_tokens += len(tokens)
+        return Step(tokens=tuple(tokens))
+
+    def take_refused(self) -> list[Refused]:
+        """The requests that failed while running since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    @torch.inference_mode()
+    def score(self, requests: Many[ScoreRequest]) -> list[Tensor]:
+        """Teacher forcing, all requests batched together: for each a tensor [tokens, vocabulary] float32 whose row i
+        holds the log-probabilities of the token after tokens[i]. For an idle engine. Raises RequestError."""
+        assert not self.has_work, "scoring steps the engine, and would lose the tokens of running requests"
+        try:
+            sequences = [self._score_sequence(f"score-{i}", request) for i, request in enumerate(requests)]
+            found: dict[Sequence, list[Tensor]] = {sequence: [] for sequence in sequences}
+            while any(sequence.pending for sequence in sequences):
+                for chunk, logits in self._forward():
+                    found[chunk.sequence].append(logits.log_softmax(dim=-1))
+            return [torch.cat(found[sequence]) for sequence in sequences]
+        finally:
+            for request_id in list(self._sequences):
+                self._end(request_id)
+
+    def check_integrity(self) -> None:
+        """Assert that pages and adapters are held by exactly the requests that exist."""
+        self._scheduler.check_integrity()
+        live = [*self._scheduler.running, *self._scheduler.waiting]
+        assert {id(s) for s in live} == {id(s) for s in self._sequences.values()}
+        self._adapters.check_integrity([adapter for s in live for adapter, _ in s.adapters])
+
+    # ---- commands ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, submit: Submit) -> list[Event]:
+        try:
+            if submit.request_id in self._sequences:
+                raise RequestError("bad_input", "a request of this id is running already")
+            check_request(submit, self.info, self._limits.max_adapters)
+            prompt = list(submit.prompt)
+            self._add(Sequence(submit.request_id, prompt, len(prompt), submit.sampling), submit.adapters)
+        except RequestError as error:
+            return [Refused(request_id=submit.request_id, code=error.code, message=str(error))]
+        return []
+
+    def _score_sequence(self, request_id: str, request: ScoreRequest) -> Sequence:
+        sequence = Sequence(request_id, list(request.tokens), len(request.tokens), None)
+        check = Submit(
+            request_id=request_id,
+            prompt=request.tokens[:-1],
+            sampling=Sampling(max_tokens=1),
+            adapters=request.adapters,
+        )
+        check_request(check, self.info, self._limits.max_adapters)
+        self._add(sequence, request.adapters)
+        return sequence
+
+    def _add(self, sequence: Sequence, uses: Many[AdapterUse]) -> None:
+        """Pin the recipe's adapters and queue the sequence. Raises RequestError, with nothing left pinned."""
+        held: list[tuple[ResidentAdapter, float]] = []
+        try:
+            for use in uses:
+                if (adapter := self._adapters.acquire(use.key)) is None:
+                    raise RequestError("unknown_adapter", f"adapter {use.key!r} is not loaded")
+                held.append((adapter, use.weight))
+            sequence.adapters = tuple(held)
+            self._scheduler.add(sequence)
+        except RequestError:
+            for adapter, _ in held:
+                self._adapters.release(adapter)
+            raise
+        self._sequences[sequence.request_id] = sequence
+
+    def _end(self, request_id: str) -> None:
+        """Free what a request holds; one that has ended already is no error."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return
+        self._scheduler.remove(sequence)
+        for adapter, _ in sequence.adapters:
+            self._adapters.release(adapter)
+
+    def _load_adapter(self, key: str, directory: Path) -> AdapterLoaded | AdapterRefused:
+        try:
+            adapter = self._adapters.load(key, read_adapter(directory, self._layout))
+        except AdapterError as error:
+            return AdapterRefused(key=key, message=str(error))
+        return AdapterLoaded(key=key, rank=adapter.rank, bytes=adapter.nbytes)
+
+    def _status(self) -> Status:
+        return Status(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_tokens_free=self._blocks.free * self._blocks.page_tokens,
+            adapters=self._adapters.keys,
+            steps=self._steps,
+            generated_tokens=self._generated_tokens,
+        )
+
+    # ---- a step -----------------------------------------------------------------------------------------------------
+
+    def _forward(self) -> list[tuple[Chunk, Tensor]]:
+        """Schedule and run one pass: each chunk with the logits of its output rows."""
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return []
+        logits = self._runner.run(chunks).split([chunk.outputs for chunk in chunks])
+        for chunk in chunks:
+            chunk.sequence.computed = chunk.end
+        return list(zip(chunks, logits, strict=True))
+
+    def _sample(self, sequences: Many[Sequence], logits: Tensor) -> list[Token]:
+        """A token for each sequence whose logits are finite; the others are refused and freed."""
+        lowest, highest = logits.aminmax(dim=-1)  # NaN where a row holds one
+        finite = (lowest.isfinite() & highest.isfinite()).tolist()
+        if not all(finite):
+            for sequence, sound in zip(sequences, finite, strict=True):
+                if not sound:
+                    self._refuse_poisoned(sequence)
+            sequences = [sequence for sequence, sound in zip(sequences, finite, strict=True) if sound]
+            logits = logits[torch.tensor(finite, device=logits.device)]
+        return sample_tokens(self._ops, logits, sequences, self._eos) if sequences else []
+
+    def _refuse_poisoned(self, sequence: Sequence) -> None:
+        message = "the model's numbers became infinite or NaN under this prompt and these adapters"
+        self._refused.append(Refused(request_id=sequence.request_id, code="not_finite", message=message))
+        self._end(sequence.request_id)

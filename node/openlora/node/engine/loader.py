@@ -1,0 +1,192 @@
+"""A base model's weights, from a Hugging Face directory or a GGUF file, as the decoder wants them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.models.decoder import DecoderWeights, Layer, Projection
+from openlora.node.errors import ModelError
+
+_INDEX_MAX_BYTES = 64 << 20
+_HARMLESS = re.compile(r".*rotary_emb\.inv_freq|" + re.escape(ROPE_FACTORS))
+_SAFETENSORS_DTYPES = {"F32", "F16", "BF16"}
+
+
+class TensorSource(Protocol):
+    """A checkpoint's tensors under their Hugging Face names. Every method raises ModelError."""
+
+    def names(self) -> set[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def is_float32(self, name: str) -> bool: ...
+    def tensor(self, name: str) -> Tensor: ...
+
+
+def load_weights(path: Path, config: DecoderConfig, dtype: str) -> DecoderWeights:
+    """Read the checkpoint at `path`; dtype is "bfloat16", "float32" or "auto" (see `choose_dtype`).
+
+    Raises ModelError if a tensor is missing, misshapen, of a kind that is not served, or not the model's.
+    """
+    source: TensorSource = SafetensorsSource(path) if path.is_dir() else GgufSource(GgufFile(path), config)
+    _check_tensors(source, config)
+    return _Builder(source, config, choose_dtype(dtype, source)).weights()
+
+
+def choose_dtype(wanted: str, source: TensorSource) -> torch.dtype:
+    """ "auto": bfloat16 where neither the checkpoint nor the processor loses by it, else float32."""
+    if wanted == "auto":
+        exact = source.is_float32("model.embed_tokens.weight")
+        wanted = "float32" if exact or not _bfloat16_is_fast() else "bfloat16"
+    if wanted not in ("bfloat16", "float32"):
+        raise ModelError(f"dtype {wanted!r} is not served; 'auto', 'bfloat16' and 'float32' are")
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether torch's products take bfloat16 on this processor without emulating it."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _check_tensors(source: TensorSource, config: DecoderConfig) -> None:
+    expected, found = config.tensors(), source.names()
+    if missing := expected.keys() - found:
+        raise ModelError(f"the checkpoint lacks {len(missing)} tensors, one of them {min(missing)!r}")
+    ignored = {"lm_head.weight"} if config.tied_head else set()
+    unknown = {name for name in found - expected.keys() - ignored if not _HARMLESS.fullmatch(name)}
+    if unknown:
+        raise ModelError(f"the checkpoint holds {len(unknown)} tensors not of this model, one {min(unknown)!r}")
+    for name, shape in expected.items():
+        if source.shape(name) != shape:
+            raise ModelError(f"tensor {name!r} has shape {source.shape(name)}, not {shape}")
+
+
+class _Builder:
+    """Stacks and casts the checkpoint's tensors, one at a time."""
+
+    def __init__(self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> None:
+        self._source = source
+        self._config = config
+        self._dtype = dtype
+        self._shapes = config.tensors()
+
+    def weights(self) -> DecoderWeights:
+        embedding = self._one("model.embed_tokens.weight")
+        tied = Projection(embedding, None, (("lm_head", slice(0, self._config.vocab_size)),))
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(self._layer(f"model.layers.{i}") for i in range(self._config.layers)),
+            norm=self._one("model.norm.weight"),
+            head=tied if self._config.tied_head else self._projection("lm_head"),
+        )
+
+    def _layer(self, prefix: str) -> Layer:
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        return Layer(
+            attention_norm=self._one(f"{prefix}.input_layernorm.weight"),
+            qkv=self._projection(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
+            o=self._projection(f"{attention}.o_proj"),
+            mlp_norm=self._one(f"{prefix}.post_attention_layernorm.weight"),
+            gate_up=self._projection(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            down=self._projection(f"{mlp}.down_proj"),
+        )
+
+    def _projection(self, *modules: str) -> Projection:
+        parts, end = [], 0
+        for module in modules:
+            start, end = end, end + self._shapes[f"{module}.weight"][0]
+            parts.append((module, slice(start, end)))
+        weight = self._stacked(f"{module}.weight" for module in modules)
+        biased = f"{modules[0]}.bias" in self._shapes
+        return Projection(weight, self._stacked(f"{m}.bias" for m in modules) if biased else None, tuple(parts))
+
+    def _stacked(self, names: Iterable[str]) -> Tensor:
+        return torch.cat([self._one(name) for name in names])
+
+    def _one(self, name: str) -> Tensor:
+        return self._source.tensor(name).to(self._dtype)
+
+
+class SafetensorsSource:
+    """The safetensors files of a Hugging Face directory: one, or those of its index."""
+
+    def __init__(self, directory: Path) -> None:
+        self._files: dict[Path, Any] = {}  # open safetensors files, whose package has no types
+        self._where: dict[str, Path] = {}
+        for path in _weight_files(directory):
+            try:
+                file: Any = safe_open(path, framework="pt")
+                names = file.keys()
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
+            for name in names:
+                if name in self._where:
+                    raise ModelError(f"{path}: tensor {name!r} stands in another file too")
+                self._where[name] = path
+            self._files[path] = file
+
+    def names(self) -> set[str]:
+        return set(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def is_float32(self, name: str) -> bool:
+        return bool(self._slice(name).get_dtype() == "F32")
+
+    def tensor(self, name: str) -> Tensor:
+        dtype = self._slice(name).get_dtype()
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise ModelError(f"tensor {name!r} is {dtype}, which is not served")
+        tensor: Tensor = self._files[self._where[name]].get_tensor(name)
+        return tensor
+
+    def _slice(self, name: str) -> Any:
+        return self._files[self._where[name]].get_slice(name)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return [directory / "model.safetensors"]
+    try:
+        parsed = msgspec.json.decode(index.read_bytes()[:_INDEX_MAX_BYTES], type=_Index)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ModelError(f"{index}: {error}") from error
+    names = sorted(set(parsed.weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index}: {name!r} is no file of this directory")
+    return [directory / name for name in names]
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class GgufSource:
+    """A GGUF file, dequantised; llama.cpp's order of the query and key rows is undone."""
+
+    def __init__(self, file: GgufFile, config: DecoderConfig) -> None:
+        self._file = file
+        self._permuted = {"q_proj": config.heads, "k_proj": config.kv_heads} if config.family == "llama" else {}
+        self.names = file.names
+        self.shape = file.shape
+        self.is_float32 = file.is_float32
+
+    def tensor(self, name: str) -> Tensor:
+        tensor = torch.from_numpy(self._file.read(name))
+        heads = self._permuted.get(name.split(".")[-2])
+        return tensor if heads is None else _halves_first(tensor, heads)
+
+
+def _halves_first(rows: Tensor, heads: int) -> Tensor:
+    """From rows whose rotary pairs stand side by side, as llama.cpp's `llama` wants them, to first halves first."""
+    pairs = rows.view(heads, -1, 2, *rows.shape[1:])
+    return pairs.transpose(1, 2).reshape(rows.shape)

@@ -1,0 +1,97 @@
+"""The Llama-style decoder of DecoderConfig, written in the ops of `openlora.kernels`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openlora.kernels.ops import LoraPlan, Ops
+from openlora.kernels.types import LoraFactors
+from openlora.node.engine.models.batch import Batch, KvCache
+from openlora.node.engine.models.config import DecoderConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One or several linear layers of one input, their weights stacked; `parts` names each and its output columns."""
+
+    weight: Tensor
+    bias: Tensor | None
+    parts: tuple[tuple[str, slice], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    attention_norm: Tensor
+    qkv: Projection
+    o: Projection
+    mlp_norm: Tensor
+    gate_up: Projection
+    down: Projection
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    embedding: Tensor  # [vocabulary, hidden]
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    head: Projection  # the embedding's own memory where the head is tied
+
+
+class Decoder:
+    """x ← x + attention(norm(x)); x ← x + mlp(norm(x)) in every layer; logits = head(norm(x))."""
+
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, ops: Ops) -> None:
+        self.config = config
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self._weights = weights
+        self._ops = ops
+        self._rope_table = rope_table(config.rope_frequencies, config.max_positions).to(self.device)
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor:
+        """Write the batch's keys and values to the cache; return the logits [N, vocabulary] float32 of output_rows."""
+        x = F.embedding(batch.tokens, self._weights.embedding)
+        for layer, keys, values in zip(self._weights.layers, cache.keys, cache.values, strict=True):
+            x = x + self._attention(layer, self._norm(x, layer.attention_norm), batch, keys, values)
+            x = x + self._mlp(layer, self._norm(x, layer.mlp_norm), batch)
+        hidden = self._norm(x.index_select(0, batch.output_rows), self._weights.norm)
+        plan = batch.lora.output_plan if batch.lora else None
+        return self._project(self._weights.head, hidden, batch, plan, torch.float32)
+
+    def _attention(self, layer: Layer, x: Tensor, batch: Batch, keys: Tensor, values: Tensor) -> Tensor:
+        config, plan = self.config, batch.lora.plan if batch.lora else None
+        qkv = self._project(layer.qkv, x, batch, plan).view(len(x), -1, config.head_size)
+        q, k, v = qkv.split_with_sizes([config.heads, config.kv_heads, config.kv_heads], dim=1)
+        self._ops.rope_(q, k, batch.positions, self._rope_table)
+        self._ops.kv_append_(k, v, keys, values, batch.slots)
+        o = self._ops.paged_attention(q, keys, values, batch.attention, config.head_size**-0.5)
+        return self._project(layer.o, o.flatten(1), batch, plan)
+
+    def _mlp(self, layer: Layer, x: Tensor, batch: Batch) -> Tensor:
+        plan = batch.lora.plan if batch.lora else None
+        gated = self._ops.silu_mul(self._project(layer.gate_up, x, batch, plan))
+        return self._project(layer.down, gated, batch, plan)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._ops.rms_norm(x, weight, self.config.rms_norm_eps)
+
+    def _project(
+        self, layer: Projection, x: Tensor, batch: Batch, plan: LoraPlan | None, out_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The linear layers, and on top of each what the rows' adapters add to it."""
+        y = self._ops.linear(x, layer.weight, layer.bias, out_dtype)
+        if batch.lora is not None and plan is not None:
+            for module, columns in layer.parts:
+                table: Sequence[LoraFactors | None] | None = batch.lora.tables.get(module)
+                if table is not None:
+                    self._ops.lora_(y[:, columns], x, plan, table)
+        return y
+
+
+def rope_table(frequencies: Sequence[float], positions: int) -> Tensor:
+    """[positions, head size] float32: the cosines, then the sines, of position · frequency."""
+    angles = torch.outer(torch.arange(positions, dtype=torch.float64), torch.tensor(frequencies, dtype=torch.float64))
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()

@@ -1,0 +1,83 @@
+"""One forward pass for any mix of chunks: from sequences to tensors, and back to logits."""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+
+import torch
+from torch import Tensor
+
+from openlora.kernels.ops import LoraPlan, Ops
+from openlora.kernels.types import AttentionBatch, LoraEntries
+from openlora.node.engine.adapter_pool import AdapterPool
+from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
+from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.sequence import Chunk
+
+
+class Runner:
+    """Owns the cache's memory; who holds which of its pages is the allocator's affair."""
+
+    def __init__(self, model: Decoder, ops: Ops, adapters: AdapterPool, pages: int, page_tokens: int) -> None:
+        config = model.config
+        self._model = model
+        self._ops = ops
+        self._adapters = adapters
+        self._page_tokens = page_tokens
+        shape = (pages, page_tokens, config.kv_heads, config.head_size)
+        self._cache = KvCache.empty(config.layers, shape, model.dtype, model.device)
+
+    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Compute the chunks into the cache. Logits [N, vocabulary] float32 of each chunk's output rows, in order."""
+        return self._model.forward(self._batch(chunks), self._cache)
+
+    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
+        lengths = [chunk.length for chunk in chunks]
+        ends = list(accumulate(lengths))
+        positions = self._index(chain.from_iterable(range(chunk.start, chunk.end) for chunk in chunks))
+        attention = AttentionBatch(
+            row_starts=self._index([0, *ends]),
+            context_lens=self._index(chunk.end for chunk in chunks),
+            page_table=self._page_table(chunks),
+        )
+        owner = torch.arange(len(chunks), device=positions.device).repeat_interleave(self._index(lengths))
+        pages = attention.page_table[owner, positions // self._page_tokens]
+        outputs = chain.from_iterable(range(end - chunk.outputs, end) for chunk, end in zip(chunks, ends, strict=True))
+        return Batch(
+            tokens=self._index(chain.from_iterable(c.sequence.tokens[c.start : c.end] for c in chunks)),
+            positions=positions,
+            slots=pages * self._page_tokens + positions % self._page_tokens,
+            attention=self._ops.plan_attention(attention, self._page_tokens, self._model.dtype),
+            output_rows=self._index(outputs),
+            lora=self._lora(chunks),
+        )
+
+    def _page_table(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Padded with page 0, which is never read for it."""
+        width = max(len(chunk.sequence.pages) for chunk in chunks)
+        rows = (chunk.sequence.pages + [0] * (width - len(chunk.sequence.pages)) for chunk in chunks)
+        return self._index(chain.from_iterable(rows)).view(len(chunks), width)
+
+    def _lora(self, chunks: Sequence[Chunk]) -> LoraBatch | None:
+        if not any(chunk.sequence.adapters for chunk in chunks):
+            return None
+        return LoraBatch(
+            plan=self._lora_plan(chunks, [chunk.length for chunk in chunks]),
+            output_plan=self._lora_plan(chunks, [chunk.outputs for chunk in chunks]),
+            tables=self._adapters.tables,
+        )
+
+    def _lora_plan(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> LoraPlan:
+        """Every row of a chunk carries the entries of its sequence's recipe."""
+        recipes = [chunk.sequence.adapters for chunk in chunks]
+        repeated = [recipe for recipe, count in zip(recipes, rows, strict=True) for _ in range(count)]
+        entries = list(chain.from_iterable(repeated))
+        return self._ops.plan_lora(
+            LoraEntries(
+                indptr=self._index([0, *accumulate(map(len, repeated))]),
+                slot=self._index(adapter.slot for adapter, _ in entries),
+                weight=torch.tensor([weight for _, weight in entries], dtype=torch.float32, device=self._model.device),
+            )
+        )
+
+    def _index(self, values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int32, device=self._model.device)
