@@ -1,9 +1,11 @@
 """The arrows between a job's states."""
 
-import pytest
-from eth_utils.crypto import keccak
+from dataclasses import replace
 
-from openlora.node.job import LIVE, TRANSITIONS, BlockRef, Job, JobId, JobState, claim_seed
+import pytest
+
+from openlora.contracts import eip712
+from openlora.node.job import LIVE, TRANSITIONS, BlockRef, Job, JobId, JobState
 from tests.node.specs import some_spec
 
 
@@ -34,5 +36,5 @@ def test_nothing_leads_back_before_a_commit() -> None:
 def test_the_seed_is_fixed_by_the_claim() -> None:
     job = Job(JobId(1), some_spec(), b"\x01" * 32, None, BlockRef(1, b"\x02" * 32))
     assert job.seed is None
-    expected = int.from_bytes(keccak(b"\x01" * 32 + b"\x03" * 32)[:8], "big")
-    assert claim_seed(b"\x01" * 32, b"\x03" * 32) == expected
+    claimed = replace(job, claim=BlockRef(2, b"\x03" * 32))
+    assert claimed.seed == eip712.job_seed(b"\x01" * 32, b"\x03" * 32)

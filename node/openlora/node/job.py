@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
-from eth_utils.crypto import keccak
-
-from openlora.contracts import JobSpec
+from openlora.contracts import JobSpec, eip712
 
 JobId = NewType("JobId", int)
 Wei = NewType("Wei", int)  # smallest unit of the coin or token that the name beside it says
@@ -126,9 +124,4 @@ class Job:
     @property
     def seed(self) -> int | None:
         """The sampling seed, 64 bits: fixed by the claim, unknown before it."""
-        return None if self.claim is None else claim_seed(self.spec_hash, self.claim.hash)
-
-
-def claim_seed(spec_hash: bytes, claim_block_hash: bytes) -> int:
-    """The first 8 bytes, big-endian, of keccak256(specHash ‖ hash of the block that holds the claim)."""
-    return int.from_bytes(keccak(spec_hash + claim_block_hash)[:8], "big")
+        return None if self.claim is None else eip712.job_seed(self.spec_hash, self.claim.hash)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
-from openlora.contracts import JobSpec
+from openlora.contracts import Deployment, JobSpec
 from openlora.node.database import Database
 from openlora.node.errors import JournalError
 from openlora.node.job import TRANSITIONS, BlockRef, Job, JobId, JobState, Signed, SkipCode
@@ -52,7 +52,8 @@ MIGRATIONS = (
     -- One row for each thing the hot key wants done on chain, and one for each signed version of it.
     CREATE TABLE intents (
         key TEXT PRIMARY KEY, to_address TEXT NOT NULL, data BLOB NOT NULL, gas_limit INTEGER NOT NULL,
-        nonce INTEGER NOT NULL, state TEXT NOT NULL, receipt BLOB, block_number INTEGER, at REAL NOT NULL
+        nonce INTEGER NOT NULL, state TEXT NOT NULL,
+        receipt BLOB, block_number INTEGER, cost_wei INTEGER, at REAL NOT NULL
     ) STRICT;
     CREATE INDEX intents_by_state ON intents (state, nonce);
     CREATE INDEX intents_by_block ON intents (block_number) WHERE block_number IS NOT NULL;
@@ -70,6 +71,8 @@ MIGRATIONS = (
     """,
 )
 
+DROP_INTENTS = "UPDATE intents SET state = 'pending', receipt = NULL, block_number = NULL, cost_wei = NULL"
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -78,6 +81,12 @@ class Identity:
     chain_id: int
     contracts: Mapping[str, str]  # name → address
     hot_key: str  # address
+
+    @classmethod
+    def of(cls, deployment: Deployment, hot_key: str) -> Self:
+        """The market's own contracts; the token is not one of them."""
+        names = ("vault", "node_registry", "adapter_registry", "job_queue")
+        return cls(deployment.chain_id, {name: getattr(deployment, name) for name in names}, hot_key)
 
     def named_parts(self) -> dict[str, str]:
         contracts = {f"contract {name}": address.lower() for name, address in self.contracts.items()}
@@ -171,8 +180,7 @@ class Journal(Database):
             gone = "UPDATE jobs SET submitted_number = NULL, submitted_hash = NULL WHERE submitted_number > ?"
             db.execute(gone, (ancestor,))
             # The sender looks for these anew, and sends their bytes again if it must.
-            mined = "UPDATE intents SET state = 'pending', receipt = NULL, block_number = NULL WHERE block_number > ?"
-            db.execute(mined, (ancestor,))
+            db.execute(f"{DROP_INTENTS} WHERE block_number > ?", (ancestor,))
             for (job_id,) in changed:
                 self._refresh(JobId(job_id))
 
