@@ -1,14 +1,12 @@
 """What the agent asks the chain, typed. Reading costs nothing and changes nothing; sending is `chain.sender`'s."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
-from eth_abi.exceptions import DecodingError
-
-from openlora.contracts import Call, decode_revert
+from openlora.contracts import AbiMismatch, Call, Deployment, decode_revert
 from openlora.node.chain.rpc import RpcPool
 from openlora.node.chain.types import Block, Log, SentTransaction, TxReceipt, to_bytes, to_hex
-from openlora.node.errors import ChainError, Reverted, RpcError
+from openlora.node.errors import ChainError, Reverted, RpcError, WrongChain
 from openlora.node.job import Wei
 
 T = TypeVar("T")
@@ -24,21 +22,18 @@ class ChainClient:
 
     @classmethod
     async def connect(
-        cls,
-        rpc_urls: Sequence[str],
-        chain_id: int,
-        contracts: Mapping[str, str] | None = None,
-        *,
-        timeout_s: float = 10.0,
+        cls, rpc_urls: Sequence[str], chain_id: int, deployment: Deployment | None = None, *, timeout_s: float = 10.0
     ) -> Self:
-        """Raises RpcDown when no endpoint answers, WrongChain when those that do serve another chain, and ChainError
-        when one of `contracts` (name → address) has no code there."""
+        """Raises RpcDown when no endpoint answers, WrongChain when those that do serve another chain or the deployment
+        is on another one, and ChainError when the chain has no job queue where the deployment says."""
+        if deployment is not None and deployment.chain_id != chain_id:
+            raise WrongChain(f"the deployment is on chain {deployment.chain_id}, not {chain_id}; check chain_id")
         client = cls(await RpcPool.open(rpc_urls, chain_id, timeout_s=timeout_s), chain_id)
         try:
             await client.block("latest")
-            for name, address in (contracts or {}).items():
-                if not await client.code(address):
-                    raise ChainError(f"chain {chain_id} has no {name} at {address}; check the deployment file")
+            if deployment is not None and not await client.code(deployment.job_queue):
+                address = deployment.job_queue
+                raise ChainError(f"chain {chain_id} has no job queue at {address}; check the deployment file")
         except BaseException:
             await client.close()
             raise
@@ -57,7 +52,7 @@ class ChainClient:
             raise _reverted(call.name, error) from None
         try:
             return call.decode(to_bytes(raw))
-        except DecodingError:
+        except AbiMismatch:
             raise ChainError(
                 f"{call.name}: {call.to} answered with nothing that fits; check the deployment file"
             ) from None
@@ -118,28 +113,22 @@ class ChainClient:
         return TxReceipt.from_rpc(raw) if raw and raw.get("blockNumber") else None
 
     async def transaction_with(self, sender: str, nonce: int, head: int) -> SentTransaction | None:
-        """The mined transaction of `sender` with this nonce, found by bisecting its nonce over the blocks up to `head`.
-
-        None when there is none, or when the server has forgotten the states it would take to find it.
-        """
-        low, high = 0, head  # the nonce is <= `nonce` before block `low`, > `nonce` at block `high`
-        try:
-            if await self.nonce(sender, high) <= nonce:
-                return None
-            step = 1
-            while high - step > 0 and await self.nonce(sender, high - step) > nonce:
-                high, step = high - step, step * 2
-            low = max(0, high - step)
-            while high - low > 1:
-                middle = (low + high) // 2
-                if await self.nonce(sender, middle) > nonce:
-                    high = middle
-                else:
-                    low = middle
-        except RpcError:
+        """The mined transaction of `sender` with this nonce, found by bisecting its nonce over the blocks up to `head`;
+        None when there is none. Raises RpcError when the server has forgotten the states that it takes."""
+        if await self.nonce(sender, head) <= nonce:
             return None
-        raw = await self._pool.request("eth_getBlockByNumber", hex(high), True)
-        for transaction in (raw or {}).get("transactions", ()):
+        high, step = head, 1  # the nonce is used at block `high` …
+        while high > step and await self.nonce(sender, high - step) > nonce:
+            high, step = high - step, step * 2
+        low = max(0, high - step)  # … and is not yet at block `low`
+        while high - low > 1:
+            middle = (low + high) // 2
+            if await self.nonce(sender, middle) > nonce:
+                high = middle
+            else:
+                low = middle
+        raw = await self._pool.request("eth_getBlockByNumber", hex(high), True) or {}
+        for transaction in raw.get("transactions", ()):
             if transaction["from"].lower() == sender.lower() and int(transaction["nonce"], 16) == nonce:
                 to = transaction["to"].lower() if transaction.get("to") else None
                 return SentTransaction(to_bytes(transaction["hash"]), nonce, to, Block.from_rpc(raw).ref)

@@ -1,0 +1,180 @@
+"""From the journal's cursor to the chain's head: every log of our contracts, in order, once per view of the chain.
+
+Far behind the head, ranges of blocks are read; within the last `LIVE_BLOCKS`, one block at a time and by hash, so that
+a reorganisation cannot slip between a header and its logs. Each batch is applied in the journal transaction that moves
+the cursor past it: after a crash both have happened or neither has.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from openlora.contracts import AbiMismatch, Event, decode_log
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.types import Block, Log
+from openlora.node.errors import ChainError, JournalError, RpcError, WrongChain
+from openlora.node.job import BlockRef
+from openlora.node.journal import Journal
+
+log = logging.getLogger(__name__)
+
+LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
+MAX_RANGE = 4096  # blocks of one eth_getLogs
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """An event and where it happened."""
+
+    event: Event
+    log: Log
+
+    @property
+    def block(self) -> BlockRef:
+        return self.log.block
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step changes. Either `unwound`: blocks above `upto` are no longer on the chain and the journal has taken
+    back what they caused; or the events of the blocks after the last batch, up to and including `upto`."""
+
+    upto: BlockRef
+    events: tuple[Occurrence, ...]
+    head: Block  # of the chain, when the batch was read
+    unwound: bool = False
+
+
+class Follower:
+    """Reads the logs of `addresses`, from `start_block` (that of the deployment) on a fresh journal."""
+
+    def __init__(
+        self,
+        client: ChainClient,
+        journal: Journal,
+        addresses: Sequence[str],
+        start_block: int,
+        *,
+        poll_s: float = 0.5,
+        max_range: int = MAX_RANGE,
+    ) -> None:
+        self._client = client
+        self._journal = journal
+        self._addresses = list(addresses)
+        self._start_block = start_block
+        self._poll_s = poll_s
+        self._max_range = max_range
+        self._range = max_range
+
+    async def follow(self, apply: Callable[[Batch], None]) -> AsyncIterator[Batch]:
+        """Applies batches for ever and yields each one after it is on disk.
+
+        `apply` runs inside the journal transaction that moves the cursor: it records, does not await, and on an error
+        nothing has happened. Whoever must react (wake a worker) does so in the loop's body. RPC trouble is waited out;
+        raises WrongChain, and JournalError when the chain shares no block with the journal.
+        """
+        while True:
+            try:
+                batch = await self.step(apply)
+            except WrongChain:
+                raise
+            except ChainError as error:
+                log.warning("follower waits reason=%r", str(error))
+                batch = None
+            if batch is None:
+                await asyncio.sleep(self._poll_s)
+            else:
+                yield batch
+
+    async def step(self, apply: Callable[[Batch], None]) -> Batch | None:
+        """Reads and applies the next batch; None when the cursor is at the head. Raises as `follow`, and ChainError."""
+        head = await self._client.block("latest")
+        cursor = self._journal.cursor
+        if cursor is not None and cursor.hash == head.hash:
+            return None
+        batch = await self._next(cursor, head)
+        if batch is not None:
+            with self._journal.transaction():
+                if batch.unwound:
+                    self._journal.unwind(batch.upto.number)
+                apply(batch)
+                if not batch.unwound:
+                    self._journal.advance(batch.upto)
+        return batch
+
+    async def _next(self, cursor: BlockRef | None, head: Block) -> Batch | None:
+        first = self._start_block if cursor is None else cursor.number + 1
+        if cursor is not None and not await self._extends(cursor, head):
+            return await self._unwind(head)
+        if first > head.number:
+            return None
+        if head.number - first >= LIVE_BLOCKS:
+            return await self._read_range(first, head)
+        block = head if first == head.number else await self._client.block(first)
+        if cursor is not None and block.parent_hash != cursor.hash:
+            return None  # reorganised while we looked; the next step sees it
+        logs = await self._client.block_logs(self._addresses, block.hash)
+        return Batch(block.ref, _decode(logs), head)
+
+    async def _extends(self, cursor: BlockRef, head: Block) -> bool:
+        """Whether the chain up to `head` still holds the cursor, or `head` comes from a server that merely lags."""
+        if head.number == cursor.number + 1:
+            return head.parent_hash == cursor.hash
+        if head.number > cursor.number:
+            return await self._is_on_chain(cursor)
+        applied = {block.number: block.hash for block in self._journal.known_blocks()}
+        return applied.get(head.number, head.hash) == head.hash
+
+    async def _is_on_chain(self, block: BlockRef) -> bool:
+        found = await self._client.find_block(block.number)
+        return found is not None and found.hash == block.hash
+
+    async def _unwind(self, head: Block) -> Batch:
+        """The newest applied block that is still on the chain, by bisection: what is below a shared block is shared."""
+        known = self._journal.known_blocks()
+        low, high = 0, len(known)
+        while low < high:
+            middle = (low + high) // 2
+            if await self._is_on_chain(known[middle]):
+                high = middle
+            else:
+                low = middle + 1
+        if low == len(known):
+            raise JournalError(
+                "the chain has none of the blocks that the journal knows: it was reset, or this is another chain under"
+                " the same id; use another state folder"
+            )
+        if low == 0:
+            raise ChainError("the RPC contradicts itself about the last block")
+        log.warning("reorg depth=%d ancestor=%d", known[0].number - known[low].number, known[low].number)
+        return Batch(known[low], (), head, unwound=True)
+
+    async def _read_range(self, first: int, head: Block) -> Batch:
+        """Blocks from `first`, as many as the server serves at once, all of them deeper than `LIVE_BLOCKS`."""
+        while True:
+            last = min(first + self._range - 1, head.number - LIVE_BLOCKS)
+            try:
+                logs = await self._client.logs(self._addresses, first, last)
+            except RpcError:
+                if self._range == 1:
+                    raise
+                self._range = max(1, self._range // 2)
+                continue
+            self._range = min(self._range * 2, self._max_range)
+            return Batch((await self._client.block(last)).ref, _decode(logs), head)
+
+
+def _decode(logs: Sequence[Log]) -> tuple[Occurrence, ...]:
+    """Events of ours; a log that is none of them is passed over, one that claims to be and does not fit is refused."""
+    found = []
+    for entry in logs:
+        try:
+            event = decode_log(entry.topics, entry.data)
+        except AbiMismatch as error:
+            raise ChainError(
+                f"{entry.address} logged what its ABI does not allow; check the deployment: {error}"
+            ) from None
+        if event is not None:
+            found.append(Occurrence(event, entry))
+    return tuple(found)

@@ -1,0 +1,35 @@
+"""All events of a contract since it was deployed, for people's commands; the agent itself follows with a cursor."""
+
+from collections.abc import Iterable, Sequence
+
+from openlora.contracts import Event, decode_log
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.types import Log
+from openlora.node.errors import RpcError
+
+MAX_RANGE = 10_000  # blocks of one eth_getLogs
+
+
+async def events(chain: ChainClient, address: str, first: int) -> Sequence[Event]:
+    """Events of `address` from block `first` to the head, oldest first. Raises RpcDown, RpcError."""
+    head = (await chain.block("latest")).number
+    found: list[Event] = []
+    span = MAX_RANGE
+    while first <= head:
+        last = min(first + span - 1, head)
+        try:
+            logs = await chain.logs([address], first, last)
+        except RpcError:
+            if span == 1:
+                raise
+            span //= 2  # servers bound the range or the number of logs, each in its own way
+            continue
+        found += events_of(logs)
+        first = last + 1
+    return found
+
+
+def events_of(logs: Iterable[Log]) -> list[Event]:
+    """The events among `logs` that are the market's. Raises AbiMismatch."""
+    decoded = (decode_log(entry.topics, entry.data) for entry in logs)
+    return [event for event in decoded if event is not None]

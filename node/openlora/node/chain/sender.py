@@ -1,0 +1,371 @@
+"""The hot key's transactions: the one owner of its nonce.
+
+Signed bytes are in the journal before they leave. What happened to them is read from the chain, never guessed from what
+a server answered: "failed" sends have landed, and "sent" ones have vanished.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from eth_account.signers.local import LocalAccount
+
+from openlora.contracts import Call
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.outbox import FIRST_NONCE, Attempt, Intent, Outbox
+from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, sign
+from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
+from openlora.node.errors import ChainError, JournalError, Reverted, RpcError
+from openlora.node.journal import Journal
+
+log = logging.getLogger(__name__)
+
+GAS_MARGIN = 1.25  # over the estimate: state may change before the transaction runs
+TRANSFER_GAS = 21_000
+GAP = "gap:"  # keys of the transfers that fill holes in the nonces
+PATIENCE_TICKS = 10  # before a foreign transaction that no server shows stops the signing
+
+
+@dataclass(frozen=True, slots=True)
+class SenderOptions:
+    """`confirmations` is the default depth at which `send` returns: 1 is inclusion. A mined transaction is watched
+    until it is `final_depth` blocks deep. One that is not mined is sent again every `resend_after_s` and replaced by a
+    dearer one every `bump_after_s`."""
+
+    confirmations: int = 1
+    final_depth: int = 64
+    max_in_flight: int = 16
+    poll_s: float = 0.5
+    resend_after_s: float = 15.0
+    bump_after_s: float = 30.0
+    fees: FeePolicy = field(default_factory=FeePolicy)
+
+
+class Sender:
+    """Turns intents into transactions, each effect exactly once.
+
+    After a crash at any point: an intent that was journalled is sent again as the same bytes and is recognised if it
+    had landed; one that was not has no signature anywhere. `start` comes first, then `run` in one task; `send` from
+    any.
+
+    A JournalError means that the journal and the chain contradict each other, most likely because a second agent uses
+    the hot key. From then on nothing is signed, and every `send`, waiting ones included, raises it.
+    """
+
+    def __init__(
+        self,
+        client: ChainClient,
+        journal: Journal,
+        account: LocalAccount,
+        contracts: Mapping[str, str],
+        options: SenderOptions = SenderOptions(),
+    ) -> None:
+        """`contracts`: those that nobody but this agent may call with the hot key, name → address."""
+        self._client = client
+        self._journal = journal
+        self._account = account
+        self._address = str(account.address).lower()
+        self._contracts = {address.lower(): name for name, address in contracts.items()}
+        self._options = options
+        self._outbox = Outbox(journal)
+        self._head: Block | None = None  # as of the last tick
+        self._used = 0  # nonces that the chain has seen used, as of the last tick
+        self._started = False
+        self._unexplained = 0  # ticks in a row that found a foreign nonce without its transaction
+        self._sent_at: dict[str, float] = {}  # when an intent's newest bytes were last handed to a server, by key
+        self._waiting_since: dict[str, float] = {}  # since when it has not been mined at these fees, in this life
+        self._stopped: JournalError | None = None
+        self._ticked = asyncio.Event()  # set and replaced after every tick
+        self._work = asyncio.Event()  # something was sent: look at the chain soon
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    @property
+    def in_flight(self) -> int:
+        """Transactions signed and not known to be mined."""
+        return len(self._outbox.pending())
+
+    # ---- what callers do --------------------------------------------------------------------------------------------
+
+    async def start(self, *, adopt: bool = False) -> None:
+        """Compares the journal with the chain and sends again, as the same bytes, what is not mined.
+
+        Raises JournalError when the hot key has sent transactions that the journal does not know and that are not
+        plainly harmless; so also for a fresh journal and a used hot key, unless `adopt` accepts its past.
+        """
+        self._started = True
+        if self._journal.meta(FIRST_NONCE) is None:
+            used = max(await self._client.nonce(self._address), await self._client.nonce(self._address, "pending"))
+            if used and not adopt:
+                raise JournalError(
+                    f"the hot key {self._address} has sent {used} transactions and this journal is new: restore the"
+                    " journal, or use a fresh hot key"
+                )
+            self._journal.set_meta(FIRST_NONCE, str(used))
+        await self.tick()
+
+    async def run(self) -> NoReturn:
+        """Looks at the chain every `poll_s` seconds, and at once after a send. RPC trouble is waited out; raises
+        JournalError."""
+        while True:
+            try:
+                await self.tick()
+            except ChainError as error:
+                log.warning("sender waits reason=%r", str(error))
+            await _wait(self._work, self._options.poll_s)
+            self._work.clear()
+
+    async def send(
+        self, key: str, call: Call[Any], *, gas_limit: int | None = None, confirmations: int | None = None
+    ) -> TxReceipt:
+        """Has `call` executed once, however often this is called with the same key and in however many lives of the
+        agent, and returns its receipt when it is `confirmations` blocks deep.
+
+        `key` names the effect ("claim:17:1f3a"). Raises Reverted: before anything is signed when the call would revert
+        now, or after it was mined and did. Raises ChainError when the balance or the fee cap forbids it (nothing is
+        signed then), RpcDown, and JournalError when `key` was used for another call or signing has stopped.
+        """
+        intent = self._outbox.find(key) or await self._begin(key, call, gas_limit)
+        if (intent.to, intent.data) != (call.to.lower(), call.data):
+            raise JournalError(f"the intent {key} was journalled for another call; name this one differently")
+        receipt = await self._mined(key, confirmations or self._options.confirmations)
+        if not receipt.succeeded:
+            raise await self._revert_reason(call, receipt)
+        return receipt
+
+    # ---- sending ----------------------------------------------------------------------------------------------------
+
+    async def _begin(self, key: str, call: Call[Any], gas_limit: int | None) -> Intent:
+        self._check_running()
+        await self._client.call(call, sender=self._address)
+        if gas_limit is None:
+            estimate = await self._client.estimate_gas(call.to, call.data, self._address, name=call.name)
+            gas_limit = int(estimate * GAS_MARGIN)
+        while True:
+            fees = await self._options.fees.quote(self._client)
+            balance = await self._client.balance(self._address)
+            # From here to the journal's commit nothing awaits: no other task can take the nonce or begin this intent.
+            self._check_running()
+            begun = self._outbox.find(key)
+            if begun is not None:
+                return begun
+            pending = self._outbox.pending()
+            if len(pending) < self._options.max_in_flight and self._outbox.next_nonce() >= self._used:
+                break
+            await self._next_tick()
+        reserved = sum(intent.gas_limit * self._newest(intent).signed.fees.max_fee_wei for intent in pending)
+        needed = reserved + gas_limit * fees.max_fee_wei
+        if balance < needed:
+            raise ChainError(f"the hot key {self._address} holds {balance} wei and needs {needed} for gas; top it up")
+        signed = self._sign(call.to, call.data, gas_limit, fees, self._outbox.next_nonce())
+        intent = self._outbox.begin(key, call.to.lower(), call.data, gas_limit, signed)
+        log.info("sending intent=%s nonce=%d tx=%s", key, signed.nonce, to_hex(signed.hash))
+        await self._broadcast(key, signed)
+        self._work.set()
+        return intent
+
+    async def _mined(self, key: str, confirmations: int) -> TxReceipt:
+        while True:
+            self._check_running()
+            intent = self._outbox.find(key)
+            assert intent is not None, "intents are never deleted"
+            if intent.receipt is not None and self._depth(intent.receipt) >= confirmations:
+                return intent.receipt
+            await self._next_tick()
+
+    async def _revert_reason(self, call: Call[Any], receipt: TxReceipt) -> Reverted:
+        """The contract's reason, by running the call again on the state in which it was mined."""
+        try:
+            await self._client.call(call, block=receipt.block.number, sender=self._address)
+        except Reverted as error:
+            return error
+        except ChainError:
+            pass  # the server forgot that state; the revert itself is certain
+        return Reverted("", f"{call.name} reverted on chain in transaction {to_hex(receipt.tx_hash)}")
+
+    def _sign(self, to: str, data: bytes, gas_limit: int, fees: Fees, nonce: int) -> SignedTransaction:
+        return sign(self._account, self._client.chain_id, to=to, data=data, nonce=nonce, gas_limit=gas_limit, fees=fees)
+
+    async def _broadcast(self, key: str, signed: SignedTransaction) -> None:
+        """Hands bytes to a server. Whatever it answers, the chain will tell; `tick` looks."""
+        self._sent_at[key] = self._journal.now()
+        try:
+            await self._client.send_raw(signed.raw)
+        except RpcError as error:
+            log.info("send answered intent=%s nonce=%d answer=%r", key, signed.nonce, str(error))
+        except ChainError as error:
+            log.warning("send failed intent=%s nonce=%d reason=%r", key, signed.nonce, str(error))
+
+    # ---- looking at the chain ---------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """One look at the chain: recognises what was mined or dropped, sends again or replaces what was not, and finds
+        transactions that are not ours. Raises JournalError for good, ChainError for now."""
+        self._check_running()
+        try:
+            await self._look()
+        except JournalError as error:
+            self._stopped = error
+            log.error("signing stopped reason=%r", str(error))
+            raise
+        finally:
+            ticked, self._ticked = self._ticked, asyncio.Event()
+            ticked.set()
+
+    async def _look(self) -> None:
+        head = await self._client.block("latest")
+        used = await self._client.nonce(self._address, head.number)
+        reorganised = self._head is None or self._head.hash not in (head.hash, head.parent_hash)
+        for intent in self._outbox.unsettled():
+            if intent.receipt is not None:
+                await self._watch(intent, intent.receipt, head, reorganised=reorganised)
+            elif intent.nonce < used:
+                await self._find(intent, head)
+            else:
+                await self._push(intent, used)
+        await self._find_foreign(used, head)
+        await self._fill_gap(used)
+        self._head, self._used = head, used
+
+    async def _watch(self, intent: Intent, mined: TxReceipt, head: Block, *, reorganised: bool) -> None:
+        """A mined transaction may be moved or dropped by a reorganisation until it is final."""
+        if not reorganised and not self._is_final(mined, head):
+            return
+        receipt = await self._client.receipt(mined.tx_hash)
+        if receipt is None:
+            log.warning("dropped intent=%s nonce=%d tx=%s", intent.key, intent.nonce, to_hex(mined.tx_hash))
+            self._outbox.set_dropped(intent.key)
+            self._sent_at.pop(intent.key, None)  # the pool has forgotten it too
+            self._work.set()
+        elif receipt.block != mined.block or self._is_final(receipt, head):
+            self._outbox.set_mined(intent.key, receipt, final=self._is_final(receipt, head))
+
+    async def _find(self, intent: Intent, head: Block) -> None:
+        """The intent's nonce is used: by one of its attempts, or by somebody else."""
+        attempts = self._outbox.attempts(intent.key)
+        for attempt in attempts:
+            receipt = await self._client.receipt(attempt.signed.hash)
+            if receipt is not None:
+                self._outbox.set_mined(intent.key, receipt, final=self._is_final(receipt, head))
+                self._waiting_since.pop(intent.key, None)
+                log.info(
+                    "mined intent=%s nonce=%d tx=%s block=%d succeeded=%s gas=%d",
+                    *(intent.key, intent.nonce, to_hex(receipt.tx_hash)),
+                    *(receipt.block.number, receipt.succeeded, receipt.gas_used),
+                )
+                return
+        taken = await self._client.transaction_with(self._address, intent.nonce, head.number)
+        if taken is None or any(taken.hash == attempt.signed.hash for attempt in attempts):
+            return  # servers disagree for the moment; look again
+        self._judge(taken)
+        if intent.key.startswith(GAP):
+            self._outbox.discard(intent.key)
+        elif head.number - taken.block.number + 1 >= self._options.confirmations:
+            await self._sign_anew(intent, attempts[0])
+
+    async def _sign_anew(self, intent: Intent, newest: Attempt) -> None:
+        """Under another nonce, the old one having been used by a transaction that is as deep as we ask of our own."""
+        fresh = await self._options.fees.quote(self._client)
+        fees = self._options.fees.bump(newest.signed.fees, fresh) or fresh
+        signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, self._outbox.next_nonce())
+        self._outbox.add_attempt(intent.key, signed)
+        log.warning("nonce taken intent=%s nonce=%d new_nonce=%d", intent.key, intent.nonce, signed.nonce)
+        await self._broadcast(intent.key, signed)
+
+    async def _push(self, intent: Intent, used: int) -> None:
+        """Not mined: the same bytes again now and then, and dearer ones when it is next in line and has waited long."""
+        newest, now = self._newest(intent), self._journal.now()
+        waited_s = now - self._waiting_since.setdefault(intent.key, now)
+        if intent.nonce == used and waited_s >= self._options.bump_after_s:
+            await self._bump(intent, newest)
+        elif now - self._sent_at.get(intent.key, -float("inf")) >= self._options.resend_after_s:
+            await self._broadcast(intent.key, newest.signed)
+
+    async def _bump(self, intent: Intent, newest: Attempt) -> None:
+        self._waiting_since[intent.key] = self._journal.now()
+        fees = self._options.fees.bump(newest.signed.fees, await self._options.fees.quote(self._client))
+        if fees is None:
+            log.warning("not mined at the fee cap intent=%s nonce=%d", intent.key, intent.nonce)
+            return
+        signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, intent.nonce)
+        self._outbox.add_attempt(intent.key, signed)
+        log.info("bumped intent=%s nonce=%d max_fee_wei=%d", intent.key, intent.nonce, fees.max_fee_wei)
+        await self._broadcast(intent.key, signed)
+
+    async def _fill_gap(self, used: int) -> None:
+        """A reorganisation may drop somebody else's transaction that sat below ours, which then wait for ever: put an
+        empty transfer to ourselves in its place."""
+        pending = self._outbox.pending()
+        if not pending or pending[0].nonce <= used or not self._outbox.is_foreign(used):
+            return
+        waited_s = self._journal.now() - self._waiting_since.get(pending[0].key, self._journal.now())
+        if waited_s >= self._options.bump_after_s:
+            fees = await self._options.fees.quote(self._client)
+            signed = self._sign(self._address, b"", TRANSFER_GAS, fees, used)
+            log.warning("nonce gap nonce=%d tx=%s", used, to_hex(signed.hash))
+            self._outbox.begin(f"{GAP}{used}", self._address, b"", TRANSFER_GAS, signed)
+            await self._broadcast(f"{GAP}{used}", signed)
+
+    # ---- transactions that are not ours -----------------------------------------------------------------------------
+
+    async def _find_foreign(self, used: int, head: Block) -> None:
+        """Nonces beyond all of ours that the chain has seen used."""
+        for nonce in range(self._outbox.next_nonce(), used):
+            try:
+                sent = await self._client.transaction_with(self._address, nonce, head.number)
+            except RpcError:
+                sent = None
+            if sent is None:
+                raise self._not_explained(nonce)
+            self._judge(sent)
+        self._unexplained = 0
+
+    def _not_explained(self, nonce: int) -> ChainError | JournalError:
+        self._unexplained += 1
+        if self._head is not None and self._unexplained < PATIENCE_TICKS:
+            return ChainError(f"nonce {nonce} of the hot key was used by a transaction that the RPC does not show yet")
+        return JournalError(
+            f"the hot key {self._address} has used nonce {nonce} without this journal, in a transaction that no"
+            " configured RPC can show: restore the journal, or use a fresh hot key"
+        )
+
+    def _judge(self, sent: SentTransaction) -> None:
+        """Somebody else's transaction with our key is recorded and survived, unless it called our contracts."""
+        if sent.to in self._contracts:
+            raise JournalError(
+                f"transaction {to_hex(sent.hash)} called {self._contracts[sent.to]} with the hot key and is not in this"
+                " journal: another agent uses the key, or the journal is an old copy; stop the one, restore the other"
+            )
+        log.warning("foreign transaction nonce=%d tx=%s to=%s", sent.nonce, to_hex(sent.hash), sent.to)
+        self._outbox.record_foreign(sent)
+
+    # ---- small things -----------------------------------------------------------------------------------------------
+
+    def _newest(self, intent: Intent) -> Attempt:
+        return self._outbox.attempts(intent.key)[0]
+
+    def _depth(self, receipt: TxReceipt) -> int:
+        return 0 if self._head is None else self._head.number - receipt.block.number + 1
+
+    def _is_final(self, receipt: TxReceipt, head: Block) -> bool:
+        return head.number - receipt.block.number + 1 >= self._options.final_depth
+
+    def _check_running(self) -> None:
+        assert self._started, "start() comes first"
+        if self._stopped is not None:
+            raise JournalError(str(self._stopped)) from self._stopped
+
+    async def _next_tick(self) -> None:
+        await self._ticked.wait()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass

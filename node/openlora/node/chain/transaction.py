@@ -1,0 +1,86 @@
+"""EIP-1559 transactions: what they may cost, and their signed bytes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+from eth_typing import HexStr
+from eth_utils.address import to_checksum_address
+
+from openlora.node.chain.client import ChainClient
+from openlora.node.errors import ChainError
+from openlora.node.job import Wei
+
+GWEI = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """Per gas. The sender pays min(max_fee, base fee + tip)."""
+
+    max_fee_wei: Wei
+    tip_wei: Wei
+
+
+@dataclass(frozen=True, slots=True)
+class FeePolicy:
+    """Bids twice the base fee plus the suggested tip, which holds through five full blocks, and never above the cap."""
+
+    cap_wei: int = 500 * GWEI  # per gas, all included
+    min_tip_wei: int = 1
+
+    async def quote(self, client: ChainClient) -> Fees:
+        """Raises ChainError when the present base fee leaves no room under the cap."""
+        base = (await client.block("latest")).base_fee_wei
+        tip = max(await client.suggested_tip(), self.min_tip_wei)
+        if base + tip > self.cap_wei:
+            needed = (base + tip) / GWEI
+            raise ChainError(
+                f"gas costs {needed:.3f} gwei, above the cap of {self.cap_wei / GWEI:.3f}; wait or raise the cap"
+            )
+        return Fees(Wei(min(2 * base + tip, self.cap_wei)), Wei(tip))
+
+    def bump(self, old: Fees, fresh: Fees) -> Fees | None:
+        """Fees that replace `old` in every pool: at least 12.5 % more of both. None when the cap forbids it."""
+        max_fee = max(fresh.max_fee_wei, _more(old.max_fee_wei))
+        tip = max(fresh.tip_wei, _more(old.tip_wei))
+        return None if max_fee > self.cap_wei else Fees(Wei(max_fee), Wei(min(tip, max_fee)))
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTransaction:
+    hash: bytes
+    nonce: int
+    raw: bytes
+    fees: Fees
+
+
+def sign(
+    account: LocalAccount,
+    chain_id: int,
+    *,
+    to: str | None,
+    data: bytes,
+    nonce: int,
+    gas_limit: int,
+    fees: Fees,
+    value: int = 0,
+) -> SignedTransaction:
+    """Deterministic (RFC 6979): the same fields give the same bytes. Takes 0.5 ms, so it runs on the event loop."""
+    fields: dict[str, Any] = {
+        "type": 2,
+        "chainId": chain_id,
+        "nonce": nonce,
+        "to": to_checksum_address(HexStr(to)) if to else b"",
+        "value": value,
+        "data": data,
+        "gas": gas_limit,
+        "maxFeePerGas": fees.max_fee_wei,
+        "maxPriorityFeePerGas": fees.tip_wei,
+    }
+    signed = account.sign_transaction(fields)
+    return SignedTransaction(bytes(signed.hash), nonce, bytes(signed.raw_transaction), fees)
+
+
+def _more(fee_wei: int) -> int:
+    return -(-fee_wei * 9 // 8)
