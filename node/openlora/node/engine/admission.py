@@ -12,12 +12,13 @@ MAX_TEMPERATURE = 100.0
 
 def check_request(submit: Submit, model: ModelInfo, max_adapters: int) -> None:
     """Raises RequestError for what can never run: `bad_input`, `bad_sampling`, `bad_adapters`, `context_length`."""
-    _check_prompt(submit.prompt, submit.sampling.max_tokens, model)
+    check_prompt(submit.prompt, submit.sampling.max_tokens, model)
     _check_sampling(submit.sampling)
-    _check_adapters(submit.adapters, max_adapters)
+    check_adapters(submit.adapters, max_adapters)
 
 
-def _check_prompt(prompt: tuple[int, ...], max_tokens: int, model: ModelInfo) -> None:
+def check_prompt(prompt: tuple[int, ...], max_tokens: int, model: ModelInfo) -> None:
+    """Raises RequestError `bad_input`, or `context_length` if prompt and output together are too long."""
     if not prompt:
         raise RequestError("bad_input", "the prompt is empty")
     if min(prompt) < 0 or max(prompt) >= model.vocab_size:
@@ -43,7 +44,8 @@ def _check_sampling(sampling: Sampling) -> None:
             raise RequestError("bad_sampling", message)
 
 
-def _check_adapters(adapters: tuple[AdapterUse, ...], max_adapters: int) -> None:
+def check_adapters(adapters: tuple[AdapterUse, ...], max_adapters: int) -> None:
+    """Raises RequestError `bad_adapters`; whether they are loaded is not looked at."""
     if len(adapters) > max_adapters:
         raise RequestError("bad_adapters", f"a request may name at most {max_adapters} adapters")
     for use in adapters:

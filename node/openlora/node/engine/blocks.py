@@ -43,7 +43,7 @@ class BlockAllocator:
                 self._free.append(page)
 
     def check_integrity(self, held: Sequence[Sequence[int]]) -> None:
-        """Assert that the holders are exactly those of `held`, one list of pages a holder, and that all else is free."""
+        """Assert that the holders are exactly those of `held`, a list of pages each, and that all else is free."""
         counts = [0] * self.pages
         for pages in held:
             for page in pages:

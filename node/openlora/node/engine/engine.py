@@ -1,6 +1,6 @@
 """The inference engine: commands in, tokens out, one forward pass a step."""
 
-from collections.abc import Sequence as Many
+from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from openlora.kernels.ops import BACKENDS, Ops
 from openlora.node.adapters.format import read_adapter
 from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
-from openlora.node.engine.admission import check_request
+from openlora.node.engine.admission import check_adapters, check_prompt, check_request
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import (
@@ -25,7 +25,6 @@ from openlora.node.engine.messages import (
     LoadAdapter,
     ModelInfo,
     Refused,
-    Sampling,
     Shutdown,
     Status,
     Step,
@@ -119,15 +118,14 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> Step | None:
         """One forward pass; None when nothing runs. A request that failed in it is reported by `take_refused`."""
-        passed = self._forward()
-        if not passed:
+        chunks, logits = self._forward()
+        if not chunks:
             return None
-        self._steps += 1
-        sampled = [(chunk.sequence, logits) for chunk, logits in passed if chunk.outputs]
-        tokens = self._sample([s for s, _ in sampled], torch.cat([x for _, x in sampled])) if sampled else []
+        tokens = self._sample([chunk.sequence for chunk in chunks if chunk.outputs], logits)
         for token in tokens:
             if token.finish_reason is not None:
                 self._end(token.request_id)
+        self._steps += 1
         self._generated_tokens += len(tokens)
         return Step(tokens=tuple(tokens))
 
@@ -137,16 +135,20 @@ class Engine:
         return refused
 
     @torch.inference_mode()
-    def score(self, requests: Many[ScoreRequest]) -> list[Tensor]:
+    def score(self, requests: abc.Sequence[ScoreRequest]) -> list[Tensor]:
         """Teacher forcing, all requests batched together: for each a tensor [tokens, vocabulary] float32 whose row i
         holds the log-probabilities of the token after tokens[i]. For an idle engine. Raises RequestError."""
         assert not self.has_work, "scoring steps the engine, and would lose the tokens of running requests"
         try:
             sequences = [self._score_sequence(f"score-{i}", request) for i, request in enumerate(requests)]
             found: dict[Sequence, list[Tensor]] = {sequence: [] for sequence in sequences}
-            while any(sequence.pending for sequence in sequences):
-                for chunk, logits in self._forward():
-                    found[chunk.sequence].append(logits.log_softmax(dim=-1))
+            while self.has_work:
+                chunks, logits = self._forward()
+                rows = logits.log_softmax(dim=-1).split_with_sizes([chunk.outputs for chunk in chunks])
+                for chunk, logprobs in zip(chunks, rows, strict=True):
+                    found[chunk.sequence].append(logprobs)
+                    if not chunk.sequence.pending:
+                        self._end(chunk.sequence.request_id)
             return [torch.cat(found[sequence]) for sequence in sequences]
         finally:
             for request_id in list(self._sequences):
@@ -174,17 +176,12 @@ class Engine:
 
     def _score_sequence(self, request_id: str, request: ScoreRequest) -> Sequence:
         sequence = Sequence(request_id, list(request.tokens), len(request.tokens), None)
-        check = Submit(
-            request_id=request_id,
-            prompt=request.tokens[:-1],
-            sampling=Sampling(max_tokens=1),
-            adapters=request.adapters,
-        )
-        check_request(check, self.info, self._limits.max_adapters)
+        check_prompt(request.tokens, 0, self.info)
+        check_adapters(request.adapters, self._limits.max_adapters)
         self._add(sequence, request.adapters)
         return sequence
 
-    def _add(self, sequence: Sequence, uses: Many[AdapterUse]) -> None:
+    def _add(self, sequence: Sequence, uses: abc.Sequence[AdapterUse]) -> None:
         """Pin the recipe's adapters and queue the sequence. Raises RequestError, with nothing left pinned."""
         held: list[tuple[ResidentAdapter, float]] = []
         try:
@@ -228,18 +225,18 @@ class Engine:
 
     # ---- a step -----------------------------------------------------------------------------------------------------
 
-    def _forward(self) -> list[tuple[Chunk, Tensor]]:
-        """Schedule and run one pass: each chunk with the logits of its output rows."""
+    def _forward(self) -> tuple[list[Chunk], Tensor]:
+        """Schedule and run one pass: its chunks, and the logits of their output rows in the chunks' order."""
         chunks = self._scheduler.schedule()
-        if not chunks:
-            return []
-        logits = self._runner.run(chunks).split([chunk.outputs for chunk in chunks])
+        logits = self._runner.run(chunks) if chunks else torch.empty(0, self.info.vocab_size)
         for chunk in chunks:
             chunk.sequence.computed = chunk.end
-        return list(zip(chunks, logits, strict=True))
+        return chunks, logits
 
-    def _sample(self, sequences: Many[Sequence], logits: Tensor) -> list[Token]:
+    def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[Token]:
         """A token for each sequence whose logits are finite; the others are refused and freed."""
+        if not sequences:
+            return []
         lowest, highest = logits.aminmax(dim=-1)  # NaN where a row holds one
         finite = (lowest.isfinite() & highest.isfinite()).tolist()
         if not all(finite):

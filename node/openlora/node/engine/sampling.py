@@ -1,6 +1,6 @@
 """From logits to the tokens that leave the engine."""
 
-from collections.abc import Sequence as Rows
+from collections import abc
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from openlora.node.engine.messages import Sampling, Token
 from openlora.node.engine.sequence import Sequence
 
 
-def sample_tokens(ops: Ops, logits: Tensor, sequences: Rows[Sequence], eos_token_ids: frozenset[int]) -> list[Token]:
+def sample_tokens(
+    ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence], eos_token_ids: frozenset[int]
+) -> list[Token]:
     """The next token of each sequence, appended to it; `logits` [N, vocabulary] float32, finite, one row each."""
     params = [_sampling(sequence) for sequence in sequences]
     if all(p.temperature == 0 for p in params):
@@ -39,7 +41,7 @@ def _sampling(sequence: Sequence) -> Sampling:
     return sequence.sampling
 
 
-def _sample(ops: Ops, logits: Tensor, sequences: Rows[Sequence], params: Rows[Sampling]) -> Tensor:
+def _sample(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence], params: abc.Sequence[Sampling]) -> Tensor:
     device = logits.device
     seeds = [p.seed - (p.seed >> 63 << 64) for p in params]  # the same 64 bits, as a signed number
     return ops.sample(
@@ -53,7 +55,7 @@ def _sample(ops: Ops, logits: Tensor, sequences: Rows[Sequence], params: Rows[Sa
 
 
 def _logprobs(
-    logits: Tensor, chosen: Rows[int], params: Rows[Sampling]
+    logits: Tensor, chosen: abc.Sequence[int], params: abc.Sequence[Sampling]
 ) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
     """For each row that asks: the chosen token's log-probability, and the most probable tokens with theirs."""
     rows = [row for row, p in enumerate(params) if p.logprobs is not None]
