@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+import {NodeRegistry} from "src/NodeRegistry.sol";
+import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+
+import {MarketTest} from "./utils/MarketTest.sol";
+
+contract NodeRegistryTest is MarketTest {
+    address private carol = makeAddr("carol");
+    address private spare = makeAddr("spare");
+
+    function test_register_stores_what_was_given() public {
+        vm.prank(carol);
+        nodes.register(spare, bytes32(uint256(7)), bytes32(uint256(8)), hex"0102");
+        INodeRegistry.Node memory node = nodes.node(carol);
+        assertEq(node.hotKey, spare);
+        assertEq(node.encryptionKey, bytes32(uint256(7)));
+        assertEq(node.metadata, bytes32(uint256(8)));
+        assertEq(node.peerId, hex"0102");
+        assertEq(nodes.operatorOf(spare), carol);
+    }
+
+    function test_register_revertsWhen_registered() public {
+        vm.prank(alice.cold);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.AlreadyRegistered.selector, alice.cold));
+        nodes.register(spare, 0, 0, "");
+    }
+
+    function test_register_revertsWhen_hot_key_serves_another() public {
+        vm.prank(carol);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.HotKeyInUse.selector, alice.hot));
+        nodes.register(alice.hot, 0, 0, "");
+    }
+
+    function test_register_revertsWhen_hot_key_is_zero() public {
+        vm.prank(carol);
+        vm.expectRevert(INodeRegistry.ZeroAddress.selector);
+        nodes.register(address(0), 0, 0, "");
+    }
+
+    function test_register_revertsWhen_peer_id_is_long() public {
+        vm.prank(carol);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.PeerIdTooLong.selector, 65));
+        nodes.register(spare, 0, 0, new bytes(65));
+    }
+
+    function test_setHotKey_frees_the_former() public {
+        vm.prank(alice.cold);
+        nodes.setHotKey(spare);
+        assertEq(nodes.operatorOf(alice.hot), address(0));
+        vm.prank(carol);
+        nodes.register(alice.hot, 0, 0, "");
+        assertEq(nodes.operatorOf(alice.hot), carol);
+    }
+
+    function test_setters_revertWhen_not_registered() public {
+        bytes memory refusal = abi.encodeWithSelector(INodeRegistry.NotRegistered.selector, carol);
+        vm.startPrank(carol);
+        vm.expectRevert(refusal);
+        nodes.setHotKey(spare);
+        vm.expectRevert(refusal);
+        nodes.setMetadata(0, 0, "");
+        vm.expectRevert(refusal);
+        nodes.stake(1);
+        vm.expectRevert(refusal);
+        nodes.beginUnstake(1);
+    }
+
+    function test_stake_goes_and_returns_after_the_delay() public {
+        uint256 before = vault.balanceOf(alice.cold);
+        vm.startPrank(alice.cold);
+        nodes.beginUnstake(1_000 ether);
+        uint40 ready = uint40(block.timestamp) + UNSTAKE_DELAY;
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether, "stake in withdrawal is stake");
+        assertEq(nodes.freeStake(alice.cold), 4_000 ether);
+
+        vm.warp(ready - 1);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.UnstakeNotReady.selector, ready));
+        nodes.withdrawStake();
+        vm.warp(ready);
+        nodes.withdrawStake();
+        assertEq(vault.balanceOf(alice.cold), before + 1_000 ether);
+        assertEq(nodes.node(alice.cold).stake, 4_000 ether);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NothingUnstaking.selector, alice.cold));
+        nodes.withdrawStake();
+    }
+
+    function test_beginUnstake_restarts_the_delay_for_all() public {
+        vm.startPrank(alice.cold);
+        nodes.beginUnstake(1 ether);
+        skip(UNSTAKE_DELAY - 1);
+        nodes.beginUnstake(1 ether);
+        skip(1);
+        vm.expectRevert();
+        nodes.withdrawStake();
+    }
+
+    function test_beginUnstake_revertsWhen_bonded() public {
+        vm.prank(address(queue));
+        nodes.lockBond(alice.cold, 4_999 ether);
+        vm.prank(alice.cold);
+        vm.expectRevert(
+            abi.encodeWithSelector(INodeRegistry.InsufficientStake.selector, alice.cold, 1 ether, 2 ether)
+        );
+        nodes.beginUnstake(2 ether);
+    }
+
+    function test_lockBond_revertsWhen_the_stake_is_leaving() public {
+        vm.prank(alice.cold);
+        nodes.beginUnstake(5_000 ether);
+        vm.prank(address(queue));
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.InsufficientStake.selector, alice.cold, 0, 1));
+        nodes.lockBond(alice.cold, 1);
+    }
+
+    function test_bond_calls_revertWhen_caller_is_not_the_queue() public {
+        bytes memory refusal = abi.encodeWithSelector(INodeRegistry.NotTheQueue.selector, address(this));
+        vm.expectRevert(refusal);
+        nodes.lockBond(alice.cold, 1);
+        vm.expectRevert(refusal);
+        nodes.unlockBond(alice.cold, 1);
+        vm.expectRevert(refusal);
+        nodes.forfeitBond(alice.cold, 1);
+        vm.expectRevert(refusal);
+        nodes.payForfeit(alice.cold, 1);
+    }
+
+    function test_forfeited_bonds_wait_and_are_paid_from_the_pool() public {
+        vm.startPrank(address(queue));
+        nodes.lockBond(alice.cold, BOND);
+        nodes.forfeitBond(alice.cold, BOND);
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND);
+        assertEq(nodes.node(alice.cold).bonded, 0);
+        assertEq(nodes.forfeitPool(), BOND);
+        nodes.payForfeit(bob.cold, BOND);
+        assertEq(nodes.forfeitPool(), 0);
+        assertEq(vault.creditsOf(bob.cold), BOND);
+    }
+
+    function test_constructor_revertsWhen_the_vault_does_not_know_it() public {
+        vm.expectPartialRevert(INodeRegistry.NotAModule.selector);
+        new NodeRegistry(vault, address(queue), UNSTAKE_DELAY);
+    }
+
+    function testFuzz_free_stake_is_what_is_neither_bonded_nor_leaving(uint96 bonded, uint96 leaving) public {
+        bonded = uint96(bound(bonded, 0, 5_000 ether));
+        leaving = uint96(bound(leaving, 0, 5_000 ether - bonded));
+        vm.prank(address(queue));
+        nodes.lockBond(alice.cold, bonded);
+        vm.prank(alice.cold);
+        nodes.beginUnstake(leaving);
+        INodeRegistry.Node memory node = nodes.node(alice.cold);
+        assertEq(nodes.freeStake(alice.cold), node.stake - node.unstaking - node.bonded);
+        assertEq(node.stake, 5_000 ether);
+    }
+}

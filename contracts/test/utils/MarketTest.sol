@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+import {Test} from "forge-std/Test.sol";
+
+import {AdapterRegistry} from "src/AdapterRegistry.sol";
+import {DevToken} from "src/dev/DevToken.sol";
+import {JobQueue} from "src/JobQueue.sol";
+import {NodeRegistry} from "src/NodeRegistry.sol";
+import {Vault} from "src/Vault.sol";
+import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
+import {IJobQueue} from "src/interfaces/IJobQueue.sol";
+
+/// @notice A deployed market with a client, two nodes, and two recipes; and the words to move a job along.
+abstract contract MarketTest is Test {
+    uint96 internal constant BOND = 5 ether;
+    uint16 internal constant MAX_LIVE_CLAIMS = 100;
+    uint32 internal constant WINDOW = 30 minutes;
+    uint32 internal constant MAX_LEASE = 1 hours;
+    uint32 internal constant MAX_DURATION = 1 days;
+    uint32 internal constant UNSTAKE_DELAY = 7 days;
+    bytes32 internal constant BASE_ID = keccak256("base");
+    bytes32 internal constant ADAPTER_A = bytes32(uint256(0xa));
+    bytes32 internal constant ADAPTER_B = bytes32(uint256(0xb));
+
+    struct Operator {
+        address cold;
+        address hot;
+        uint256 hotKey;
+    }
+
+    DevToken internal token;
+    Vault internal vault;
+    AdapterRegistry internal adapters;
+    NodeRegistry internal nodes;
+    JobQueue internal queue;
+
+    address internal owner = makeAddr("owner");
+    address internal treasury = makeAddr("treasury");
+    address internal client = makeAddr("client");
+    address internal basePayee = makeAddr("basePayee");
+    address internal authorA = makeAddr("authorA");
+    address internal authorB = makeAddr("authorB");
+    address internal dataPayee1 = makeAddr("dataPayee1");
+    address internal dataPayee2 = makeAddr("dataPayee2");
+    Operator internal alice;
+    Operator internal bob;
+
+    uint64 internal baseOnly; // recipe without adapters
+    uint64 internal ensemble; // A with a datanet and weight 3, B without one and weight -1
+    uint256 private _nonce;
+
+    function setUp() public virtual {
+        vm.warp(1_800_000_000);
+        vm.roll(1_000);
+        deployMarket();
+        alice = newOperator("alice");
+        bob = newOperator("bob");
+        fund(client, 1_000_000 ether);
+        registerRecipes();
+    }
+
+    function deployMarket() internal {
+        token = new DevToken();
+        uint256 nonce = vm.getNonce(address(this));
+        address nodesAddress = vm.computeCreateAddress(address(this), nonce + 2);
+        address queueAddress = vm.computeCreateAddress(address(this), nonce + 3);
+        address[] memory modules = new address[](2);
+        (modules[0], modules[1]) = (nodesAddress, queueAddress);
+        vault = new Vault(token, modules);
+        adapters = new AdapterRegistry(treasury);
+        nodes = new NodeRegistry(vault, queueAddress, UNSTAKE_DELAY);
+        queue = new JobQueue(nodes, adapters, owner, defaultParams());
+    }
+
+    function defaultParams() internal pure returns (IJobQueue.Params memory) {
+        return IJobQueue.Params({
+            bond: BOND,
+            maxLiveClaims: MAX_LIVE_CLAIMS,
+            windowSecs: WINDOW,
+            maxLeaseSecs: MAX_LEASE,
+            maxDurationSecs: MAX_DURATION
+        });
+    }
+
+    function fund(address account, uint256 amount) internal {
+        token.mint(account, amount);
+        vm.startPrank(account);
+        token.approve(address(vault), amount);
+        vault.deposit(account, amount);
+        vm.stopPrank();
+    }
+
+    function newOperator(string memory name) internal returns (Operator memory operator) {
+        operator.cold = makeAddr(name);
+        (operator.hot, operator.hotKey) = makeAddrAndKey(string.concat(name, ".hot"));
+        fund(operator.cold, 10_000 ether);
+        vm.startPrank(operator.cold);
+        nodes.register(operator.hot, bytes32(uint256(1)), bytes32(uint256(2)), hex"0024");
+        nodes.stake(5_000 ether);
+        vm.stopPrank();
+    }
+
+    function registerRecipes() internal {
+        adapters.registerBase(BASE_ID, basePayee, "base");
+        IAdapterRegistry.Share[] memory shares = new IAdapterRegistry.Share[](2);
+        shares[0] = IAdapterRegistry.Share(dataPayee1, 7_000);
+        shares[1] = IAdapterRegistry.Share(dataPayee2, 3_000);
+        uint32[] memory datanets = new uint32[](1);
+        datanets[0] = adapters.createDatanet(bytes32(uint256(1)), shares, "data");
+        vm.prank(authorA);
+        adapters.registerAdapter(ADAPTER_A, BASE_ID, datanets, "a");
+        vm.prank(authorB);
+        adapters.registerAdapter(ADAPTER_B, BASE_ID, new uint32[](0), "b");
+        baseOnly = adapters.registerRecipe(BASE_ID, new bytes32[](0), new int32[](0));
+        (bytes32[] memory digests, int32[] memory weights) = ensembleOf(3, -1);
+        ensemble = adapters.registerRecipe(BASE_ID, digests, weights);
+    }
+
+    function ensembleOf(int32 a, int32 b) internal pure returns (bytes32[] memory digests, int32[] memory weights) {
+        (digests, weights) = (new bytes32[](2), new int32[](2));
+        (digests[0], digests[1]) = (ADAPTER_A, ADAPTER_B);
+        (weights[0], weights[1]) = (a, b);
+    }
+
+    // A job's life
+
+    function newSpec() internal returns (IJobQueue.JobSpec memory) {
+        return IJobQueue.JobSpec({
+            client: client,
+            recipeId: ensemble,
+            inputDigest: keccak256(abi.encode("input", _nonce)),
+            maxInTokens: 512,
+            maxOutTokens: 256,
+            inPricePerK: 1 ether,
+            outPricePerK: 3 ether,
+            deadline: uint40(block.timestamp + 1 hours),
+            leaseSecs: 120,
+            flags: 0,
+            nonce: uint256(keccak256(abi.encode(_nonce++)))
+        });
+    }
+
+    function submit(IJobQueue.JobSpec memory spec) internal returns (uint64 jobId) {
+        vm.prank(spec.client);
+        return queue.submit(spec, "");
+    }
+
+    function claim(uint64 jobId, IJobQueue.JobSpec memory spec, Operator memory operator) internal {
+        vm.prank(operator.hot);
+        queue.claim(jobId, spec);
+    }
+
+    function receiptFor(uint64 jobId, IJobQueue.JobSpec memory spec, Operator memory operator)
+        internal
+        view
+        returns (IJobQueue.Receipt memory)
+    {
+        return receiptFor(jobId, spec, operator, spec.maxInTokens / 2, spec.maxOutTokens / 2);
+    }
+
+    function receiptFor(
+        uint64 jobId,
+        IJobQueue.JobSpec memory spec,
+        Operator memory operator,
+        uint32 inTokens,
+        uint32 outTokens
+    ) internal view returns (IJobQueue.Receipt memory) {
+        return IJobQueue.Receipt({
+            workId: keccak256(abi.encode(address(queue), jobId)),
+            node: operator.cold,
+            recipeId: spec.recipeId,
+            specHash: queue.hashSpec(spec),
+            inputDigest: spec.inputDigest,
+            outputDigest: keccak256(abi.encode("output", jobId)),
+            inTokens: inTokens,
+            outTokens: outTokens,
+            seed: uint64(uint256(keccak256(abi.encode("seed", jobId)))),
+            fingerprintRoot: keccak256(abi.encode("fingerprint", jobId)),
+            dataAttrRoot: keccak256(abi.encode("attribution", jobId)),
+            engineProfile: 1,
+            finishReason: 0,
+            finishedAt: uint40(block.timestamp),
+            fee: queue.feeOf(spec, inTokens, outTokens)
+        });
+    }
+
+    function sign(IJobQueue.Receipt memory receipt, uint256 key) internal view returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, queue.hashReceipt(receipt));
+        return abi.encodePacked(r, s, v);
+    }
+
+    function commit(
+        uint64 jobId,
+        IJobQueue.JobSpec memory spec,
+        IJobQueue.Receipt memory receipt,
+        Operator memory operator
+    ) internal {
+        bytes memory signature = sign(receipt, operator.hotKey);
+        vm.prank(operator.hot);
+        queue.commit(jobId, spec, receipt, signature);
+    }
+
+    function finalize(uint64 jobId, IJobQueue.JobSpec memory spec, IJobQueue.Receipt memory receipt) internal {
+        uint64[] memory jobIds = new uint64[](1);
+        IJobQueue.JobSpec[] memory specs = new IJobQueue.JobSpec[](1);
+        IJobQueue.Receipt[] memory receipts = new IJobQueue.Receipt[](1);
+        (jobIds[0], specs[0], receipts[0]) = (jobId, spec, receipt);
+        queue.finalizeBatch(jobIds, specs, receipts);
+    }
+
+    /// @dev Submitted, claimed and committed by `operator`.
+    function committedJob(IJobQueue.JobSpec memory spec, Operator memory operator)
+        internal
+        returns (uint64 jobId, IJobQueue.Receipt memory receipt)
+    {
+        jobId = submit(spec);
+        claim(jobId, spec, operator);
+        receipt = receiptFor(jobId, spec, operator);
+        commit(jobId, spec, receipt, operator);
+    }
+
+    function stateOf(uint64 jobId) internal view returns (IJobQueue.State) {
+        return queue.job(jobId).state;
+    }
+}
