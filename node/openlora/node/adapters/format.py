@@ -126,7 +126,7 @@ def _factor(module: str, shape: LinearShape, config: AdapterConfig, tensors: dic
     a = _take(tensors, f"{_KEY_PREFIX}{module}.lora_A.weight", (rank, shape.in_features))
     b = _take(tensors, f"{_KEY_PREFIX}{module}.lora_B.weight", (shape.out_features, rank))
     _check_numbers(f"{_KEY_PREFIX}{module}.lora_A.weight", a, 1.0)
-    _check_numbers(f"{_KEY_PREFIX}{module}.lora_B.weight", b, scale)
+    _check_numbers(f"{_KEY_PREFIX}{module}.lora_B.weight", b, max(1.0, abs(scale) * MAX_RECIPE_WEIGHT))
     return Factor(a, b, scale)
 
 
@@ -139,12 +139,12 @@ def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, int]) -> R
     return tensor
 
 
-def _check_numbers(name: str, tensor: RawTensor, scale: float) -> None:
-    """No NaN or Inf as stored, as bfloat16, nor as bfloat16 times the scale and the largest recipe weight."""
+def _check_numbers(name: str, tensor: RawTensor, growth: float) -> None:
+    """No NaN or Inf as stored, nor in bfloat16 once multiplied by `growth`."""
     largest = largest_magnitude(tensor)
     if not math.isfinite(largest):
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} holds NaN or Inf")
-    if largest * max(1.0, abs(scale) * MAX_RECIPE_WEIGHT) > BFLOAT16_MAX:
+    if largest * growth > BFLOAT16_MAX:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} overflows bfloat16 once cast and scaled")
 
 

@@ -1,0 +1,94 @@
+"""Adapters made of bytes, good ones and bad: a small base model's layout, and writers that check nothing."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE, LinearShape
+
+Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+LAYOUT = {Q: LinearShape(12, 8), DOWN: LinearShape(8, 20), "model.layers.1.self_attn.q_proj": LinearShape(12, 8)}
+RANK = 4
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """What PEFT writes, with `changes`; a change to `...` leaves the key out."""
+    fields = {
+        "auto_mapping": None,
+        "base_model_name_or_path": "base",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": 8,
+        "lora_dropout": 0.05,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": RANK,
+        "target_modules": ["q_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        **changes,
+    }
+    return {key: value for key, value in fields.items() if value is not ...}
+
+
+def keys(module: str) -> tuple[str, str]:
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def arrays(rank: int = RANK, dtype: str = "<f4") -> Arrays:
+    """A pair for every layer of LAYOUT; the same numbers each time."""
+    generator = np.random.default_rng(0)
+    made = {}
+    for module, shape in LAYOUT.items():
+        a, b = keys(module)
+        made[a] = generator.normal(size=(rank, shape.in_features)).astype(dtype)
+        made[b] = generator.normal(size=(shape.out_features, rank)).astype(dtype)
+    return made
+
+
+DTYPES = {"<f4": "F32", "<f2": "F16", "<u2": "BF16", "<f8": "F64", "|i1": "I8"}
+
+
+def header(tensors: Arrays) -> dict[str, Any]:
+    """The honest header of `tensors` in their order, without gaps."""
+    fields, end = {}, 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        fields[name] = {"dtype": DTYPES[array.dtype.str], "shape": list(array.shape), "data_offsets": [begin, end]}
+    return fields
+
+
+def container(head: Mapping[str, Any] | bytes, data: bytes, *, header_bytes: int | None = None) -> bytes:
+    """A safetensors file with whatever header, padded as the library pads it."""
+    encoded = head if isinstance(head, bytes) else json.dumps(head).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded) if header_bytes is None else header_bytes) + encoded + data
+
+
+def data(tensors: Arrays) -> bytes:
+    return b"".join(array.tobytes() for array in tensors.values())
+
+
+def weights(tensors: Arrays | None = None) -> bytes:
+    """An honest safetensors file."""
+    tensors = arrays() if tensors is None else tensors
+    return container({"__metadata__": {"format": "pt"}, **header(tensors)}, data(tensors))
+
+
+def write_adapter(
+    folder: Path, configuration: Mapping[str, Any] | bytes | None = None, safetensors: bytes | None = None
+) -> Path:
+    """An adapter folder; what is not given is as it should be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoded = configuration if isinstance(configuration, bytes) else json.dumps(configuration or config()).encode()
+    (folder / CONFIG_FILE).write_bytes(encoded)
+    (folder / WEIGHTS_FILE).write_bytes(weights() if safetensors is None else safetensors)
+    return folder

@@ -1,0 +1,400 @@
+"""Hostile adapters: each a good one, spoilt in one way."""
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from tests.node.adapters.adapter_files import (
+    DOWN,
+    Q,
+    arrays,
+    config,
+    container,
+    data,
+    header,
+    keys,
+    weights,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hostile:
+    """A good adapter, spoilt in one way, and what the refusal must say: a regular expression."""
+
+    name: str
+    reason: str
+    spoil: Callable[[Path], None]
+
+
+# ---- configurations -------------------------------------------------------------------------------------------------
+
+
+def with_config(name: str, reason: str, content: bytes | dict[str, Any]) -> Hostile:
+    encoded = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return Hostile(name, reason, lambda folder: void((folder / CONFIG_FILE).write_bytes(encoded)))
+
+
+def with_value(key: str, reason: str, value: Any) -> Hostile:
+    return with_config(f"{key:.30} is {value!r:.40}", reason, config(**{key: value}))
+
+
+def void(_: object) -> None:
+    """Drop a result."""
+
+
+UNSUPPORTED: list[tuple[str, Any]] = [
+    ("alora_invocation_tokens", [1, 2]),
+    ("arrow_config", {"top_k": 3}),
+    ("auto_mapping", {"base_model_class": "X", "parent_library": "os"}),
+    ("auto_mapping", {"parent_library": "../evil"}),
+    ("bias", "all"),
+    ("bias", "lora_only"),
+    ("bias", None),
+    ("corda_config", {}),
+    ("ensure_weight_tying", True),
+    ("eva_config", {"rho": 2}),
+    ("exclude_modules", ["q_proj"]),
+    ("exclude_modules", "(((a+)+)+)b"),
+    ("fan_in_fan_out", True),
+    ("fan_in_fan_out", 0),
+    ("inference_mode", "yes"),
+    ("init_lora_weights", "pissa"),
+    ("init_lora_weights", "pissa_niter_16"),
+    ("init_lora_weights", "olora"),
+    ("init_lora_weights", "loftq"),
+    ("init_lora_weights", "corda"),
+    ("init_lora_weights", 1),
+    ("kasa_config", {}),
+    ("layer_replication", [[0, 4], [2, 5]]),
+    ("layers_pattern", "layers"),
+    ("layers_to_transform", [0]),
+    ("layers_to_transform", 0),
+    ("loftq_config", {"loftq_bits": 4}),
+    ("lora_bias", True),
+    ("lora_dropout", "0"),
+    ("lora_ga_config", {}),
+    ("megatron_config", {"tensor_model_parallel_size": 2}),
+    ("megatron_core", ["os"]),
+    ("modules_to_save", ["lm_head"]),
+    ("monteclora_config", {}),
+    ("target_parameters", ["experts"]),
+    ("task_type", "SEQ_CLS"),
+    ("trainable_token_indices", [1]),
+    ("use_bdlora", True),
+    ("use_dora", True),
+    ("use_dora", 1),
+    ("use_qalora", True),
+    ("velora_config", {}),
+]
+
+UNKNOWN: list[tuple[str, Any]] = [
+    ("tokenizer_kwargs", {"trust_remote_code": True}),
+    ("trust_remote_code", True),
+    ("custom_pipeline", "x.py"),
+    ("__class__", "os.system"),
+    ("chat_template", "{{ ''.__class__ }}"),
+    ("R", 4),
+    ("", 0),
+    ("x" * 10_000, 0),
+    ("\x1b[2J\n", 0),
+    ("\ud800", 0),
+]
+
+VALUES: list[tuple[str, str, Any]] = [
+    ("r", "r must be an integer", 0),
+    ("r", "r must be an integer", -1),
+    ("r", "r must be an integer", 257),
+    ("r", "r must be an integer", 2**64 + 4),
+    ("r", "r must be an integer", 4.0),
+    ("r", "r must be an integer", True),
+    ("r", "r must be an integer", "4"),
+    ("r", "r must be an integer", None),
+    ("r", "r is missing", ...),
+    ("lora_alpha", "finite 32-bit", 1e39),
+    ("lora_alpha", "finite 32-bit", -1e39),
+    ("lora_alpha", "finite 32-bit", 10**400),
+    ("lora_alpha", "finite 32-bit", True),
+    ("lora_alpha", "finite 32-bit", "16"),
+    ("lora_alpha", "finite 32-bit", None),
+    ("lora_alpha", "finite 32-bit", [8]),
+    ("lora_alpha", "lora_alpha is missing", ...),
+    ("lora_alpha", "overflows bfloat16", 3e38),
+    ("use_rslora", "true or false", 1),
+    ("use_rslora", "true or false", "true"),
+    ("peft_type", 'must be "LORA"', "LOHA"),
+    ("peft_type", 'must be "LORA"', None),
+    ("peft_type", "not supported", ["LORA"]),
+    ("peft_type", 'must be "LORA"', ...),
+    ("target_modules", "list of literal", "all-linear"),
+    ("target_modules", "list of literal", "(([a-z_0-9.])+)+X"),
+    ("target_modules", "list of literal", None),
+    ("target_modules", "list of literal", []),
+    ("target_modules", "list of literal", ["q_proj"] * 5000),
+    ("target_modules", "is missing", ...),
+    ("target_modules", "literal module names", [".*proj"]),
+    ("target_modules", "literal module names", ["(([a-z_0-9.])+)+X"]),
+    ("target_modules", "literal module names", ["../q_proj"]),
+    ("target_modules", "literal module names", [""]),
+    ("target_modules", "literal module names", [1]),
+    ("target_modules", "literal module names", [["q_proj"]]),
+    ("target_modules", "literal module names", ["q_proj\n"]),
+    ("target_modules", "literal module names", ["q_proj\N{CYRILLIC SMALL LETTER A}"]),
+    ("target_modules", "literal module names", ["a" * 257]),
+    ("target_modules", "twice", ["q_proj", "q_proj"]),
+    ("target_modules", "no linear layer", ["q_proj", "down_proj", "lm_head"]),
+    ("target_modules", "no linear layer", ["q_proj", "down_proj", "proj"]),
+    ("rank_pattern", "object of literal", ["q_proj"]),
+    ("rank_pattern", "literal module names", {"(.+)+q": 4}),
+    ("rank_pattern", "literal module names", {"^q_proj": 4}),
+    ("rank_pattern", "r?ank_pattern.q_proj must be an integer", {"q_proj": 257}),
+    ("rank_pattern", "must be an integer", {"q_proj": 0}),
+    ("rank_pattern", "must be an integer", {"q_proj": True}),
+    ("rank_pattern", "no linear layer", {"k_proj": 4}),
+    ("rank_pattern", r"has shape \(4, 8\), not \(8, 8\)", {"q_proj": 8}),
+    ("alpha_pattern", "literal module names", {"(.+)+q": 4}),
+    ("alpha_pattern", "finite 32-bit", {"q_proj": 1e39}),
+    ("alpha_pattern", "finite 32-bit", {"q_proj": "8"}),
+    ("alpha_pattern", "no linear layer", {"k_proj": 4}),
+]
+
+PLAIN = json.dumps(config()).encode()
+
+CONFIGS = [
+    *(with_value(key, f"{key} = .* is not supported yet", value) for key, value in UNSUPPORTED),
+    *(with_value(key, "unknown key", value) for key, value in UNKNOWN),
+    *(with_value(key, reason, value) for key, reason, value in VALUES),
+    with_config("rank of the files differs", r"has shape \(4, 8\), not \(8, 8\)", config(r=8)),
+    with_config("duplicate key", "'r' occurs twice", PLAIN[:-1] + b', "r": 8}'),
+    with_config("duplicate nested key", "occurs twice", PLAIN[:-1] + b', "rank_pattern": {"q_proj": 4, "q_proj": 8}}'),
+    with_config("alpha NaN", "NaN is not", PLAIN.replace(b'"lora_alpha": 8', b'"lora_alpha": NaN')),
+    with_config("alpha Infinity", "Infinity is not", PLAIN.replace(b'"lora_alpha": 8', b'"lora_alpha": Infinity')),
+    with_config("alpha 1e999", "finite 32-bit", PLAIN.replace(b'"lora_alpha": 8', b'"lora_alpha": 1e999')),
+    with_config("digits without end", "JSON", PLAIN.replace(b'"r": 4', b'"r": ' + b"9" * 60_000)),
+    with_config("nested arrays", "nested too deeply", b"[" * 65_536),
+    with_config("nested objects", "nested too deeply", b'{"a":' * 13_000),
+    with_config("nested below a key", "nested too deeply", PLAIN[:-1] + b', "revision": ' + b"[" * 60_000),
+    with_config("64 KiB and a byte", "where 1 to 65536", PLAIN + b" " * (65_537 - len(PLAIN))),
+    with_config("an array", "one JSON object", b"[1]"),
+    with_config("a text", "one JSON object", b'"LORA"'),
+    with_config("truncated", "JSON", PLAIN[:-1]),
+    with_config("two documents", "JSON", PLAIN + PLAIN),
+    with_config("a byte order mark", "JSON", b"\xef\xbb\xbf" + PLAIN),
+    with_config("UTF-16", "UTF-8|JSON", PLAIN.decode().encode("utf-16")),
+    with_config("not UTF-8", "UTF-8", PLAIN.replace(b'base"', b'\xff"')),
+    with_config("zero bytes", "where 1 to", b""),
+    with_config("NUL bytes", "JSON", bytes(100)),
+    with_config("a pickled configuration", "UTF-8|JSON", pickle.dumps({"r": 4})),
+]
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+A, B = keys(Q)
+DORA = A.replace("lora_A", "lora_magnitude_vector")
+ONE = np.ones((1, 1), "<f4")
+
+
+def with_weights(name: str, reason: str, content: bytes) -> Hostile:
+    return Hostile(name, reason, lambda folder: void((folder / WEIGHTS_FILE).write_bytes(content)))
+
+
+def with_header(name: str, reason: str, change: Callable[[dict[str, Any]], None]) -> Hostile:
+    """The honest data under a header that `change` spoils."""
+    fields = header(arrays())
+    change(fields)
+    return with_weights(name, reason, container(fields, data(arrays())))
+
+
+def with_entry(name: str, reason: str, **changes: Any) -> Hostile:
+    """One tensor's entry, of A for Q with shape [4, 8] and offsets [0, 128], changed."""
+    return with_header(name, reason, lambda fields: fields[keys(Q)[0]].update(changes))
+
+
+def with_numbers(name: str, dtype: str, poison: float | int, reason: str = "NaN or Inf") -> Hostile:
+    tensors = arrays(dtype=dtype) if dtype != "<u2" else {key: np.zeros(v.shape, dtype) for key, v in arrays().items()}
+    tensors[keys(DOWN)[1]][-1, -1] = poison
+    return with_weights(name, reason, weights(tensors))
+
+
+def renamed(name: str) -> bytes:
+    """The honest tensors, with A of Q under another name."""
+    return weights({name if key == A else key: value for key, value in arrays().items()})
+
+
+def reshaped(module: str, a: tuple[int, int], b: tuple[int, int]) -> bytes:
+    made = {keys(module)[0]: np.ones(a, "<f4"), keys(module)[1]: np.ones(b, "<f4")}
+    return weights({**arrays(), **made})
+
+
+def many_tensors(count: int) -> bytes:
+    fields = {f"t{n}": {"dtype": "F16", "shape": [1, 1], "data_offsets": [2 * n, 2 * n + 2]} for n in range(count)}
+    return container(fields, bytes(2 * count))
+
+
+def misaligned() -> bytes:
+    """Sound, but for data that begins two bytes beside a float's boundary."""
+    encoded = json.dumps(HONEST).encode()
+    encoded += b" " * ((2 - len(encoded)) % 4)
+    return len(encoded).to_bytes(8, "little") + encoded + DATA
+
+
+HONEST = header(arrays())
+DATA = data(arrays())
+LAST = list(HONEST)[-1]
+END = HONEST[LAST]["data_offsets"][1]
+
+WEIGHTS = [
+    with_weights("empty", "where 1 to", b""),
+    with_weights("seven bytes", "too short", bytes(7)),
+    with_weights("header of 2^64-1 bytes", "header is larger", b"\xff" * 8 + DATA),
+    with_weights("header of 1 MiB and a byte", "header is larger", container(HONEST, DATA, header_bytes=(1 << 20) + 1)),
+    with_weights("header beyond the end", "inside its header", container(HONEST, b"", header_bytes=60_000)),
+    with_weights("header of no bytes", "JSON", container(b"", DATA)),
+    with_weights("header that is an array", "one JSON object", container(b"[]", DATA)),
+    with_weights("header nested deeply", "nested too deeply", container(b"[" * (1 << 20), b"")),
+    with_weights("header nested in a tensor", "nested too deeply", container(b'{"t":' * 200_000, b"")),
+    with_weights("header not UTF-8", "UTF-8", container(b'{"\xff": 0}', DATA)),
+    with_weights("header with a duplicate tensor", "occurs twice", container(b'{"t": 0, "t": 0}', DATA)),
+    with_weights("header of 350,000 lists", "must have exactly", container(b'{"t":[' + b"[]," * 349_000 + b"0]}", b"")),
+    with_weights("4,097 tensors", "more than 4096", many_tensors(4097)),
+    with_weights("tensors of nothing we know", "is missing", many_tensors(100)),
+    with_weights("pickled weights", "header is larger|inside its header", pickle.dumps(list(range(1000)), protocol=4)),
+    with_weights("a zip archive", "header is larger|inside its header", b"PK\x03\x04" + bytes(range(256))),
+    with_weights("a byte short", "ends 1 bytes before", container(HONEST, DATA[:-1])),
+    with_weights("a byte more", "1 bytes follow", container(HONEST, DATA + b"\0")),
+    with_weights("an archive behind the data", "bytes follow", container(HONEST, DATA + b"PK\x05\x06" + bytes(18))),
+    with_weights("larger than any such adapter", "where 1 to", container(HONEST, DATA + bytes(2 << 20))),
+    with_header("metadata of numbers", "__metadata__", lambda h: h.update(__metadata__={"a": 1})),
+    with_header("metadata that is a list", "__metadata__", lambda h: h.update(__metadata__=["a"])),
+    with_header("an entry that is a number", "must have exactly", lambda h: h.update({A: 1})),
+    with_header("an entry without a shape", "must have exactly", lambda h: void(h[A].pop("shape"))),
+    with_entry("an entry with more", "must have exactly", strides=[1, 8]),
+    with_entry("dtype F64", "dtype 'F64'", dtype="F64"),
+    with_entry("dtype I8", "dtype 'I8'", dtype="I8"),
+    with_entry("dtype F8", "dtype 'F8_E4M3'", dtype="F8_E4M3"),
+    with_entry("dtype lower case", "dtype 'f32'", dtype="f32"),
+    with_entry("dtype a list", "dtype", dtype=["F32"]),
+    with_entry("dtype null", "dtype", dtype=None),
+    with_entry("zero rows", "two dimensions from 1", shape=[0, 8], data_offsets=[0, 0]),
+    with_entry("zero columns", "two dimensions from 1", shape=[4, 0], data_offsets=[0, 0]),
+    with_entry("negative rows", "two dimensions from 1", shape=[-4, -8]),
+    with_entry("one dimension", "two dimensions", shape=[32]),
+    with_entry("three dimensions", "two dimensions", shape=[4, 8, 1]),
+    with_entry("no dimensions", "two dimensions", shape=[]),
+    with_entry("rows as a float", "two dimensions", shape=[4.0, 8]),
+    with_entry("rows as a boolean", "two dimensions", shape=[True, 32]),
+    with_entry("rows as text", "two dimensions", shape=["4", 8]),
+    with_entry("sizes that wrap to 32 elements", "two dimensions from 1", shape=[2**61 + 4, 8]),
+    with_entry("sizes whose product wraps", "number of bytes", shape=[2**31 - 1, 2**31 - 1]),
+    with_entry("fewer bytes than the shape", "number of bytes", data_offsets=[0, 64]),
+    with_entry("more bytes than the shape", "number of bytes", data_offsets=[0, 256]),
+    with_entry("offsets reversed", "data_offsets", data_offsets=[128, 0]),
+    with_entry("offsets negative", "data_offsets", data_offsets=[-128, 0]),
+    with_entry("offsets as floats", "data_offsets", data_offsets=[0.0, 128.0]),
+    with_entry("three offsets", "data_offsets", data_offsets=[0, 128, 128]),
+    with_entry("offsets of 2^70", "hole|overlaps", data_offsets=[2**70, 2**70 + 128]),
+    with_entry("offsets behind the file", "hole|overlaps", data_offsets=[END, END + 128]),
+    with_header("the same bytes twice", "overlaps", lambda h: h[B].update(data_offsets=[0, 192])),
+    with_header("overlap by an element", "overlaps", lambda h: h[B].update(data_offsets=[124, 316])),
+    with_header("a hole of an element", "hole", lambda h: h[LAST].update(data_offsets=[END - 188, END + 4])),
+    with_header("bytes of no tensor", "hole|follow", lambda h: void(h.pop(B))),
+    with_weights("misaligned", "not aligned", misaligned()),
+    with_weights("A missing", "lora_A.weight' is missing", weights({k: v for k, v in arrays().items() if k != A})),
+    with_weights("B missing", "lora_B.weight' is missing", weights({k: v for k, v in arrays().items() if k != B})),
+    with_weights("a tensor of no target", "belongs to no layer", weights({**arrays(), "lm_head.weight": ONE})),
+    with_weights("a base weight", "belongs to no layer", weights({**arrays(), f"base_model.model.{Q}.weight": ONE})),
+    with_weights(
+        "a DoRA vector", "belongs to no", weights({**arrays(), A.replace("lora_A", "lora_magnitude_vector"): ONE})
+    ),
+    with_weights("an embedding's factor", "belongs to no", weights({**arrays(), "x.lora_embedding_A": ONE})),
+    with_weights("a layer beyond the last", "is missing", renamed(A.replace("layers.0", "layers.99"))),
+    with_weights("a name with a path", "is missing", renamed("../../" + A)),
+    with_weights("a name without the prefix", "is missing", renamed(A.removeprefix("base_model.model."))),
+    with_weights("a name with a trailing blank", "is missing", renamed(A + " ")),
+    with_weights("an adapter's own name in the key", "is missing", renamed(A.replace(".weight", ".default.weight"))),
+    with_weights("A too narrow", r"has shape \(4, 7\), not \(4, 8\)", reshaped(Q, (4, 7), (12, 4))),
+    with_weights("A transposed", r"has shape \(8, 4\), not \(4, 8\)", reshaped(Q, (8, 4), (12, 4))),
+    with_weights("B too tall", r"has shape \(13, 4\), not \(12, 4\)", reshaped(Q, (4, 8), (13, 4))),
+    with_weights("A and B of different ranks", r"has shape \(12, 3\)", reshaped(Q, (4, 8), (12, 3))),
+    with_weights("another rank than configured", r"has shape \(5, 8\)", weights(arrays(5))),
+    with_weights("another model's shapes", r"has shape", reshaped(DOWN, (4, 4096), (4096, 4))),
+    with_numbers("NaN in F32", "<f4", math.nan),
+    with_numbers("Inf in F32", "<f4", math.inf),
+    with_numbers("-Inf in F32", "<f4", -math.inf),
+    with_numbers("NaN in F16", "<f2", math.nan),
+    with_numbers("Inf in F16", "<f2", math.inf),
+    with_numbers("NaN in BF16", "<u2", 0x7FC1),
+    with_numbers("negative NaN in BF16", "<u2", 0xFFFF),
+    with_numbers("Inf in BF16", "<u2", 0x7F80),
+    with_numbers("-Inf in BF16", "<u2", 0xFF80),
+    with_numbers("Inf once cast to BF16", "<f4", 3.4e38, "overflows bfloat16"),
+    with_numbers("Inf once scaled", "<f4", 1e38, "overflows bfloat16"),
+    with_numbers("Inf once scaled and weighted", "<f4", 1.7e37, "overflows bfloat16"),
+    with_numbers("Inf in BF16 once scaled", "<u2", 0x7F7F, "overflows bfloat16"),
+]
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def extra(name: str) -> Hostile:
+    return Hostile(f"{name!r} beside them", "is no part of an adapter", lambda folder: (folder / name).touch())
+
+
+def replace(name: str, make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Put something else where the file `name` was; the file itself is still there as `outside/<name>`."""
+
+    def spoil(folder: Path) -> None:
+        outside = folder.parent / "outside"
+        outside.mkdir()
+        (folder / name).rename(outside / name)
+        make(folder / name)
+
+    return spoil
+
+
+def link(path: Path) -> None:
+    path.symlink_to(path.parent.parent / "outside" / path.name)
+
+
+def swap(folder: Path) -> None:
+    (folder / CONFIG_FILE).rename(folder / "x")
+    (folder / WEIGHTS_FILE).rename(folder / CONFIG_FILE)
+    (folder / "x").rename(folder / WEIGHTS_FILE)
+
+
+def crowd(folder: Path) -> None:
+    for number in range(1000):
+        (folder / str(number)).touch()
+
+
+FOLDERS = [
+    *(extra(name) for name in ("adapter_model.bin", "tokenizer.json", "chat_template.jinja", "modeling_x.py")),
+    *(extra(name) for name in ("README.md", ".hidden", "a\nb", "weights.tar.gz", "ADAPTER_CONFIG.JSON")),
+    *(
+        Hostile(f"{name} {what}", reason, replace(name, make))
+        for name in (CONFIG_FILE, WEIGHTS_FILE)
+        for what, reason, make in (
+            ("is missing", f"{name} is missing", void),
+            ("is a link", "cannot be read as a plain file", link),
+            ("is a broken link", "cannot be read as a plain file", lambda path: path.symlink_to("nowhere")),
+            ("is an endless device", "cannot be read as a plain file", lambda path: path.symlink_to("/dev/zero")),
+            ("is a pipe", "not a plain file", os.mkfifo),
+            ("is a folder", "not a plain file", Path.mkdir),
+        )
+    ),
+    Hostile("the files swapped", "where 1 to|UTF-8|JSON", swap),
+    Hostile("a folder beside them", "is no part", lambda folder: (folder / "sub").mkdir()),
+    Hostile("a thousand files", "is no part", crowd),
+    Hostile("a sparse terabyte", "where 1 to", lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40)),
+]
+
+HOSTILE = [*CONFIGS, *WEIGHTS, *FOLDERS]

@@ -1,0 +1,210 @@
+"""What a good adapter becomes; the bad ones are in test_hostile."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openlora.node.adapters.format import LinearShape, RawTensor, largest_magnitude, read_adapter
+from openlora.node.adapters.safetensors import Dtype, parse_tensors
+from openlora.node.errors import AdapterError
+from tests.node.adapters.adapter_files import (
+    DOWN,
+    LAYOUT,
+    RANK,
+    Q,
+    arrays,
+    config,
+    container,
+    keys,
+    weights,
+    write_adapter,
+)
+
+
+def array(tensor: RawTensor) -> Any:
+    dtypes = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    return np.frombuffer(tensor.data, dtypes[tensor.dtype]).reshape(tensor.shape)
+
+
+def test_a_good_adapter(tmp_path: Path) -> None:
+    tensors = arrays()
+    adapter = read_adapter(write_adapter(tmp_path), LAYOUT)
+    assert adapter.rank == RANK
+    assert adapter.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert adapter.factors.keys() == LAYOUT.keys()
+    for module, factor in adapter.factors.items():
+        a, b = keys(module)
+        assert np.array_equal(array(factor.a), tensors[a])
+        assert np.array_equal(array(factor.b), tensors[b])
+        assert factor.scale == 2.0
+        assert factor.a.data.readonly
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("<f4", "F32"), ("<f2", "F16"), ("<u2", "BF16")])
+def test_each_dtype(tmp_path: Path, dtype: str, name: str) -> None:
+    tensors = (
+        arrays(dtype=dtype) if dtype != "<u2" else {k: np.full(v.shape, 0x3F80, dtype) for k, v in arrays().items()}
+    )
+    factor = read_adapter(write_adapter(tmp_path, safetensors=weights(tensors)), LAYOUT).factors[Q]
+    assert (factor.a.dtype, factor.b.dtype) == (name, name)
+    assert np.array_equal(array(factor.a), tensors[keys(Q)[0]])
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
+    adapter = read_adapter(write_adapter(tmp_path, config(use_rslora=True)), LAYOUT)
+    assert adapter.factors[Q].scale == 8 / math.sqrt(RANK)
+
+
+def test_patterns_apply_to_what_they_name_and_the_first_counts(tmp_path: Path) -> None:
+    tensors = arrays()
+    a, b = keys(DOWN)
+    tensors[a], tensors[b] = np.ones((2, 20), "<f4"), np.ones((8, 2), "<f4")
+    patterns = config(
+        rank_pattern={"mlp.down_proj": 2},
+        alpha_pattern={"layers.0.self_attn.q_proj": 1, "q_proj": 3.5},
+    )
+    adapter = read_adapter(write_adapter(tmp_path, patterns, weights(tensors)), LAYOUT)
+    scales = {module: factor.scale for module, factor in adapter.factors.items()}
+    assert scales == {Q: 1 / 4, DOWN: 8 / 2, "model.layers.1.self_attn.q_proj": 3.5 / 4}
+    assert adapter.rank == 4
+    assert adapter.factors[DOWN].a.shape == (2, 20)
+
+
+def test_only_what_is_targeted_is_needed(tmp_path: Path) -> None:
+    tensors = {key: value for key, value in arrays().items() if DOWN in key}
+    adapter = read_adapter(write_adapter(tmp_path, config(target_modules=[DOWN]), weights(tensors)), LAYOUT)
+    assert adapter.factors.keys() == {DOWN}
+
+
+def test_a_target_is_a_whole_name_not_an_ending(tmp_path: Path) -> None:
+    layout = LAYOUT | {"model.layers.0.self_attn.other_q_proj": LinearShape(12, 8)}
+    assert read_adapter(write_adapter(tmp_path), layout).factors.keys() == LAYOUT.keys()
+
+
+def test_the_least_configuration(tmp_path: Path) -> None:
+    least = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4.5, "target_modules": ["q_proj", "down_proj"]}
+    assert read_adapter(write_adapter(tmp_path, least), LAYOUT).factors[Q].scale == 4.5 / RANK
+
+
+def test_the_layers_may_be_empty_handed_but_not_the_other_way_round(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no linear layer"):
+        read_adapter(write_adapter(tmp_path), {})
+
+
+def test_ranks_1_and_256(tmp_path: Path) -> None:
+    for rank in (1, 256):
+        folder = write_adapter(tmp_path / str(rank), config(r=rank), weights(arrays(rank)))
+        assert read_adapter(folder, LAYOUT).rank == rank
+
+
+def test_the_largest_scaled_number_is_accepted_and_the_next_is_not(tmp_path: Path) -> None:
+    largest_bfloat16 = np.float32(3.3895313892515355e38)
+    a, b = keys(Q)
+    tensors = arrays()
+    tensors[a][0, 0] = -largest_bfloat16  # A is cast, not scaled
+    tensors[b][0, 0] = largest_bfloat16 / 20  # scale 2, recipe weight up to 10
+    read_adapter(write_adapter(tmp_path / "fits", safetensors=weights(tensors)), LAYOUT)
+    tensors[b][0, 0] = largest_bfloat16 / 19
+    with pytest.raises(AdapterError, match="overflows bfloat16"):
+        read_adapter(write_adapter(tmp_path / "too large", safetensors=weights(tensors)), LAYOUT)
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(finite, min_size=1, max_size=20), st.sampled_from(["F32", "F16", "BF16"]))
+def test_the_largest_magnitude_is_the_maximum(values: list[float], dtype: Dtype) -> None:
+    stored = np.array(values, "<f4")
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            stored = stored.astype("<f2")
+    if dtype == "BF16":
+        stored = (stored.view("<u4") & 0xFFFF0000).view("<f4")  # type: ignore[assignment]
+    bits = (stored.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else stored
+    tensor = RawTensor(dtype, (1, len(values)), memoryview(bits.tobytes()))
+    assert largest_magnitude(tensor) == np.abs(stored).max()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+@pytest.mark.parametrize("poison", [math.nan, -math.nan, math.inf, -math.inf])
+def test_one_poisoned_number_is_found_anywhere(dtype: Dtype, poison: float) -> None:
+    values = np.ones((1 << 20) + 3, "<f4" if dtype == "F32" else "<f2")
+    for at in (0, 1 << 20, -1):
+        poisoned = values.copy()
+        poisoned[at] = poison
+        assert not math.isfinite(largest_magnitude(RawTensor(dtype, (1, len(values)), memoryview(poisoned.tobytes()))))
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_tensors_or_refused(contents: bytes) -> None:
+    try:
+        parse_tensors(memoryview(contents), "file")
+    except AdapterError:
+        return
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(sorted(config())), json_values)
+@settings(max_examples=300)
+def test_any_value_of_any_key_is_understood_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    folder = write_adapter(tmp_path_factory.getbasetemp() / "any value", config(**{key: value}))
+    try:
+        reason = f"rank {read_adapter(folder, LAYOUT).rank}"
+    except AdapterError as error:
+        reason = str(error)
+    assert reason == f"rank {RANK}" or reason.startswith("adapter_")
+    assert reason.isprintable()
+    assert reason.isascii()
+
+
+@given(st.sampled_from(["dtype", "shape", "data_offsets"]), json_values)
+def test_any_value_in_a_header_is_refused(key: str, value: Any) -> None:
+    entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    if entry[key] == value:
+        return
+    with pytest.raises(AdapterError):
+        parse_tensors(memoryview(container({"tensor": entry | {key: value}}, bytes(16))), "file")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 7}}]
+)
+def test_effects_equal_pefts(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The oracle: PEFT writes and applies the adapter, we read it and compute s·B·A·x ourselves."""
+    torch = pytest.importorskip("torch")
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    sizes = {"q_proj": LinearShape(12, 8), "v_proj": LinearShape(6, 8)}
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(s.in_features, s.out_features) for name, s in sizes.items()})
+    chosen = LoraConfig(r=4, lora_alpha=9, target_modules=["q_proj", "v_proj"], task_type=None, **options)
+    adapted = get_peft_model(model, chosen)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path)
+    (tmp_path / "README.md").unlink()
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written | {"auto_mapping": None}))
+    adapter = read_adapter(tmp_path, sizes)
+    x = torch.randn(8)
+    for name, factor in adapter.factors.items():
+        layer = adapted.base_model.model[name]
+        expected = layer(x) - layer.base_layer(x)
+        ours = factor.scale * (array(factor.b) @ (array(factor.a) @ x.numpy()))
+        assert np.allclose(ours, expected.detach().numpy(), atol=1e-5)
