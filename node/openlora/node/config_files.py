@@ -1,6 +1,9 @@
 """The configuration files that `openlora init` and the dev network write: every key, with its unit and default."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from openlora.node.config import KeyConfig
 
 NODE_TOML = """\
 # A node operator's configuration. Paths are relative to this file; an unknown key is an error.
@@ -55,45 +58,54 @@ password_file = {password_file}
 """
 
 
+@dataclass(frozen=True, slots=True)
+class ChainEntry:
+    """The `[chain]` table."""
+
+    chain_id: int
+    rpc_url: str
+    deployment: Path
+    poll_s: float = 1.0
+
+
 def write_node_config(
     path: Path,
+    chain: ChainEntry,
     *,
-    chain_id: int,
-    rpc_url: str,
-    deployment: Path | str,
-    model: Path | str,
-    keystore: Path | str = Path("hot.json"),
-    password_file: Path | str = Path("hot.password"),
-    state_dir: Path | str = ".",
-    content_dir: Path | str = "content",
+    model: Path,
+    key: KeyConfig,
+    state_dir: Path = Path(),
+    content_dir: Path = Path("content"),
     confirmations: int = 2,
-    poll_s: float = 1.0,
-    in_price: int = 0,
-    out_price: int = 0,
+    in_price_wei_per_k: int = 0,
+    out_price_wei_per_k: int = 0,
 ) -> None:
     """Writes a complete `node.toml`."""
-    _write(path, NODE_TOML, **{name: value for name, value in locals().items() if name != "path"})
+    _write(
+        path,
+        NODE_TOML,
+        chain,
+        key,
+        model=model,
+        state_dir=state_dir,
+        content_dir=content_dir,
+        confirmations=confirmations,
+        in_price=in_price_wei_per_k,
+        out_price=out_price_wei_per_k,
+    )
 
 
 def write_client_config(
-    path: Path,
-    *,
-    chain_id: int,
-    rpc_url: str,
-    deployment: Path | str,
-    keystore: Path | str,
-    password_file: Path | str,
-    content_dir: Path | str,
-    agent_socket: Path | str | None = None,
-    poll_s: float = 1.0,
+    path: Path, chain: ChainEntry, *, key: KeyConfig, content_dir: Path, agent_socket: Path | None = None
 ) -> None:
     """Writes a complete `client.toml`."""
-    watch = "" if agent_socket is None else f"agent_socket = {_toml(agent_socket)}  # a node whose streams to watch\n"
-    values = {name: value for name, value in locals().items() if name not in ("path", "watch", "agent_socket")}
-    _write(path, CLIENT_TOML.replace("{agent_socket}\n", watch + "\n"), **values)
+    watch = "agent_socket = {agent_socket}  # a node whose streams to watch\n" if agent_socket else ""
+    template = CLIENT_TOML.replace("{agent_socket}", watch)
+    _write(path, template, chain, key, content_dir=content_dir, agent_socket=agent_socket)
 
 
-def _write(path: Path, template: str, **values: object) -> None:
+def _write(path: Path, template: str, chain: ChainEntry, key: KeyConfig, **values: object) -> None:
+    values |= asdict(chain) | {"keystore": key.keystore, "password_file": key.password_file}
     filled = {name: _toml(value) for name, value in values.items()}
     lines = []
     for line in template.splitlines():

@@ -41,17 +41,19 @@ def load_key(config: KeyConfig) -> LocalAccount:
 def create_key(folder: Path, name: str, private_key: bytes | None = None) -> tuple[KeyConfig, str]:
     """Writes `name.json` and `name.password` (both readable by the owner alone) and returns them with the address.
 
-    Refuses to overwrite: a key that is gone is money that is gone. A fresh key is drawn unless one is given.
+    The returned paths are relative to `folder`. A fresh key is drawn unless one is given. Refuses to overwrite: a key
+    that is gone is money that is gone.
     """
-    config = KeyConfig(keystore=folder / f"{name}.json", password_file=folder / f"{name}.password")
-    for path in (config.keystore, config.password_file):
+    config = KeyConfig(keystore=Path(f"{name}.json"), password_file=Path(f"{name}.password"))
+    files = (folder / config.password_file, folder / config.keystore)
+    for path in files:
         if path.exists():
             raise ConfigError(f"{path} exists already; move it away before making another key")
     account = Account.from_key(private_key or secrets.token_bytes(32))
     password = secrets.token_urlsafe(24)
     keystore = Account.encrypt(account.key, password, kdf="scrypt", iterations=SCRYPT_N)
     folder.mkdir(parents=True, exist_ok=True)
-    for path, text in ((config.password_file, password), (config.keystore, json.dumps(keystore))):
+    for path, text in zip(files, (password, json.dumps(keystore)), strict=True):
         path.touch(mode=0o600, exist_ok=False)
         path.write_text(text + "\n")
     return config, account.address

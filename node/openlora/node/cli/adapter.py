@@ -23,20 +23,20 @@ def publish(
     json: JsonFlag = False,
 ) -> None:
     """Check an adapter as every node will, put it into the content store, and register it."""
-    from openlora.node.adapters.format import read_adapter
     from openlora.node.base_model import base_model_id
+    from openlora.node.content import adapter_cid
     from openlora.node.engine.models.config import DecoderConfig
-    from openlora.node.market import connect
+    from openlora.node.market import open_market
 
     output = Output(json)
 
     async def run() -> None:
-        weights = read_adapter(directory, DecoderConfig.from_path(model).layout())
-        base_id = base_model_id(model)
-        async with connect(client) as person:
-            cid = await person.publish_adapter(directory, base_id, tuple(datanet or ()), name)
-        output.say(f"{name} is registered as {cid} (rank {weights.rank}, {weights.nbytes:,} bytes)")
-        output.result({"name": name, "cid": cid, "base_id": base_id, "rank": weights.rank, "bytes": weights.nbytes})
+        layout = DecoderConfig.from_path(model).layout()
+        async with open_market(client) as person:
+            digest = await person.publish_adapter(directory, layout, base_model_id(model), datanet or (), name)
+        cid = adapter_cid(digest)
+        output.say(f"{name} is registered as {cid}")
+        output.result({"name": name, "cid": cid, "digest": digest})
 
     asyncio.run(run())
 
@@ -44,12 +44,12 @@ def publish(
 @app.command("list")
 def list_adapters(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:
     """List the adapters registered on chain."""
-    from openlora.node.market import connect
+    from openlora.node.market import open_market
 
     output = Output(json)
 
     async def run() -> None:
-        async with connect(client) as person:
+        async with open_market(client) as person:
             catalogue = await person.catalogue()
         bases = {base.base_id: base.name for base in catalogue.bases}
         rows = [

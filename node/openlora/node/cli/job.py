@@ -1,58 +1,154 @@
 """`openlora job`: submit a job to the queue, watch its answer come, read the result."""
 
 import asyncio
+import sys
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.output import JsonFlag, Output, tokens
-from openlora.node.errors import ConfigError
+from openlora.node import agent_client
+from openlora.node.cli.output import TOKEN_WEI, ClientFile, JsonFlag, Output, tokens
+from openlora.node.config import ClientConfig, load
+from openlora.node.documents import ChatMessage, InputDocument, JobSampling, encode
+from openlora.node.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from openlora.node.catalogue import RegisteredAdapter
+    from openlora.node.market import Term
 
 app = typer.Typer(help="Submit inference jobs to the on-chain queue and read their answers.", no_args_is_help=True)
 
-ClientFile = Annotated[Path, typer.Option("--client", help="The submitter's configuration.")]
 CLIENT_TOML = Path("client.toml")
+TEMPLATE_TOKENS = 128  # what a chat template may add to a prompt, generously
 
 
 @app.command()
 def submit(
     prompt: Annotated[str, typer.Argument(help="The user's message.")],
-    base: Annotated[str, typer.Option(help="Base model: its registered name or 0x id.")],
+    base: Annotated[str, typer.Option(help="Base model: its registered name or 0x id.")] = "smollm2-135m-instruct",
     adapter: Annotated[
-        list[str] | None, typer.Option(help="NAME or CID, with :WEIGHT for an ensemble. Repeatable.")
+        list[str] | None, typer.Option(help="NAME or CID, with :WEIGHT in an ensemble. Repeatable.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most output tokens.")] = 64,
-    price: Annotated[str, typer.Option(help="Bid in tokens per 1,000 tokens, in:out.")] = "0.1:0.2",
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+    price: Annotated[str, typer.Option(help="Bid IN:OUT, in tokens per 1,000 prompt and output tokens.")] = "0.1:0.2",
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
-    deadline: Annotated[int, typer.Option(help="Seconds until the job expires.")] = 600,
-    watch: Annotated[bool, typer.Option(help="Stay and print the answer as it comes.")] = False,
+    deadline: Annotated[int, typer.Option(min=1, help="Seconds until the job expires.")] = 600,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, and print the answer as it comes.")] = False,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Escrow the fee and submit a job."""
-    from openlora.node import market
+    """Escrow the most a job can cost and put it into the queue."""
+    from openlora.node.market import Offer, open_market
+
+    output = Output(json)
+    in_price_wei, out_price_wei = parse_price(price)
+    sampling = JobSampling(temperature=temperature, stop=tuple(stop or ()))
+    document = InputDocument(v=1, messages=(ChatMessage("user", prompt),), sampling=sampling)
+    offer = Offer(
+        max_in_tokens=len(encode(document)) + TEMPLATE_TOKENS,  # no tokenizer makes more tokens than bytes
+        max_out_tokens=max_tokens,
+        in_price_wei_per_k=in_price_wei,
+        out_price_wei_per_k=out_price_wei,
+        deadline_s=deadline,
+    )
+
+    async def run() -> int:
+        async with open_market(client) as person:
+            catalogue = await person.catalogue()
+            terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
+            recipe_id = await person.recipe(catalogue.base(base).base_id, terms)
+            job = await person.submit(recipe_id, document, offer)
+        output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
+        output.result({"job_id": job.job_id, "recipe_id": recipe_id, "escrow_wei": job.escrow_wei})
+        return job.job_id
+
+    job_id = asyncio.run(run())
+    if watch:
+        _watch(client, job_id, output)
+
+
+@app.command()
+def watch(
+    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    client: ClientFile = CLIENT_TOML,
+    json: JsonFlag = False,
+) -> None:
+    """Print a job's answer as the node generates it."""
+    _watch(client, job_id, Output(json))
+
+
+@app.command()
+def result(
+    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    client: ClientFile = CLIENT_TOML,
+    json: JsonFlag = False,
+) -> None:
+    """Print a committed job's answer, checked against the digest on chain."""
+    from openlora.node.market import open_market
 
     output = Output(json)
 
     async def run() -> None:
-        async with market.connect(client) as person:
-            base_id, name = await person.find_base(base)
-            terms = [await person.find_adapter(text) for text in adapter or ()]
-            in_price, out_price = market.parse_price(price)
-            document = market.chat_input(prompt, temperature=temperature, stop=tuple(stop or ()))
-            offer = market.Offer(
-                max_in_tokens=market.most_prompt_tokens(document),
-                max_out_tokens=max_tokens,
-                in_price_wei_per_k=in_price,
-                out_price_wei_per_k=out_price,
-                deadline_s=deadline,
+        async with open_market(client) as person:
+            answer = await person.output(job_id)
+        if answer is None:
+            raise RequestError(
+                "not_committed", f"job {job_id} has no committed answer yet; watch it, or ask again later"
             )
-            job = await person.submit(await person.recipe(base_id, terms), document, offer)
-            output.say(f"job {job.job_id} on {name}: {tokens(job.escrow_wei)} OLRA in escrow")
-            output.result({"job_id": job.job_id, "escrow_wei": job.escrow_wei, "recipe_id": job.spec.recipe_id})
-            if watch:
-                await _watch(person, job.job_id, output)
+        output.say(answer.text)
+        output.result(
+            {"job_id": job_id, "text": answer.text, "finish_reason": answer.finish_reason, "usage": answer.usage}
+        )
 
     asyncio.run(run())
+
+
+def _watch(client: Path, job_id: int, output: Output) -> None:
+    socket = load(client, ClientConfig).agent_socket
+    if socket is None:
+        raise ConfigError(
+            f"{client} names no agent_socket to watch; `openlora job result {job_id}` reads the answer later"
+        )
+    printed = state = ""
+    for state, text in agent_client.watch(socket, job_id):
+        if output.as_json:
+            output.result({"job_id": job_id, "state": state, "text": text})
+            continue
+        if not text.startswith(printed):  # the engine began anew
+            sys.stdout.write("\n")
+            printed = ""
+        sys.stdout.write(text[len(printed) :])
+        sys.stdout.flush()
+        printed = text
+    if printed:
+        output.say("")
+    output.say(f"job {job_id} is {state}")
+
+
+def parse_price(text: str) -> tuple[int, int]:
+    """ "0.1:0.2" in tokens → wei, for 1,000 prompt and 1,000 output tokens. Raises ConfigError."""
+    try:
+        in_tokens, out_tokens = (Decimal(part) for part in text.split(":"))
+    except (InvalidOperation, ValueError):
+        raise ConfigError(f"--price {text} is not IN:OUT, two numbers of tokens such as 0.1:0.2") from None
+    if not (0 <= in_tokens < 10**9 and 0 <= out_tokens < 10**9):
+        raise ConfigError(f"--price {text}: prices lie between 0 and 10^9 tokens")
+    return int(in_tokens * TOKEN_WEI), int(out_tokens * TOKEN_WEI)
+
+
+def parse_term(text: str, find: "Callable[[str], RegisteredAdapter]") -> "Term":
+    """ "pirate", "pirate:0.7" or a CID with or without weight. Raises ConfigError, ChainError."""
+    from openlora.node.market import Term
+
+    name, colon, weight_text = text.partition(":")
+    try:
+        weight = float(weight_text) if colon else 1.0
+    except ValueError:
+        raise ConfigError(f"--adapter {text}: {weight_text!r} is no weight; write NAME:0.7") from None
+    if not 0 < abs(weight) <= 10:
+        raise ConfigError(f"--adapter {text}: a weight is not zero and lies between -10 and 10")
+    return Term(find(name).digest, weight)

@@ -7,6 +7,7 @@ import typer
 
 from openlora.node import base_model
 from openlora.node.cli.output import JsonFlag, Output
+from openlora.node.errors import ModelError
 
 app = typer.Typer(help="Fetch base models and check what they are.", no_args_is_help=True)
 
@@ -34,6 +35,6 @@ def verify(
     output = Output(json)
     base_id = base_model.base_model_id(path)
     if expect is not None and bytes.fromhex(expect.removeprefix("0x")) != base_id:
-        raise base_model.ModelError(f"{path} is 0x{base_id.hex()}, not {expect}; fetch the model again")
+        raise ModelError(f"{path} is 0x{base_id.hex()}, not {expect}; fetch the model again")
     output.say(f"0x{base_id.hex()}  {path}")
     output.result({"path": str(path), "base_id": base_id})

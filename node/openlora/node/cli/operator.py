@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from eth_typing import ChecksumAddress
+from eth_utils.address import is_address, to_checksum_address
 
 from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, tokens
+from openlora.node.errors import ConfigError
 
 
 def init(
@@ -18,8 +21,7 @@ def init(
     json: JsonFlag = False,
 ) -> None:
     """Write node.toml, client configurations and keys into a folder, and say what to fund."""
-    from openlora.node.config_files import write_client_config, write_node_config
-    from openlora.node.errors import ConfigError
+    from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
     from openlora.node.keys import create_key
 
     output = Output(json)
@@ -29,11 +31,11 @@ def init(
     for path, flag in ((deployment, "--deployment"), (model, "--model")):
         if not path.exists():
             raise ConfigError(f"{path} does not exist; {flag} must name a file or folder that does")
-    _, hot = create_key(state, "hot")
-    _, operator = create_key(state, "operator")
-    common = {"chain_id": chain_id, "rpc_url": rpc, "deployment": deployment.resolve(), "content_dir": "content"}
-    write_node_config(node_file, model=model.resolve(), **common)
-    write_client_config(operator_file, keystore="operator.json", password_file="operator.password", **common)
+    hot_key, hot = create_key(state, "hot")
+    operator_key, operator = create_key(state, "operator")
+    chain = ChainEntry(chain_id, rpc, deployment.resolve())
+    write_node_config(node_file, chain, model=model.resolve(), key=hot_key)
+    write_client_config(operator_file, chain, key=operator_key, content_dir=Path("content"))
     output.say(f"{node_file} is the node's configuration; read it, then set your prices.")
     output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
     output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")
@@ -68,12 +70,12 @@ def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None
 
 def earnings(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:
     """Show what this key has earned, by role, and what it can withdraw."""
-    from openlora.node.market import connect
+    from openlora.node.market import open_market
 
     output = Output(json)
 
     async def show() -> None:
-        async with connect(client) as person:
+        async with open_market(client) as person:
             earned = await person.earned()
             credits_wei = await person.credits()
         output.table(("role", "OLRA"), [(role, tokens(wei)) for role, wei in earned.items()])
@@ -89,14 +91,22 @@ def withdraw(
     json: JsonFlag = False,
 ) -> None:
     """Send all this key has earned to an address."""
-    from openlora.node.market import connect
+    from openlora.node.market import open_market
 
     output = Output(json)
 
     async def send() -> None:
-        async with connect(client) as person:
-            amount_wei = await person.claim_credits(to or person.key.address)
-        output.say(f"{tokens(amount_wei)} OLRA sent to {to or person.key.address}")
-        output.result({"to": to or person.key.address, "amount_wei": amount_wei})
+        async with open_market(client) as person:
+            receiver = parse_address(to) if to else person.key.address
+            amount_wei = await person.withdraw_credits(receiver)
+        output.say(f"{tokens(amount_wei)} OLRA sent to {receiver}")
+        output.result({"to": receiver, "amount_wei": amount_wei})
 
     asyncio.run(send())
+
+
+def parse_address(text: str) -> ChecksumAddress:
+    """An address whose checksum, if it has one, is right: money sent to a mistyped one is gone. Raises ConfigError."""
+    if not is_address(text):
+        raise ConfigError(f"{text} is no address, or is mistyped: its checksum does not fit")
+    return to_checksum_address(text)

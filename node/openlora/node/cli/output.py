@@ -22,7 +22,7 @@ class Output:
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.console = Console(quiet=as_json, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=as_json, highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(text)

@@ -55,7 +55,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 # ---- agent → engine -------------------------------------------------------------------------------------------------
 
 
-class Submit(Message):
+class Submit(Message, frozen=True):
     """Run a request. Answered by `Step` tokens whose last one has `finish_reason`, or by one `Refused`."""
 
     request_id: str
@@ -64,13 +64,13 @@ class Submit(Message):
     adapters: tuple[AdapterUse, ...] = ()  # empty: the base model
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Stop a request and free its pages. No token of it follows the engine's next `Step`; an unknown id is no error."""
 
     request_id: str
 
 
-class LoadAdapter(Message):
+class LoadAdapter(Message, frozen=True):
     """Make a verified adapter directory servable under `key`. Answered by `AdapterLoaded` or `AdapterRefused`.
 
     A key in use by running requests keeps serving them with the old weights; new requests see the new ones.
@@ -80,18 +80,18 @@ class LoadAdapter(Message):
     path: str
 
 
-class UnloadAdapter(Message):
+class UnloadAdapter(Message, frozen=True):
     """Forget `key` for new requests; memory returns when its last running request ends. Answered by `AdapterUnloaded`,
     also for a key that is unknown."""
 
     key: str
 
 
-class GetStatus(Message):
+class GetStatus(Message, frozen=True):
     """Answered by `Status`."""
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """End the process; running requests are dropped."""
 
 
@@ -101,14 +101,14 @@ Command = Submit | Cancel | LoadAdapter | UnloadAdapter | GetStatus | Shutdown
 # ---- engine → agent -------------------------------------------------------------------------------------------------
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """First message of a child: the model is loaded."""
 
     version: int
     model: ModelInfo
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """First message of a child in place of `Ready`: the model cannot be served; the child ends with exit code 2."""
 
     message: str
@@ -124,13 +124,13 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
 
 
-class Step(Message):
+class Step(Message, frozen=True):
     """All tokens of one forward pass, at most one a request."""
 
     tokens: tuple[Token, ...]
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """A request that cannot run; `code` as in RequestError."""
 
     request_id: str
@@ -138,22 +138,22 @@ class Refused(Message):
     message: str
 
 
-class AdapterLoaded(Message):
+class AdapterLoaded(Message, frozen=True):
     key: str
     rank: int
     bytes: int
 
 
-class AdapterUnloaded(Message):
+class AdapterUnloaded(Message, frozen=True):
     key: str
 
 
-class AdapterRefused(Message):
+class AdapterRefused(Message, frozen=True):
     key: str
     message: str
 
 
-class Status(Message):
+class Status(Message, frozen=True):
     running: int
     waiting: int
     kv_tokens_free: int

@@ -1,0 +1,102 @@
+"""Whether to claim a job: local facts only, each refusal with its skip code."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from openlora.contracts import Recipe
+from openlora.node import documents
+from openlora.node.config import MarketConfig
+from openlora.node.content import BlockContent, adapter_cid
+from openlora.node.documents import InputDocument
+from openlora.node.engine.messages import ModelInfo
+from openlora.node.engine.text import TextModel
+from openlora.node.errors import ContentError, RequestError
+from openlora.node.job import Job, SkipCode
+
+CLAIM_AND_COMMIT_GAS: Final = 400_000  # what one job may cost the hot key, generously
+
+
+class Skip(Exception):
+    """The job is not claimed, and why."""
+
+    def __init__(self, code: SkipCode) -> None:
+        super().__init__(code.value)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Funds:
+    """What the chain says this node can put up, read just now."""
+
+    gas_wei: int  # balance of the hot key
+    gas_price_wei: int
+    free_stake_wei: int
+    bond_wei: int  # of one claim
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """This node's rules and what it serves; `admit` holds a job against them."""
+
+    base_id: bytes
+    model: ModelInfo
+    text: TextModel
+    content: BlockContent
+    market: MarketConfig
+    storage_dir: Path
+    min_free_bytes: int
+
+    async def admit(self, job: Job, recipe: Recipe, funds: Funds, now_s: float) -> None:
+        """Returns when the job should be claimed, else raises Skip."""
+        spec = job.spec
+        if recipe.base_id != self.base_id:
+            raise Skip(SkipCode.MODEL_NOT_SERVED)
+        asked = (self.market.min_in_price_wei_per_k, self.market.min_out_price_wei_per_k)
+        if spec.in_price_per_k < asked[0] or spec.out_price_per_k < asked[1]:
+            raise Skip(SkipCode.PRICE_TOO_LOW)
+        if min(spec.deadline - now_s, spec.lease_secs) < self.market.min_time_left_s:
+            raise Skip(SkipCode.DEADLINE_TOO_NEAR)
+        if shutil.disk_usage(self.storage_dir).free < self.min_free_bytes:
+            raise Skip(SkipCode.LOW_DISK)
+        if funds.gas_wei < CLAIM_AND_COMMIT_GAS * funds.gas_price_wei:
+            raise Skip(SkipCode.LOW_GAS)
+        if funds.free_stake_wei < funds.bond_wei:
+            raise Skip(SkipCode.NO_STAKE)
+        await self._check_input(job)
+        await self._check_adapters(recipe)
+
+    async def _check_input(self, job: Job) -> None:
+        try:
+            prompt_ids = self.prompt_ids(await self.input(job))
+        except ContentError:
+            raise Skip(SkipCode.INPUT_UNAVAILABLE) from None
+        except RequestError:
+            raise Skip(SkipCode.BAD_INPUT) from None
+        if len(prompt_ids) > job.spec.max_in_tokens or len(prompt_ids) + 1 > self.model.max_context:
+            raise Skip(SkipCode.OVER_CONTEXT)
+
+    async def _check_adapters(self, recipe: Recipe) -> None:
+        """That the folders' roots are there; the rest is fetched while the claim confirms."""
+        try:
+            for digest in recipe.adapters:
+                await self.content.get_block(adapter_cid(digest))
+        except ContentError:
+            raise Skip(SkipCode.ADAPTER_UNAVAILABLE) from None
+
+    async def input(self, job: Job) -> InputDocument:
+        """The job's input, inline or by its digest. Raises ContentError and RequestError."""
+        data = job.input or await self.content.get_document(job.spec.input_digest)
+        return documents.decode_input(data)
+
+    def prompt_ids(self, document: InputDocument) -> list[int]:
+        """Token ids of the document's prompt under this model's tokenizer and chat template."""
+        if document.messages is not None:
+            return self.text.encode_chat(document.messages)
+        if document.prompt is not None:
+            return self.text.encode(document.prompt)
+        assert document.prompt_ids is not None, "decode_input promises one of three"
+        if not all(0 <= token < self.model.vocab_size for token in document.prompt_ids):
+            raise RequestError("bad_input", f"prompt_ids must lie in [0, {self.model.vocab_size})")
+        return list(document.prompt_ids)

@@ -1,0 +1,93 @@
+"""The agent's own routes, on `agent.sock`: what this node is and does.
+
+None of them shows a prompt and, but for the stream of one job, none shows an answer.
+"""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from openlora.node.api.limits import Limits
+from openlora.node.api.server import Server
+from openlora.node.errors import JournalError
+from openlora.node.job import Job, JobId
+from openlora.node.journal import Journal
+from openlora.node.streams import JobStreams
+
+Snapshot = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+def create_agent_api(journal: Journal, streams: JobStreams, snapshot: Snapshot) -> FastAPI:
+    """The application; `snapshot` is the one source of /v1/state."""
+    app = FastAPI(title="OpenLoRA agent", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
+    app.add_exception_handler(JournalError, _not_found)
+    app.include_router(_router(journal, streams, snapshot))
+    return app
+
+
+async def serve_unix(app: FastAPI, path: Path) -> None:
+    """Serves on a Unix socket that its owner alone may use, until cancelled.
+
+    The caller holds the journal's lock, so a socket that is there already is a dead agent's.
+    """
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        path.chmod(0o600)
+        try:
+            await Server().serve(app, sock, Limits())
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _router(journal: Journal, streams: JobStreams, snapshot: Snapshot) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/state")
+    async def state() -> Mapping[str, Any]:
+        return await snapshot()
+
+    @router.get("/jobs")
+    async def jobs(limit: int = Query(100, ge=1, le=1000)) -> list[Mapping[str, Any]]:
+        """The newest jobs first."""
+        return [_job_view(job) for job in journal.jobs(limit=limit, newest_first=True)]
+
+    @router.get("/jobs/{job_id}")
+    async def job(job_id: int) -> Mapping[str, Any]:
+        return _job_view(journal.job(JobId(job_id)))
+
+    @router.get("/jobs/{job_id}/stream")
+    async def stream(job_id: int) -> StreamingResponse:
+        """The answer as it comes, as server-sent events; ends at once for a job that is not running here."""
+        journal.job(JobId(job_id))
+        return StreamingResponse(_events(streams, job_id), media_type="text/event-stream")
+
+    return router
+
+
+async def _events(streams: JobStreams, job_id: int) -> AsyncIterator[bytes]:
+    async for text in streams.read(job_id):
+        yield b"data: " + msgspec.json.encode({"text": text}) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _job_view(job: Job) -> Mapping[str, Any]:
+    return {
+        "job_id": job.id,
+        "state": job.state,
+        "skip_code": job.skip,
+        "reason": job.reason,
+        "recipe_id": job.spec.recipe_id,
+        "client": job.spec.client,
+        "claim_block": job.claim.number if job.claim else None,
+        "changed_at": job.changed_at,
+    }
+
+
+async def _not_found(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": {"code": "unknown_job", "message": str(error)}}, status_code=404)

@@ -1,0 +1,229 @@
+"""The agent: opens what a node needs, in order, and runs its loops until it is told to stop.
+
+    follow     the chain's events → journal
+    dispatch   journal → jobs under way, within `max_live_jobs`
+    settle     committed jobs whose window has passed → paid
+    serve      agent.sock
+
+A stop, however rude, loses nothing: what is under way is in the journal, and the next start takes it up.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_typing import ChecksumAddress
+
+from openlora.contracts import AdapterRegistry, JobQueue, NodeRegistry, eip712
+from openlora.node.adapters.fetch import AdapterFetcher
+from openlora.node.adapters.residency import AdapterResidency
+from openlora.node.adapters.store import AdapterStore
+from openlora.node.admission import Admission
+from openlora.node.api.agent import create_agent_api, serve_unix
+from openlora.node.base_model import base_model_id
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.follower import Batch, Follower
+from openlora.node.chain.sender import Sender, SenderOptions
+from openlora.node.config import NodeConfig
+from openlora.node.content import BlockContent
+from openlora.node.deployment import load_deployment
+from openlora.node.dispatch import Dispatcher
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.supervisor import EngineOptions, supervised_engine
+from openlora.node.engine.text import TextModel
+from openlora.node.errors import ChainError, ConfigError
+from openlora.node.facts import ChainFacts
+from openlora.node.job import JobId, JobState
+from openlora.node.journal import Identity, Journal
+from openlora.node.keys import load_key
+from openlora.node.queue_events import QueueEvents
+from openlora.node.settlement import Settlement
+from openlora.node.streams import JobStreams
+from openlora.node.worker import Worker
+
+log = logging.getLogger(__name__)
+
+MAX_ADAPTER_BYTES: Final = 512 << 20  # of one adapter's blocks
+
+
+async def run_node(config: NodeConfig) -> None:
+    """Runs the node until SIGTERM or SIGINT. Raises ConfigError, ModelError, ChainError, JournalError."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s")
+    task = asyncio.current_task()
+    assert task is not None, "runs in a task"
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        async with opened(config) as node:
+            await node.run()
+    except asyncio.CancelledError:
+        if not stopping:
+            raise
+        task.uncancel()
+        log.info("event=node_stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An opened node. `run` is its life."""
+
+    config: NodeConfig
+    operator: ChecksumAddress
+    chain: ChainClient
+    journal: Journal
+    sender: Sender
+    follower: Follower
+    events: QueueEvents
+    worker: Worker
+    dispatcher: Dispatcher
+
+    async def run(self) -> None:
+        """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
+        await self._catch_up()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.sender.run(), name="sender")
+                group.create_task(self._follow(), name="follow")
+                group.create_task(self.dispatcher.run(), name="dispatch")
+                group.create_task(self._settle(), name="settle")
+                group.create_task(self._serve(), name="serve")
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _catch_up(self) -> None:
+        """Nothing is decided on an old view: a job in the journal may long be over."""
+        while await self.follower.step(self._apply) is not None:
+            pass
+        log.info("event=caught_up block=%d", self.journal.cursor.number if self.journal.cursor else 0)
+
+    async def _follow(self) -> None:
+        async for batch in self.follower.follow(self._apply):
+            if batch.events or batch.unwound:
+                self.dispatcher.wake()
+
+    def _apply(self, batch: Batch) -> None:
+        for occurrence in batch.events:
+            self.events.apply(occurrence.event, occurrence.block)
+
+    async def _settle(self) -> None:
+        """Finalizes each committed job soon after its window; chain trouble only delays it."""
+        due_at: dict[JobId, int] = {}
+        while True:
+            try:
+                committed = self.journal.jobs(JobState.COMMITTED)
+                for job in committed:
+                    if job.id not in due_at:
+                        due_at[job.id] = await self.worker.facts.finalizable_at(job.id)
+                now_s = (await self.chain.block("latest")).timestamp
+                due = [job for job in committed if due_at[job.id] <= now_s]
+                due_at = {job.id: due_at[job.id] for job in committed}
+                await self.worker.settlement.finalize(due)
+            except ChainError as error:
+                log.warning("event=settlement_waits reason=%r", str(error))
+            await asyncio.sleep(self.config.chain.poll_s)
+
+    async def _serve(self) -> None:
+        await serve_unix(create_agent_api(self.journal, self.worker.streams, self.snapshot), self.config.socket)
+
+    async def snapshot(self) -> Mapping[str, Any]:
+        """The node's state as /v1/state shows it."""
+        engine = await self.worker.engine.status()
+        cursor = self.journal.cursor
+        return {
+            "operator": self.operator,
+            "chain_id": self.config.chain.chain_id,
+            "block": cursor.number if cursor else None,
+            "model": {"path": str(self.config.model.path), "dtype": self.worker.engine.info.dtype},
+            "engine": {
+                "backend": self.worker.engine.info.backend,
+                "running": engine.running,
+                "waiting": engine.waiting,
+                "kv_tokens_free": engine.kv_tokens_free,
+                "adapters": list(engine.adapters),
+                "generated_tokens": engine.generated_tokens,
+            },
+            "jobs": {str(state): count for state, count in self.journal.counts().items()},
+        }
+
+
+@asynccontextmanager
+async def opened(config: NodeConfig) -> AsyncIterator[Node]:
+    """Opens what a node is made of, cheapest refusal first, and closes it in reverse."""
+    layout = DecoderConfig.from_path(config.model.path).layout()
+    deployment = load_deployment(config.chain)
+    hot_key = load_key(config.hot_key)
+    identity = Identity.of(deployment, hot_key.address)
+    async with AsyncExitStack() as stack:
+        journal = stack.enter_context(Journal(config.state_dir, identity))
+        chain = await ChainClient.connect(config.chain.rpc_urls, config.chain.chain_id, deployment)
+        stack.push_async_callback(chain.close)
+        queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
+        operator = await _operator(chain, nodes, hot_key.address)
+        options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
+        sender = Sender(chain, journal, hot_key, identity.contracts, options)
+        await sender.start()
+        text = await asyncio.to_thread(TextModel.load, config.model.path)
+        base_id = await asyncio.to_thread(base_model_id, config.model.path)
+        engine_options = EngineOptions(config.model.path, config.model.dtype)
+        engine = await stack.enter_async_context(supervised_engine(engine_options, config.state_dir))
+        content = BlockContent(config.storage.content_dir)
+        store = AdapterStore(config.state_dir / "adapters", config.storage.max_adapter_bytes)
+        fetcher = AdapterFetcher(store, content, layout, max_adapter_bytes=MAX_ADAPTER_BYTES)
+        worker = Worker(
+            queue=queue,
+            journal=journal,
+            facts=ChainFacts(
+                chain, queue, nodes, AdapterRegistry(deployment.adapter_registry), operator, hot_key.address
+            ),
+            admission=Admission(
+                base_id=base_id,
+                model=engine.info,
+                text=text,
+                content=content,
+                market=config.market,
+                storage_dir=config.state_dir,
+                min_free_bytes=config.storage.min_free_bytes,
+            ),
+            sender=sender,
+            residency=AdapterResidency(fetcher, store, engine, config.engine.adapter_bytes),
+            engine=engine,
+            settlement=Settlement(
+                queue=queue,
+                domain=eip712.Domain(config.chain.chain_id, queue.address),
+                operator=operator,
+                hot_key=hot_key,
+                journal=journal,
+                sender=sender,
+            ),
+            streams=JobStreams(),
+        )
+        follower = Follower(chain, journal, [queue.address], deployment.block, poll_s=config.chain.poll_s)
+        yield Node(
+            config=config,
+            operator=operator,
+            chain=chain,
+            journal=journal,
+            sender=sender,
+            follower=follower,
+            events=QueueEvents(journal, operator),
+            worker=worker,
+            dispatcher=Dispatcher(worker, journal, config.market.max_live_jobs),
+        )
+
+
+async def _operator(chain: ChainClient, nodes: NodeRegistry, hot_key: ChecksumAddress) -> ChecksumAddress:
+    operator = await chain.call(nodes.operator_of(hot_key))
+    if int(operator, 16) == 0:
+        raise ConfigError(f"the hot key {hot_key} serves no operator; register it with the operator's key first")
+    return operator

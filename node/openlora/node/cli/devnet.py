@@ -1,0 +1,71 @@
+"""`openlora devnet` and `openlora demo`: a market on this machine."""
+
+import asyncio
+import dataclasses
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openlora.node.cli.output import JsonFlag, Output
+from openlora.node.errors import ConfigError
+
+StateFolder = Annotated[Path, typer.Option(help="Folder for everything it makes; nothing is written outside it.")]
+ModelPath = Annotated[Path | None, typer.Option(help="Base model; SmolLM2-135M-Instruct is fetched if none is given.")]
+
+
+def demo(
+    state: StateFolder = Path("openlora-demo"),
+    model: ModelPath = None,
+    port: Annotated[int, typer.Option(help="The chain's port; 0 picks a free one.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Watch jobs being claimed from a real chain, answered by a real model, and paid for."""
+    from openlora.node.cli.demo_screen import DemoScreen, show_books
+    from openlora.node.demo import DemoFailed, run_demo
+
+    output = Output(json)
+    screen = DemoScreen(output)
+    with screen:
+        result, ledger = asyncio.run(run_demo(state, model, screen, port))
+    show_books(output, result, ledger)
+    output.result(dataclasses.asdict(result))
+    if not result.ok:
+        raise DemoFailed("a job did not end as it should, or the books do not balance; the figures above say which")
+
+
+def devnet(
+    state: StateFolder = Path("openlora-devnet"),
+    model: ModelPath = None,
+    port: Annotated[int, typer.Option(help="The chain's port; 0 picks a free one.")] = 8545,
+    json: JsonFlag = False,
+) -> None:
+    """Run a chain with the market deployed and people in it, until Ctrl-C; a node and jobs are yours to start."""
+    from openlora.node import devnet as networks
+    from openlora.node.base_model import pull
+
+    output = Output(json)
+    if state.exists() and any(state.iterdir()):
+        raise ConfigError(f"{state} is not empty; remove it, or choose another --state")
+
+    async def run() -> None:
+        path = model
+        if path is None:
+            path = await asyncio.to_thread(pull, networks.MODEL_NAME, state.with_name("models"), output.say)
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        async with networks.devnet(state, path, port=port) as net:
+            output.say(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}. Now, in other terminals:")
+            output.say(f"  openlora run --config {net.node_config}")
+            output.say(
+                f"  openlora job submit --client {net.client_config} --adapter pirate --watch 'Why is the sky blue?'"
+            )
+            output.say(f"  openlora earnings --client {state / 'operator.toml'}")
+            output.result(
+                {"rpc_url": net.chain.rpc_url, "chain_id": net.chain.chain_id, "node_config": str(net.node_config)}
+            )
+            await stopped.wait()
+
+    asyncio.run(run())

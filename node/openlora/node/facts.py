@@ -1,0 +1,60 @@
+"""What the node reads from the contracts while it works: recipes, which never change, and what it can put up now."""
+
+from typing import Final
+
+from eth_typing import ChecksumAddress
+
+from openlora.contracts import AdapterRegistry, JobQueue, JobState, NodeRegistry, Recipe
+from openlora.node.admission import Funds
+from openlora.node.chain.client import ChainClient
+
+WEIGHT_UNIT: Final = 10_000  # a recipe's weights are whole numbers of 1/10,000
+KEPT_RECIPES: Final = 4096
+
+
+class ChainFacts:
+    """Reads for one operator. Every method raises ChainError when the chain cannot be asked."""
+
+    def __init__(
+        self,
+        chain: ChainClient,
+        queue: JobQueue,
+        nodes: NodeRegistry,
+        registry: AdapterRegistry,
+        operator: ChecksumAddress,
+        hot_key: ChecksumAddress,
+    ) -> None:
+        self._chain = chain
+        self._queue = queue
+        self._nodes = nodes
+        self._registry = registry
+        self._operator = operator
+        self._hot_key = hot_key
+        self._recipes: dict[int, Recipe] = {}
+
+    async def recipe(self, recipe_id: int) -> Recipe:
+        """A registered recipe. Raises Reverted("UnknownRecipe")."""
+        if recipe_id not in self._recipes:
+            if len(self._recipes) >= KEPT_RECIPES:
+                self._recipes.clear()
+            self._recipes[recipe_id] = await self._chain.call(self._registry.recipe(recipe_id))
+        return self._recipes[recipe_id]
+
+    async def is_open(self, job_id: int) -> bool:
+        """Whether a job can be claimed now, an elapsed lease included."""
+        return (await self._chain.call(self._queue.job(job_id))).state is JobState.OPEN
+
+    async def finalizable_at(self, job_id: int) -> int:
+        """When a committed job's challenge window ends, in the chain's unix seconds."""
+        return (await self._chain.call(self._queue.job(job_id))).finalizable_at
+
+    async def funds(self) -> Funds:
+        """Gas, stake and bond as of the latest block."""
+        version = await self._chain.call(self._queue.params_version())
+        params = await self._chain.call(self._queue.params(version))
+        return Funds(
+            gas_wei=await self._chain.balance(self._hot_key),
+            gas_price_wei=(await self._chain.block("latest")).base_fee_wei + await self._chain.suggested_tip(),
+            free_stake_wei=await self._chain.call(self._nodes.free_stake(self._operator)),
+            bond_wei=params.bond,
+        )

@@ -1,0 +1,243 @@
+"""One person's side of the market: a key, the contracts, and the content that goes with them.
+
+Everything a submitter, adapter developer, data provider or payee does on chain, one method a deed. Transactions are
+sent one at a time and awaited; a node's hot key never passes through here (its nonce belongs to `chain.sender`).
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
+
+from openlora.contracts import (
+    AdapterRegistry,
+    Call,
+    DatanetCreated,
+    Deployment,
+    DevToken,
+    JobCancelled,
+    JobCommitted,
+    JobQueue,
+    JobSpec,
+    JobSubmitted,
+    NodeRegistry,
+    Paid,
+    RecipeRegistered,
+    Share,
+    Vault,
+    eip712,
+)
+from openlora.node import documents
+from openlora.node.adapters.fetch import publish_adapter
+from openlora.node.adapters.format import LinearShape
+from openlora.node.catalogue import Catalogue
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.history import events, events_of
+from openlora.node.chain.transact import transact
+from openlora.node.chain.types import TxReceipt
+from openlora.node.config import ClientConfig, load
+from openlora.node.content import BlockContent
+from openlora.node.deployment import load_deployment
+from openlora.node.documents import InputDocument, OutputDocument
+from openlora.node.errors import ChainError
+from openlora.node.facts import WEIGHT_UNIT
+from openlora.node.keys import load_key
+
+E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One adapter of a recipe, by the sha2-256 digest of its folder's root."""
+
+    digest: bytes
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a submitter bids and allows: prices in token wei per 1,000 tokens, times in seconds."""
+
+    max_in_tokens: int
+    max_out_tokens: int
+    in_price_wei_per_k: int
+    out_price_wei_per_k: int
+    deadline_s: int = 600  # from now, on the chain's clock
+    lease_s: int = 120
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    job_id: int
+    spec: JobSpec
+    escrow_wei: int
+
+
+class Market:
+    """Binds one key to one deployment. Every method raises ChainError, or Reverted with the contract's reason."""
+
+    def __init__(self, chain: ChainClient, deployment: Deployment, key: LocalAccount, content: BlockContent) -> None:
+        self.chain = chain
+        self.deployment = deployment
+        self.key = key
+        self.content = content
+        self.token = DevToken(deployment.token)
+        self.vault = Vault(deployment.vault)
+        self.nodes = NodeRegistry(deployment.node_registry)
+        self.registry = AdapterRegistry(deployment.adapter_registry)
+        self.queue = JobQueue(deployment.job_queue)
+
+    async def transact(self, call: Call[Any]) -> TxReceipt:
+        return await transact(self.chain, self.key, call)
+
+    # ---- money ----
+
+    async def deposit(self, amount_wei: int) -> None:
+        """Moves tokens of the key's own into its Vault balance."""
+        await self.transact(self.token.approve(self.vault.address, amount_wei))
+        await self.transact(self.vault.deposit(self.key.address, amount_wei))
+
+    async def credits(self) -> int:
+        """What this key has earned and not yet withdrawn, in token wei."""
+        return await self.chain.call(self.vault.credits_of(self.key.address))
+
+    async def withdraw_credits(self, to: ChecksumAddress) -> int:
+        """Sends all credits to `to`. Returns the amount in token wei."""
+        amount_wei = await self.credits()
+        if amount_wei:
+            await self.transact(self.vault.claim_credits(to))
+        return amount_wei
+
+    async def earned(self) -> Mapping[str, int]:
+        """Token wei that finalized jobs have paid this key, by role."""
+        by_role: Counter[str] = Counter()
+        for event in await self._events(self.queue.address):
+            if isinstance(event, Paid) and event.payee == self.key.address:
+                by_role[event.role.name.lower()] += event.amount
+        return dict(by_role)
+
+    # ---- nodes ----
+
+    async def register_node(self, hot_key: ChecksumAddress, stake_wei: int) -> None:
+        """Makes this key an operator whose hot key is `hot_key`, with `stake_wei` of its tokens at stake."""
+        await self.transact(self.nodes.register(hot_key, bytes(32), bytes(32), b""))
+        await self.deposit(stake_wei)
+        await self.transact(self.nodes.stake(stake_wei))
+
+    # ---- models, data, adapters ----
+
+    async def register_base(self, base_id: bytes, name: str) -> None:
+        """Registers a base model whose payee is this key."""
+        await self.transact(self.registry.register_base(base_id, self.key.address, name))
+
+    async def create_datanet(self, root: bytes, shares: Sequence[Share], name: str) -> int:
+        """Registers a body of documents by its root, and how its contributors share. Returns the datanet's id."""
+        receipt = await self.transact(self.registry.create_datanet(root, shares, name))
+        return _one(receipt, DatanetCreated).datanet_id
+
+    async def publish_adapter(
+        self, directory: Path, layout: Mapping[str, LinearShape], base_id: bytes, datanets: Sequence[int], name: str
+    ) -> bytes:
+        """Checks an adapter as every node will, stores it, and registers it as this key's. Returns its digest.
+
+        Content first: whoever reads the registration can fetch what it names. Raises AdapterError.
+        """
+        digest = await publish_adapter(directory, self.content, layout)
+        await self.transact(self.registry.register_adapter(digest, base_id, datanets, name))
+        return digest
+
+    async def catalogue(self) -> Catalogue:
+        """Bases and adapters registered on chain."""
+        return Catalogue.of(await self._events(self.registry.address))
+
+    async def recipe(self, base_id: bytes, terms: Sequence[Term]) -> int:
+        """The id of the recipe with these terms, registered now unless it was before."""
+        ordered = sorted(terms, key=lambda term: term.digest)
+        adapters = [term.digest for term in ordered]
+        weights = [round(term.weight * WEIGHT_UNIT) for term in ordered]
+        known = await self.chain.call(self.registry.recipe_id_of(base_id, adapters, weights))
+        if known:
+            return known
+        receipt = await self.transact(self.registry.register_recipe(base_id, adapters, weights))
+        return _one(receipt, RecipeRegistered).recipe_id
+
+    # ---- jobs ----
+
+    async def submit(self, recipe_id: int, document: InputDocument, offer: Offer) -> SubmittedJob:
+        """Escrows the most the job can cost and puts it into the queue, its input inline where it fits.
+
+        An input over 4 KiB travels through the content store. Raises RequestError for one that nodes would refuse.
+        """
+        data = documents.encode(document)
+        documents.decode_input(data)
+        inline = data if len(data) <= documents.MAX_INLINE_BYTES else b""
+        if not inline:
+            await self.content.put_document(data)
+        spec = JobSpec(
+            client=self.key.address,
+            recipe_id=recipe_id,
+            input_digest=documents.digest(data),
+            max_in_tokens=offer.max_in_tokens,
+            max_out_tokens=offer.max_out_tokens,
+            in_price_per_k=offer.in_price_wei_per_k,
+            out_price_per_k=offer.out_price_wei_per_k,
+            deadline=(await self.chain.block("latest")).timestamp + offer.deadline_s,
+            lease_secs=offer.lease_s,
+            flags=0,
+            nonce=secrets.randbits(256),
+        )
+        receipt = await self.transact(self.queue.submit(spec, inline))
+        return SubmittedJob(_one(receipt, JobSubmitted).job_id, spec, eip712.escrow_wei(spec))
+
+    async def cancel(self, job_id: int) -> int:
+        """Takes back a job of this key's that nobody has claimed. Returns the refund in token wei."""
+        submitted = await self._job_event(JobSubmitted, job_id)
+        if submitted is None:
+            raise ChainError(f"no job {job_id} was ever submitted here")
+        receipt = await self.transact(self.queue.cancel(job_id, submitted.spec))
+        return _one(receipt, JobCancelled).refund
+
+    async def output(self, job_id: int) -> OutputDocument | None:
+        """A committed job's output, whose digest is the one on chain; None before the commit.
+
+        Raises ContentError when no reachable store has it.
+        """
+        committed = await self._job_event(JobCommitted, job_id)
+        if committed is None:
+            return None
+        return documents.decode_output(await self.content.get_document(committed.receipt.output_digest))
+
+    async def _job_event(self, kind: type[E], job_id: int) -> E | None:
+        """The last event of this kind for a job; a job that was released or lapsed may have several claims."""
+        found = [event for event in await self._events(self.queue.address) if isinstance(event, kind)]
+        return next((event for event in reversed(found) if getattr(event, "job_id", None) == job_id), None)
+
+    async def _events(self, address: str) -> Sequence[object]:
+        return await events(self.chain, address, self.deployment.block)
+
+
+@asynccontextmanager
+async def open_market(path: Path) -> AsyncIterator[Market]:
+    """The market as `client.toml` describes it. Raises ConfigError, RpcDown, WrongChain."""
+    config = load(path, ClientConfig)
+    deployment = load_deployment(config.chain)
+    key = load_key(config.key)
+    chain = await ChainClient.connect(config.chain.rpc_urls, config.chain.chain_id, deployment)
+    try:
+        yield Market(chain, deployment, key, BlockContent(config.content_dir))
+    finally:
+        await chain.close()
+
+
+def _one(receipt: TxReceipt, kind: type[E]) -> E:
+    """The transaction's event of this kind. Raises ChainError when there is none: not the contract we know."""
+    for event in events_of(receipt.logs):
+        if isinstance(event, kind):
+            return event
+    raise ChainError(f"the transaction emitted no {kind.__name__}; check the deployment file")

@@ -1,0 +1,77 @@
+"""What the queue's events mean for this node: applied in order, each with its block, in the follower's transaction."""
+
+from collections.abc import Collection
+
+import msgspec
+
+from openlora.contracts import (
+    JobCancelled,
+    JobClaimed,
+    JobCommitted,
+    JobExpired,
+    JobFinalized,
+    JobReleased,
+    JobSubmitted,
+    LeaseLapsed,
+)
+from openlora.node.job import BlockRef, Job, JobId, JobState, SkipCode
+from openlora.node.journal import Journal
+
+UNDECIDED = (JobState.SEEN, JobState.SKIPPED)
+HELD = (JobState.CLAIMED, JobState.COMMITTING)
+
+
+class QueueEvents:
+    """Moves jobs in the journal as the chain says. A fact that the journal knows already changes nothing.
+
+    A journal that was lost is rebuilt from the same events: the chain tells which claims were ours, and a commit's
+    event carries the whole receipt.
+    """
+
+    def __init__(self, journal: Journal, operator: str) -> None:
+        self._journal = journal
+        self._operator = operator
+
+    def apply(self, event: object, block: BlockRef) -> None:
+        """Records one event of `block`; other contracts' and other nodes' are passed over where they do not matter.
+
+        Raises JournalError when the journal says that this cannot have happened.
+        """
+        match event:
+            case JobSubmitted():
+                document = event.document or None
+                self._journal.see(JobId(event.job_id), event.spec, event.spec_hash, document, block)
+            case JobClaimed(node=self._operator):
+                job = self._journal.job(JobId(event.job_id))
+                if not (job.state in HELD and job.claim == block):
+                    self._journal.move(job.id, JobState.CLAIMED, block=block)
+            case JobClaimed():
+                self._taken(self._journal.job(JobId(event.job_id)), block)
+            case LeaseLapsed(node=self._operator) | JobReleased(node=self._operator):
+                self._move(event.job_id, JobState.LOST, block, among=HELD)
+            case JobCommitted(node=self._operator):
+                self._committed(event, block)
+            case JobFinalized(node=self._operator):
+                self._move(event.job_id, JobState.FINALIZED, block)
+            case JobCancelled():
+                self._move(event.job_id, JobState.CANCELLED, block)
+            case JobExpired():
+                self._move(event.job_id, JobState.EXPIRED, block)
+
+    def _taken(self, job: Job, block: BlockRef) -> None:
+        """Somebody else holds it for now."""
+        if job.state in UNDECIDED:
+            self._journal.move(job.id, JobState.SKIPPED, block=block, skip=SkipCode.TAKEN)
+        elif job.state is not JobState.LOST:
+            self._move(job.id, JobState.LOST, block, among=(JobState.CLAIMING, *HELD))
+
+    def _committed(self, event: JobCommitted, block: BlockRef) -> None:
+        job_id = JobId(event.job_id)
+        if self._journal.signed(job_id) is None:  # an earlier life of this node signed it
+            self._journal.record_receipt(job_id, event.receipt_hash, msgspec.json.encode(event.receipt))
+        self._move(job_id, JobState.COMMITTED, block)
+
+    def _move(self, job_id: int, to: JobState, block: BlockRef, among: Collection[JobState] = tuple(JobState)) -> None:
+        job = self._journal.job(JobId(job_id))
+        if job.state is not to and job.state in among:
+            self._journal.move(job.id, to, block=block)

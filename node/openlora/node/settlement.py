@@ -1,0 +1,96 @@
+"""From an answer to money: the receipt, its one signature, the commit, and finalizing what the window has passed.
+
+A receipt is journalled before it is signed and signed before it is sent, so a restart at any point sends the same
+bytes, and no job ever gets two. Finalizing belongs to nobody: anyone may do it, and batches that overlap do not fail
+each other.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
+
+from openlora.contracts import JobQueue, Receipt, eip712
+from openlora.node import documents
+from openlora.node.chain.sender import Sender
+from openlora.node.chain.types import TxReceipt
+from openlora.node.documents import OutputDocument
+from openlora.node.job import Job
+from openlora.node.journal import Journal
+
+ENGINE_PROFILE: Final = 1  # own engine: Philox sampling, no fingerprints
+NO_ROOT: Final = bytes(32)  # neither fingerprints nor data attribution in this profile
+FINISH_REASONS: Final = {"stop": 0, "length": 1}
+FINALIZE_BATCH: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Signs for one operator with its hot key and sends through the sole owner of that key's nonce."""
+
+    queue: JobQueue
+    domain: eip712.Domain
+    operator: ChecksumAddress
+    hot_key: LocalAccount
+    journal: Journal
+    sender: Sender
+
+    def receipt(self, job: Job, output: OutputDocument) -> Receipt:
+        """What this node stands by for a claimed job: counts, digests, seed and fee."""
+        spec, usage = job.spec, output.usage
+        assert job.seed is not None, "only a claimed job has an answer"
+        return Receipt(
+            work_id=eip712.work_id(self.queue.address, job.id),
+            node=self.operator,
+            recipe_id=spec.recipe_id,
+            spec_hash=job.spec_hash,
+            input_digest=spec.input_digest,
+            output_digest=documents.digest(documents.encode(output)),
+            in_tokens=usage.prompt_tokens,
+            out_tokens=usage.completion_tokens,
+            seed=job.seed,
+            fingerprint_root=NO_ROOT,
+            data_attr_root=NO_ROOT,
+            engine_profile=ENGINE_PROFILE,
+            finish_reason=FINISH_REASONS[output.finish_reason],
+            finished_at=int(time.time()),
+            fee=eip712.fee_wei(spec, usage.prompt_tokens, usage.completion_tokens),
+        )
+
+    def sign(self, job: Job, receipt: Receipt) -> Job:
+        """Fixes and signs the job's one receipt: → COMMITTING. Raises JournalError for a second, different one."""
+        digest = eip712.receipt_digest(self.domain, receipt)
+        self.journal.record_receipt(job.id, digest, msgspec.json.encode(receipt))
+        signature = eip712.sign_digest(bytes(self.hot_key.key), digest)
+        return self.journal.record_signature(job.id, digest, signature)
+
+    async def commit(self, job: Job) -> TxReceipt:
+        """Sends a job's receipt, signing it first where a crash came between, or waits for what was sent before.
+
+        Raises Reverted when the chain refuses it.
+        """
+        receipt = _receipt(job)
+        signed = self.sign(job, receipt).signed
+        assert signed is not None
+        assert signed.signature is not None, "just signed"
+        call = self.queue.commit(job.id, job.spec, receipt, signed.signature)
+        return await self.sender.send(f"commit:{job.id}", call)
+
+    async def finalize(self, jobs: Sequence[Job]) -> None:
+        """Pays the committed jobs, whose windows have passed."""
+        for start in range(0, len(jobs), FINALIZE_BATCH):
+            batch = sorted(jobs[start : start + FINALIZE_BATCH], key=lambda job: (job.spec.recipe_id, job.id))
+            specs = tuple(job.spec for job in batch)
+            receipts = tuple(_receipt(job) for job in batch)
+            ids = tuple(job.id for job in batch)
+            call = self.queue.finalize_batch(ids, specs, receipts)
+            await self.sender.send("finalize:" + ",".join(map(str, ids)), call)
+
+
+def _receipt(job: Job) -> Receipt:
+    assert job.signed is not None, "the job has a recorded receipt"
+    return msgspec.json.decode(job.signed.receipt, type=Receipt)

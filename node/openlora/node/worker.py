@@ -1,0 +1,196 @@
+"""One job, from the queue to its committed receipt.
+
+`run_job` takes a job from wherever the journal has it, so a first run and a restart are the same code: whatever was
+sent before is sent again byte for byte or recognised on chain, and an answer that was lost is generated again,
+identically, because the seed is fixed by the claim.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from openlora.contracts import JobQueue, Recipe
+from openlora.node import documents
+from openlora.node.adapters.residency import AdapterResidency
+from openlora.node.admission import Admission, Skip
+from openlora.node.chain.sender import Sender
+from openlora.node.documents import InputDocument, OutputDocument
+from openlora.node.engine.client import EngineClient
+from openlora.node.engine.messages import AdapterUse, Sampling
+from openlora.node.engine.text import TextDelta, collect
+from openlora.node.errors import AdapterError, ContentError, EngineDied, RequestError, Reverted
+from openlora.node.facts import WEIGHT_UNIT, ChainFacts
+from openlora.node.job import Job, JobId, JobState, SkipCode
+from openlora.node.journal import Journal
+from openlora.node.settlement import Settlement
+from openlora.node.streams import JobStreams
+
+log = logging.getLogger(__name__)
+
+ENGINE_ATTEMPTS: Final = 3  # a job that ends the engine this often is given up
+UNDECIDED: Final = (JobState.SEEN, JobState.SKIPPED, JobState.LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What running a job takes. Many jobs may be under way at once, each in one `run_job`."""
+
+    queue: JobQueue
+    journal: Journal
+    facts: ChainFacts
+    admission: Admission
+    sender: Sender
+    residency: AdapterResidency
+    engine: EngineClient
+    settlement: Settlement
+    streams: JobStreams
+
+    async def run_job(self, job_id: JobId) -> None:
+        """Takes a job to COMMITTED, or to an end whose code or reason is in the journal."""
+        recipe = await self.facts.recipe(self._job(job_id).spec.recipe_id)
+        if self._job(job_id).state in UNDECIDED and not await self._decide(job_id, recipe):
+            return
+        try:
+            async with self.residency.hold(recipe.adapters) as adapters_ready:
+                if self._job(job_id).state is JobState.CLAIMING:
+                    await self._claim(job_id)
+                while self._job(job_id).state is JobState.CLAIMED:
+                    await adapters_ready()
+                    await self._answer(job_id, recipe)
+            if self._job(job_id).state is JobState.COMMITTING:
+                await self._commit(job_id)
+        except (AdapterError, ContentError, RequestError, EngineDied) as error:
+            await self._give_up(job_id, str(error))
+        finally:
+            self.streams.end(job_id)
+
+    async def _decide(self, job_id: JobId, recipe: Recipe) -> bool:
+        """→ CLAIMING, or → SKIPPED with a code; a job that is not open now stays as it is."""
+        if not await self.facts.is_open(job_id):
+            return False
+        job = self._job(job_id)
+        try:
+            if job.signed is not None:
+                raise Skip(SkipCode.SIGNED_BEFORE)
+            await self.admission.admit(job, recipe, await self.facts.funds(), time.time())
+        except Skip as skip:
+            if job.skip is not skip.code:
+                self.journal.move(job_id, JobState.SKIPPED, skip=skip.code)
+                log.info("event=job_skipped job_id=%d code=%s", job_id, skip.code)
+            return False
+        if self._job(job_id).state not in UNDECIDED:
+            return False  # the chain decided meanwhile
+        self.journal.move(job_id, JobState.CLAIMING)
+        return True
+
+    async def _claim(self, job_id: JobId) -> None:
+        """→ CLAIMED, or → LOST when the chain refuses: taken, cancelled, or past its deadline."""
+        try:
+            call = self.queue.claim(job_id, self._job(job_id).spec)
+            receipt = await self.sender.send(self._intent("claim", job_id), call)
+        except Reverted as refusal:
+            self._lose(job_id, refusal)
+            return
+        if self._job(job_id).state is JobState.CLAIMING:  # else the follower was told of the claim first
+            self.journal.move(job_id, JobState.CLAIMED, block=receipt.block)
+        log.info("event=job_claimed job_id=%d block=%d", job_id, receipt.block.number)
+
+    # ---- answer ----
+
+    async def _answer(self, job_id: JobId, recipe: Recipe) -> None:
+        """→ COMMITTING with a signed receipt; stays CLAIMED when a reorganisation moved the claim, hence the seed."""
+        job = self._job(job_id)
+        output = await self._generate(job, recipe)
+        await self.admission.content.put_document(documents.encode(output))
+        if self._job(job_id).claim == job.claim:
+            self.settlement.sign(job, self.settlement.receipt(job, output))
+            log.info("event=job_answered job_id=%d tokens=%d", job_id, output.usage.completion_tokens)
+
+    async def _generate(self, job: Job, recipe: Recipe) -> OutputDocument:
+        for attempt in range(1, ENGINE_ATTEMPTS + 1):
+            self.streams.open(job.id)
+            try:
+                return await self._complete(job, recipe)
+            except EngineDied:
+                if attempt == ENGINE_ATTEMPTS:
+                    raise
+                log.warning("event=engine_died job_id=%d attempt=%d", job.id, attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _complete(self, job: Job, recipe: Recipe) -> OutputDocument:
+        document = await self.admission.input(job)
+        prompt_ids = self.admission.prompt_ids(document)
+        uses = [
+            AdapterUse(self.residency.key(digest), weight / WEIGHT_UNIT)
+            for digest, weight in zip(recipe.adapters, recipe.weights, strict=True)
+        ]
+        sampling = _sampling(job, document, len(prompt_ids), self.engine.info.max_context)
+        deltas = self.admission.text.complete(self.engine, prompt_ids, sampling, uses, document.sampling.stop)
+        completion = await collect(self._published(job.id, deltas), len(prompt_ids))
+        return OutputDocument(
+            v=1,
+            text=completion.text,
+            token_ids=completion.token_ids,
+            finish_reason=completion.finish_reason,
+            usage=completion.usage,
+        )
+
+    async def _published(self, job_id: JobId, deltas: AsyncGenerator[TextDelta, None]) -> AsyncIterator[TextDelta]:
+        async with aclosing(deltas):
+            async for delta in deltas:
+                self.streams.publish(job_id, delta.text)
+                yield delta
+
+    # ---- commit, or not ----
+
+    async def _commit(self, job_id: JobId) -> None:
+        """→ COMMITTED, or → LOST when the chain refuses, mostly because the lease ran out."""
+        try:
+            receipt = await self.settlement.commit(self._job(job_id))
+        except Reverted as refusal:
+            self._lose(job_id, refusal)
+            return
+        if self._job(job_id).state is JobState.COMMITTING:
+            self.journal.move(job_id, JobState.COMMITTED, block=receipt.block)
+        log.info("event=job_committed job_id=%d block=%d", job_id, receipt.block.number)
+
+    async def _give_up(self, job_id: JobId, reason: str) -> None:
+        """→ FAILED, the claim given back so that neither bond nor job waits for the lease to end."""
+        log.error("event=job_failed job_id=%d reason=%r", job_id, reason)
+        if self._job(job_id).state is JobState.CLAIMED:
+            try:
+                await self.sender.send(self._intent("release", job_id), self.queue.release(job_id))
+            except Reverted as refusal:
+                log.warning("event=release_refused job_id=%d reason=%r", job_id, str(refusal))
+        if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED):
+            self.journal.move(job_id, JobState.FAILED, reason=reason)
+
+    def _lose(self, job_id: JobId, refusal: Reverted) -> None:
+        log.warning("event=job_lost job_id=%d reason=%r", job_id, str(refusal))
+        if self._job(job_id).state in (JobState.CLAIMING, JobState.COMMITTING):
+            self.journal.move(job_id, JobState.LOST)
+
+    def _intent(self, deed: str, job_id: JobId) -> str:
+        """Names a deed within one lease: a job that lapsed may be claimed, and released, anew."""
+        leases = sum(step.state is JobState.CLAIMING for step in self.journal.transitions(job_id))
+        return f"{deed}:{job_id}:{leases}"
+
+    def _job(self, job_id: JobId) -> Job:
+        return self.journal.job(job_id)
+
+
+def _sampling(job: Job, document: InputDocument, prompt_tokens: int, max_context: int) -> Sampling:
+    asked = document.sampling
+    limit = min(job.spec.max_out_tokens, max_context - prompt_tokens)
+    assert job.seed is not None, "only a claimed job is generated"
+    return Sampling(
+        max_tokens=limit if asked.max_tokens is None else min(limit, asked.max_tokens),
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        seed=job.seed,
+        ignore_eos=asked.ignore_eos,
+    )
