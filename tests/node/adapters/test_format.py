@@ -125,7 +125,7 @@ def test_the_largest_magnitude_is_the_maximum(values: list[float], dtype: Dtype)
         with np.errstate(over="ignore"):
             stored = stored.astype("<f2")
     if dtype == "BF16":
-        stored = (stored.view("<u4") & 0xFFFF0000).view("<f4")  # type: ignore[assignment]
+        stored = (stored.view("<u4") & 0xFFFF0000).view("<f4")
     bits = (stored.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else stored
     tensor = RawTensor(dtype, (1, len(values)), memoryview(bits.tobytes()))
     assert largest_magnitude(tensor) == np.abs(stored).max()

@@ -89,8 +89,12 @@ class AdapterStore:
     def _get(self, digest: bytes) -> Path | None:
         if digest not in self._sizes:
             return None
+        try:
+            os.utime(self._path(digest))
+        except FileNotFoundError:  # removed behind our back: it can be fetched again
+            del self._sizes[digest]
+            return None
         self._sizes.move_to_end(digest)
-        os.utime(self._path(digest))
         return self._path(digest)
 
     def _remove(self, digest: bytes) -> None:
