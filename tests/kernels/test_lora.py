@@ -1,0 +1,162 @@
+"""lora_ against the product with every row's effect materialised as one dense matrix."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from openlora.kernels.ops import BACKENDS, Ops
+from openlora.kernels.types import LoraEntries, LoraFactors
+
+OPS = Ops(BACKENDS["reference"])
+IN, OUT, SLOTS = 48, 40, 8
+BATCHES = (1, 2, 3, 7, 33, 133)
+POPULARITIES = ("distinct", "identical", "uniform", "zipf", "skewed")
+RANKS = (1, 8, 16, 64, "mixed")
+
+
+def slots_of(popularity: str, rows: int, rng: torch.Generator) -> list[int]:
+    """One slot a row. distinct: in turn; zipf: slot i with weight 1/(i+1); skewed: nine rows in ten use slot 0."""
+    match popularity:
+        case "distinct":
+            return [row % SLOTS for row in range(rows)]
+        case "identical":
+            return [3] * rows
+        case "uniform":
+            weights = torch.ones(SLOTS)
+        case "zipf":
+            weights = 1 / torch.arange(1, SLOTS + 1)
+        case _:
+            weights = torch.tensor([0.9] + [0.1 / (SLOTS - 1)] * (SLOTS - 1))
+    return torch.multinomial(weights.float(), rows, replacement=True, generator=rng).tolist()
+
+
+def table_of(rank: int | str, dtype: torch.dtype, rng: torch.Generator) -> list[LoraFactors | None]:
+    ranks = [1, 3, 8, 16, 17, 64, 128, 5] if rank == "mixed" else [int(rank)] * SLOTS
+    return [
+        LoraFactors(
+            (torch.randn(r, IN, generator=rng) / IN**0.5).to(dtype),
+            (torch.randn(OUT, r, generator=rng) / r**0.5).to(dtype),
+            2.0 / (i + 1),
+        )
+        for i, r in enumerate(ranks)
+    ]
+
+
+def entries_of(recipes: list[list[tuple[int, float]]]) -> LoraEntries:
+    flat = [entry for recipe in recipes for entry in recipe]
+    lengths = torch.tensor([0] + [len(recipe) for recipe in recipes])
+    return LoraEntries(
+        indptr=lengths.cumsum(0).int(),
+        slot=torch.tensor([slot for slot, _ in flat], dtype=torch.int32),
+        weight=torch.tensor([weight for _, weight in flat], dtype=torch.float32),
+    )
+
+
+def dense(y: Tensor, x: Tensor, recipes: list[list[tuple[int, float]]], table: list[LoraFactors | None]) -> Tensor:
+    """In float64, a row at a time: y + x · (Σ weight · scale · B · A)ᵀ."""
+    rows = []
+    for row, recipe in enumerate(recipes):
+        effect = torch.zeros(OUT, IN, dtype=torch.float64)
+        for slot, weight in recipe:
+            if (factors := table[slot]) is not None:
+                effect += weight * factors.scale * factors.b.double() @ factors.a.double()
+        rows.append(y[row].double() + effect @ x[row].double())
+    return torch.stack(rows)
+
+
+def apply(y: Tensor, x: Tensor, recipes: list[list[tuple[int, float]]], table: list[LoraFactors | None]) -> Tensor:
+    result = y.clone()
+    OPS.lora_(result, x, OPS.plan_lora(entries_of(recipes)), table)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", BATCHES)
+@pytest.mark.parametrize("popularity", POPULARITIES)
+@pytest.mark.parametrize("rank", RANKS)
+def test_equals_the_dense_product(rank: int | str, popularity: str, rows: int, dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(rows)
+    x, y = (torch.randn(rows, n, generator=rng).to(dtype) for n in (IN, OUT))
+    table = table_of(rank, dtype, rng)
+    recipes = [[(slot, 0.5)] if row % 5 else [] for row, slot in enumerate(slots_of(popularity, rows, rng))]
+    tolerance = 2e-5 if dtype == torch.float32 else 2**-8  # bfloat16: one rounding of the sum
+    torch.testing.assert_close(
+        apply(y, x, recipes, table).double(), dense(y, x, recipes, table), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("rows", BATCHES)
+def test_ensembles_add_up_with_their_weights(rows: int) -> None:
+    rng = torch.Generator().manual_seed(rows)
+    x, y = torch.randn(rows, IN, generator=rng), torch.randn(rows, OUT, generator=rng)
+    table = table_of("mixed", torch.float32, rng)
+    recipes = [[(row % 3, 0.25), ((row + 4) % SLOTS, -1.5), (row % 3, 0.75)][: row % 4] for row in range(rows)]
+    torch.testing.assert_close(apply(y, x, recipes, table).double(), dense(y, x, recipes, table), rtol=2e-5, atol=2e-5)
+
+
+def test_rows_without_entries_keep_every_bit() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, IN, generator=rng), torch.randn(7, OUT, generator=rng)
+    result = apply(y, x, [[], [(0, 1.0)], [], [], [(1, 1.0)], [], []], table_of(8, torch.float32, rng))
+    untouched = [0, 2, 3, 5, 6]
+    assert torch.equal(result[untouched], y[untouched])
+    assert not torch.equal(result[1], y[1])
+
+
+def test_no_entries_at_all_is_no_change() -> None:
+    x, y = torch.randn(3, IN), torch.randn(3, OUT)
+    assert torch.equal(apply(y, x, [[], [], []], []), y)
+
+
+def test_a_slot_that_leaves_the_layer_alone_adds_nothing() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(4, IN, generator=rng), torch.randn(4, OUT, generator=rng)
+    table = table_of(8, torch.float32, rng)
+    table[2] = None
+    recipes = [[(2, 1.0)], [(2, 1.0), (1, 1.0)], [(1, 1.0)], []]
+    result = apply(y, x, recipes, table)
+    assert torch.equal(result[0], y[0])
+    torch.testing.assert_close(result.double(), dense(y, x, recipes, table), rtol=2e-5, atol=2e-5)
+
+
+def test_a_row_adds_in_the_order_of_its_list_whatever_the_slots_are_numbered() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1, IN, generator=rng), torch.randn(1, OUT, generator=rng)
+    table = table_of(16, torch.float32, rng)
+    first = apply(y, x, [[(0, 1.0), (5, 1.0), (6, 1.0)]], table)
+    moved = [table[6], table[0], None, None, None, None, table[5]]
+    assert torch.equal(first, apply(y, x, [[(1, 1.0), (6, 1.0), (0, 1.0)]], moved))
+
+
+def test_an_infinite_adapter_poisons_its_own_rows_alone() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, IN, generator=rng), torch.randn(3, OUT, generator=rng)
+    table = table_of(8, torch.float32, rng)
+    table[1] = LoraFactors(torch.full((4, IN), torch.inf), torch.zeros(OUT, 4), 1.0)
+    result = apply(y, x, [[(0, 1.0)], [(1, 1.0)], []], table)
+    assert result[1].isnan().all()
+    torch.testing.assert_close(result[0], apply(y[:1], x[:1], [[(0, 1.0)]], table)[0])
+    assert torch.equal(result[2], y[2])
+
+
+def test_writes_into_a_column_slice() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, whole = torch.randn(5, IN, generator=rng), torch.randn(5, 3 * OUT, generator=rng)
+    table = table_of(8, torch.float32, rng)
+    recipes = [[(row, 1.0)] for row in range(5)]
+    before = whole.clone()
+    OPS.lora_(whole[:, OUT : 2 * OUT], x, OPS.plan_lora(entries_of(recipes)), table)
+    torch.testing.assert_close(whole[:, OUT : 2 * OUT], apply(before[:, OUT : 2 * OUT], x, recipes, table))
+    assert torch.equal(whole[:, :OUT], before[:, :OUT])
+    assert torch.equal(whole[:, 2 * OUT :], before[:, 2 * OUT :])
+
+
+def test_refuses_entries_that_do_not_fit() -> None:
+    plan = OPS.plan_lora(entries_of([[(2, 1.0)], []]))
+    x, y = torch.randn(2, IN), torch.randn(2, OUT)
+    with pytest.raises(ValueError, match="beyond the table"):
+        OPS.lora_(y, x, plan, [None, None])
+    with pytest.raises(ValueError, match="do not fit the plan"):
+        OPS.lora_(y[:1], x[:1], plan, [None] * 3)
+    with pytest.raises(ValueError, match="indptr"):
+        OPS.plan_lora(LoraEntries(torch.tensor([0, 2]), torch.tensor([1]), torch.ones(1)))
