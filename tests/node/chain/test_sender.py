@@ -1,0 +1,522 @@
+"""The sole sender on the fake chain: each named failure, one test."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientConnectionError
+
+from openlora.node.chain.outbox import IntentState
+from openlora.node.chain.sender import SenderOptions
+from openlora.node.chain.transaction import FeePolicy
+from openlora.node.errors import ChainError, JournalError, Reverted
+from tests.node.chain.fake_chain import GWEI, QUEUE, Refusal, effect
+from tests.node.chain.world import World, foreign
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    await world.start()
+    yield world
+    await world.kill()
+
+
+def bytes_of(world: World, key: str) -> list[bytes]:
+    return [attempt.signed.raw for attempt in world.outbox.attempts(key)]
+
+
+# ---- sending --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_mined_and_its_receipt_returned(world: World) -> None:
+    sending = world.send("claim")
+    await world.tick()
+    assert not sending.done()
+    world.chain.mine()
+    await world.tick()
+    receipt = await sending
+    assert receipt.block.number == 1
+    assert world.chain.effects() == {b"claim": 1}
+    assert world.outbox.gas_cost_wei() == receipt.cost_wei == 50_000 * 2 * GWEI
+
+
+async def test_the_loop_does_it_alone(tmp_path: Path) -> None:
+    world = World(tmp_path, automine=True, options=SenderOptions(poll_s=30.0))
+    await world.start()
+    world.begin(world.sender.run())
+    async with asyncio.timeout(2):  # far less than the poll interval: a send wakes the loop
+        assert (await world.sender.send("claim", effect("claim"))).succeeded
+    await world.kill()
+
+
+async def test_one_key_is_one_effect(world: World) -> None:
+    first, second = world.send("claim"), world.begin(world.sender.send("claim", effect("claim")))
+    await world.tick()
+    world.chain.mine()
+    await world.tick()
+    assert await first == await second
+    assert await world.sender.send("claim", effect("claim")) == await first
+    assert world.chain.effects() == {b"claim": 1}
+
+
+async def test_one_key_is_one_call(world: World) -> None:
+    world.send("claim")
+    await world.settle()
+    with pytest.raises(JournalError, match="journalled for another call"):
+        await world.sender.send("claim", effect("commit"))
+
+
+async def test_sixteen_are_in_flight_and_the_next_waits(world: World) -> None:
+    for number in range(18):
+        world.send(f"job{number}")
+    await world.tick()
+    assert world.sender.in_flight == 16
+    world.chain.mine()
+    await world.tick(3)
+    world.chain.mine()
+    await world.tick()
+    assert sorted(world.chain.effects().values()) == [1] * 18
+    assert all(task.done() for task in world.tasks.values())
+
+
+async def test_send_returns_at_the_asked_depth(world: World) -> None:
+    early, late = world.send("claim"), world.begin(world.sender.send("claim", effect("claim"), confirmations=3))
+    await world.tick()
+    world.chain.mine()
+    await world.tick()
+    assert early.done()
+    assert not late.done()
+    world.chain.mine(2)
+    await world.tick()
+    assert late.done()
+
+
+# ---- refusals before anything is signed -----------------------------------------------------------------------------
+
+
+async def test_a_call_that_would_revert_burns_no_nonce(world: World) -> None:
+    world.chain.reverting.add(b"claim")
+    with pytest.raises(Reverted, match="job 17 is claimed") as raised:
+        await world.sender.send("claim", effect("claim"))
+    assert raised.value.name == "WrongState"
+    assert world.outbox.find("claim") is None
+    assert world.outbox.next_nonce() == 0
+
+
+async def test_a_low_balance_is_said_before_signing(world: World) -> None:
+    world.chain.balance = 10**9
+    with pytest.raises(ChainError, match=r"holds 1000000000 wei and needs .* top it up"):
+        await world.sender.send("claim", effect("claim"))
+    assert world.outbox.find("claim") is None
+
+
+async def test_the_balance_must_cover_what_is_in_flight(world: World) -> None:
+    world.chain.balance = 300_000 * GWEI  # one transaction may cost 75,000 gas * 3 gwei
+    world.send("one")
+    await world.settle()
+    with pytest.raises(ChainError, match="top it up"):
+        await world.sender.send("two", effect("two"))
+
+
+async def test_gas_above_the_cap_is_said_before_signing(world: World) -> None:
+    world.chain.base_fee = 600 * GWEI
+    with pytest.raises(ChainError, match=r"gas costs 601\.000 gwei, above the cap of 500\.000"):
+        await world.sender.send("claim", effect("claim"))
+    assert world.outbox.find("claim") is None
+
+
+async def test_nothing_is_signed_before_start(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.open()
+    with pytest.raises(AssertionError, match="start"):
+        await world.sender.send("claim", effect("claim"))
+    await world.kill()
+
+
+async def test_a_journal_that_cannot_be_written_signs_nothing(world: World) -> None:
+    world.journal.rows("PRAGMA query_only = ON")
+    with pytest.raises(JournalError, match="cannot be written"):
+        await world.sender.send("claim", effect("claim"))
+    assert world.provider.asked["eth_sendRawTransaction"] == 0
+
+
+# ---- what servers answer to a send ----------------------------------------------------------------------------------
+
+ANSWERS = [
+    Refusal("already known"),
+    Refusal("nonce too low"),
+    Refusal("nonce too high"),
+    Refusal("replacement transaction underpriced"),
+    Refusal("transaction underpriced"),
+    Refusal("insufficient funds for gas * price + value"),
+    Refusal("txpool is full"),
+    Refusal("internal error", -32603),
+    ClientConnectionError(),
+    TimeoutError(),
+]
+
+
+@pytest.mark.parametrize("got_through", [True, False], ids=["landed", "lost"])
+@pytest.mark.parametrize("answer", ANSWERS, ids=str)
+async def test_whatever_a_server_answers_the_chain_decides(world: World, answer: Exception, got_through: bool) -> None:
+    world.provider.fail("eth_sendRawTransaction", answer, got_through=got_through)
+    sending = world.send("claim")
+    for _ in range(3):
+        await world.settle()
+        world.now += 16  # past the endpoint's rest and the time to send again
+        await world.sender.tick()
+        world.chain.mine()
+    await world.tick()
+    assert (await sending).succeeded
+    assert world.chain.effects() == {b"claim": 1}
+    assert len(bytes_of(world, "claim")) == 1  # always the same bytes
+
+
+async def test_a_revert_on_chain_is_raised_with_its_reason(world: World) -> None:
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.reverting.add(b"claim")  # somebody else was faster
+    world.chain.mine()
+    await world.tick()
+    with pytest.raises(Reverted, match="job 17 is claimed") as raised:
+        await sending
+    assert raised.value.name == "WrongState"
+    with pytest.raises(Reverted):
+        await world.sender.send("claim", effect("claim"))  # and again after the fact
+    assert world.outbox.next_nonce() == 1
+
+
+async def test_a_dropped_transaction_is_sent_again_as_the_same_bytes(world: World) -> None:
+    world.send("claim")
+    await world.tick()
+    world.chain.pool.clear()
+    await world.tick(later_s=16)
+    assert len(world.chain.pool) == 1
+    assert len(bytes_of(world, "claim")) == 1
+
+
+# ---- fees -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_not_mined_is_replaced_by_a_dearer_one(world: World) -> None:
+    sending = world.send("claim")
+    await world.tick()
+    world.chain.base_fee = 10 * GWEI  # above the bid of 3 gwei
+    world.chain.mine()
+    await world.tick(later_s=31)
+    new, old = world.outbox.attempts("claim")
+    assert new.signed.nonce == old.signed.nonce
+    assert new.signed.fees.max_fee_wei == 21 * GWEI
+    assert new.signed.fees.tip_wei == old.signed.fees.tip_wei * 9 // 8
+    world.chain.mine()
+    await world.tick()
+    assert (await sending).tx_hash == new.signed.hash
+    assert world.chain.effects() == {b"claim": 1}
+
+
+async def test_the_older_version_is_recognised_when_it_lands(world: World) -> None:
+    sending = world.send("claim")
+    await world.tick()
+    old = world.outbox.attempts("claim")[0].signed
+    await world.tick(later_s=31)
+    world.chain.inject(old.raw)
+    await world.tick()
+    assert (await sending).tx_hash == old.hash
+    assert world.chain.effects() == {b"claim": 1}
+
+
+async def test_a_bump_is_at_least_an_eighth(world: World) -> None:
+    world.send("claim")
+    await world.tick()
+    await world.tick(5, later_s=31)
+    fees = [attempt.signed.fees for attempt in reversed(world.outbox.attempts("claim"))]
+    assert len(fees) == 6
+    for before, after in itertools.pairwise(fees):
+        assert 8 * after.max_fee_wei >= 9 * before.max_fee_wei
+        assert 8 * after.tip_wei >= 9 * before.tip_wei
+    assert next(iter(world.chain.pool.values())).hash == world.outbox.attempts("claim")[0].signed.hash
+
+
+async def test_the_cap_ends_the_bumping(tmp_path: Path) -> None:
+    world = World(tmp_path, options=SenderOptions(fees=FeePolicy(cap_wei=4 * GWEI)))
+    await world.start()
+    world.send("claim")
+    await world.tick()
+    await world.tick(20, later_s=31)
+    assert [attempt.signed.fees.max_fee_wei <= 4 * GWEI for attempt in world.outbox.attempts("claim")] == [True] * 3
+    await world.kill()
+
+
+async def test_only_the_next_in_line_is_bumped(world: World) -> None:
+    for name in ("one", "two", "three"):
+        world.send(name)
+        await world.settle()
+    await world.tick()
+    await world.tick(later_s=31)
+    assert [len(bytes_of(world, name)) for name in ("one", "two", "three")] == [2, 1, 1]
+
+
+# ---- restarts -------------------------------------------------------------------------------------------------------
+
+
+async def test_after_a_restart_the_same_bytes_go_again(world: World) -> None:
+    world.send("claim")
+    await world.settle()
+    before = bytes_of(world, "claim")
+    world.chain.pool.clear()
+    world.now += 1_000  # long enough to bump, had the agent been alive
+    await world.restart()
+    assert len(world.chain.pool) == 1
+    assert bytes_of(world, "claim") == before
+    world.chain.mine()
+    await world.tick()
+    assert (await world.sender.send("claim", effect("claim"))).succeeded
+
+
+async def test_what_landed_while_we_were_down_is_recognised(world: World) -> None:
+    world.send("claim")
+    await world.settle()
+    await world.kill()
+    world.chain.mine(3)
+    await world.start()
+    assert (await world.sender.send("claim", effect("claim"))).block.number == 1
+    assert world.provider.asked["eth_sendRawTransaction"] == 0
+
+
+async def crash_and_recover(world: World, plan: Callable[[World], None]) -> bool:
+    """Sends two intents with a crash planned, then starts again and sends them again; whether the crash came."""
+    plan(world)
+    for name in ("claim", "commit"):
+        world.send(name)
+    for _ in range(3):
+        await world.settle()
+        world.begin(world.loop())
+        await world.settle()
+        world.chain.mine()
+    crashed = world.crashed()
+    await world.restart()
+    for name in ("claim", "commit"):
+        world.send(name)
+    for _ in range(3):
+        await world.tick(later_s=16)
+        world.chain.mine()
+    await world.tick()
+    assert all([(await task).succeeded for task in world.tasks.values()])
+    assert world.chain.effects() == {b"claim": 1, b"commit": 1}
+    return crashed
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at", ["request", "commit"])
+async def test_a_crash_anywhere_loses_and_doubles_nothing(tmp_path: Path, at: str, after: bool) -> None:
+    for countdown in itertools.count():
+        world = World(tmp_path / str(countdown))
+        await world.start()
+
+        def plan(world: World, countdown: int = countdown) -> None:
+            part = world.provider if at == "request" else world.journal
+            part.crash_in, part.crash_after = countdown, after
+
+        crashed = await crash_and_recover(world, plan)
+        await world.kill()
+        if not crashed:
+            break
+    assert countdown >= (20 if at == "request" else 4)
+
+
+# ---- reorganisations ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["forgotten", "back in the pool"])
+@pytest.mark.parametrize("depth", [1, 2, 5, 33])
+async def test_a_reorganised_transaction_goes_again_as_the_same_bytes(world: World, depth: int, keep: bool) -> None:
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.mine(depth)
+    await world.tick(later_s=100)
+    assert (await sending).block.number == 1
+    world.chain.reorg(depth, keep=keep)
+    assert not world.chain.effects()
+    await world.tick(2)
+    world.chain.mine()
+    await world.tick()
+    assert world.chain.effects() == {b"claim": 1}
+    assert len(bytes_of(world, "claim")) == 1
+    moved = world.outbox.find("claim")
+    assert moved is not None
+    assert moved.receipt is not None
+    assert moved.receipt.block.hash == world.chain.head.hash
+
+
+async def test_a_reorganisation_while_we_were_down_is_noticed(world: World) -> None:
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.mine()
+    await world.tick()
+    await sending
+    await world.kill()
+    world.chain.reorg(1)
+    await world.start()
+    await world.tick()
+    world.chain.mine()
+    await world.tick()
+    assert world.chain.effects() == {b"claim": 1}
+
+
+async def test_what_is_deep_is_not_looked_at_again(world: World) -> None:
+    world.send("claim")
+    await world.settle()
+    world.chain.mine(64)
+    await world.tick()
+    found = world.outbox.find("claim")
+    assert found is not None
+    assert found.state is IntentState.FINAL
+    world.chain.mine(2)
+    await world.tick()
+    assert world.provider.asked["eth_getTransactionReceipt"] == 1
+
+
+# ---- other hands on the key -----------------------------------------------------------------------------------------
+
+
+async def test_a_second_agent_stops_the_signing(world: World) -> None:
+    waiting = world.send("claim")
+    await world.settle()
+    world.chain.inject(foreign(0, to=QUEUE, data=b"claim-by-another"))
+    with pytest.raises(JournalError, match=r"called job_queue with the hot key .* another agent"):
+        await world.tick()
+    await world.settle()
+    assert isinstance(waiting.exception(), JournalError)
+    with pytest.raises(JournalError):
+        await world.sender.send("more", effect("more"))
+    with pytest.raises(JournalError):
+        await world.sender.tick()
+
+
+async def test_a_second_agent_is_noticed_when_we_are_idle(world: World) -> None:
+    world.chain.inject(foreign(0, to=QUEUE, data=b"claim-by-another"))
+    with pytest.raises(JournalError, match="another agent"):
+        await world.tick()
+
+
+async def test_a_harmless_transfer_is_recorded_and_survived(world: World) -> None:
+    world.chain.inject(foreign(0))
+    await world.tick()
+    sending = world.send("claim")
+    await world.tick()
+    world.chain.mine()
+    await world.tick()
+    assert (await sending).succeeded
+    assert world.outbox.is_foreign(0)
+    assert world.outbox.attempts("claim")[0].signed.nonce == 1
+
+
+async def test_a_harmless_transfer_that_takes_our_nonce_costs_us_a_new_one(world: World) -> None:
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.inject(foreign(0))
+    await world.tick()
+    world.chain.mine()
+    await world.tick()
+    assert (await sending).succeeded
+    assert [attempt.signed.nonce for attempt in world.outbox.attempts("claim")] == [1, 0]
+    assert world.chain.effects()[b"claim"] == 1
+
+
+async def test_a_hole_left_by_a_dropped_transfer_is_filled(world: World) -> None:
+    world.chain.inject(foreign(0))
+    await world.tick()
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.reorg(1)
+    await world.tick()
+    assert not sending.done()
+    await world.tick(later_s=31)
+    world.chain.mine()
+    await world.tick()
+    assert (await sending).succeeded
+    assert world.chain.effects()[b"claim"] == 1
+
+
+async def test_the_filler_yields_to_the_transfer_come_back(world: World) -> None:
+    world.chain.inject(foreign(0))
+    await world.tick()
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.reorg(1)
+    await world.tick()
+    await world.tick(later_s=31)
+    world.chain.inject(foreign(0))
+    await world.tick()
+    assert (await sending).succeeded
+    assert world.sender.in_flight == 0
+    assert world.outbox.find("gap:0") is None
+
+
+async def test_an_old_copy_of_the_journal_is_noticed(world: World) -> None:
+    await world.kill()
+    copy = (world.folder / "journal.sqlite").read_bytes()
+    await world.start()
+    world.send("claim")
+    await world.settle()
+    world.chain.mine()
+    await world.tick()
+    await world.kill()
+    for name in ("journal.sqlite-wal", "journal.sqlite-shm"):
+        (world.folder / name).unlink(missing_ok=True)
+    (world.folder / "journal.sqlite").write_bytes(copy)
+    with pytest.raises(JournalError, match="old copy"):
+        await world.start()
+
+
+async def test_a_used_key_with_a_new_journal_is_refused_unless_adopted(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.chain.inject(foreign(0, to=QUEUE))
+    with pytest.raises(JournalError, match="has sent 1 transactions and this journal is new"):
+        await world.start()
+    await world.sender.start(adopt=True)
+    world.send("claim")
+    await world.settle()
+    world.chain.mine()
+    await world.tick()
+    assert world.chain.effects()[b"claim"] == 1
+    await world.kill()
+
+
+async def test_an_unexplained_nonce_stops_the_signing_at_once_at_start(world: World) -> None:
+    await world.kill()
+    world.chain.inject(foreign(0))
+    world.chain.mine(300)
+    world.chain.forgotten = 200
+    with pytest.raises(JournalError, match="that no configured RPC can show"):
+        await world.start()
+
+
+async def test_an_unexplained_nonce_is_given_time_while_running(world: World) -> None:
+    world.chain.inject(foreign(0))
+    world.chain.mine(2)
+    world.provider.fail("eth_getTransactionCount", Refusal("header not found"), times=1)
+    with pytest.raises(ChainError, match="header not found"):
+        await world.tick()
+    world.chain.forgotten = 1
+    with pytest.raises(ChainError, match="does not show yet"):
+        await world.tick()
+    world.chain.forgotten = -1
+    await world.tick()
+    assert world.outbox.is_foreign(0)
+
+
+async def test_rpc_trouble_is_waited_out_by_the_loop(tmp_path: Path) -> None:
+    world = World(tmp_path, automine=True, options=SenderOptions(poll_s=0.01))
+    await world.start()
+    sending = world.send("claim")
+    await world.settle()
+    world.provider.fail("eth_getBlockByNumber", Refusal("upstream is ill"), times=3)
+    world.begin(world.sender.run())
+    async with asyncio.timeout(5):
+        assert (await sending).succeeded
+    assert not world.provider.faults
+    await world.kill()
