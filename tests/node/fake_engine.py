@@ -3,7 +3,7 @@
 Runs in a thread (`in_process_engine(FakeEngine())`) or as a child (`python fake_engine.py --socket …`), and shows what
 a real engine shows: batching, refusals, adapters by key, cancellation, log-probabilities, an end token.
 
-A prompt's first token may order a behaviour: see `CRASH` and `REFUSE`.
+A prompt's first token may order a behaviour: see `CRASH`, `REFUSE` and `POISON`.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from openlora.node.errors import ModelError
 
 VOCAB = 259  # the 256 bytes, then <|endoftext|>, <|im_start|>, <|im_end|>
 EOS = 258
-CRASH, REFUSE = 0, 1  # as first token of a prompt: kill the engine with SIGKILL, refuse the request
+CRASH, REFUSE, POISON = 0, 1, 2  # first token of a prompt: SIGKILL, refused at once, refused after two tokens
 MAX_CONTEXT = 512
 
 
@@ -58,6 +58,7 @@ class FakeEngine:
     gate: threading.Event = field(default_factory=threading.Event)
     adapters: dict[str, str] = field(default_factory=dict)
     requests: dict[str, _Request] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
     steps: int = 0
     generated: int = 0
 
@@ -102,6 +103,9 @@ class FakeEngine:
         time.sleep(self.step_s)
         if any(request.submit.prompt[0] == CRASH for request in self.requests.values()):
             os.kill(os.getpid(), signal.SIGKILL)
+        for request_id in [i for i, r in self.requests.items() if r.submit.prompt[0] == POISON and r.generated == 2]:
+            del self.requests[request_id]
+            self.refused.append(Refused(request_id=request_id, code="not_finite", message="the numbers became NaN"))
         tokens = tuple(self._next(request) for request in self.requests.values())
         for token in tokens:
             if token.finish_reason is not None:
@@ -109,6 +113,10 @@ class FakeEngine:
         self.steps += 1
         self.generated += len(tokens)
         return Step(tokens=tokens)
+
+    def take_refused(self) -> list[Refused]:
+        refused, self.refused = self.refused, []
+        return refused
 
     def _submit(self, submit: Submit) -> list[Event]:
         unknown = [use.key for use in submit.adapters if use.key not in self.adapters]

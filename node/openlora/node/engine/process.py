@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from openlora.node.engine.messages import VERSION, Command, Event, Failed, ModelInfo, Ready, Shutdown, Step
-from openlora.node.errors import OpenLoraError
+import msgspec
+
+from openlora.node.engine.messages import VERSION, Command, Event, Failed, ModelInfo, Ready, Refused, Shutdown, Step
+from openlora.node.errors import ConfigError, OpenLoraError
 from openlora.node.frames import BlockingFrames
 from openlora.node.supervise import die_with_parent
 
@@ -33,6 +35,8 @@ class Steps(Protocol):
 
     def step(self) -> Step | None: ...
 
+    def take_refused(self) -> Sequence[Refused]: ...
+
 
 def run_loop(engine: Steps, frames: BlockingFrames[Command]) -> None:
     """Serve one parent until it says Shutdown or closes its end. Raises FrameError, and what the engine raises."""
@@ -44,8 +48,10 @@ def run_loop(engine: Steps, frames: BlockingFrames[Command]) -> None:
                 if isinstance(command, Shutdown):
                     return
                 events.extend(engine.handle(command))
-            if engine.has_work and (step := engine.step()) is not None:
-                events.append(step)
+            if engine.has_work:
+                if (step := engine.step()) is not None:
+                    events.append(step)
+                events.extend(engine.take_refused())
             if events:
                 frames.send(*events)
     except ConnectionError:  # the parent is gone, and nobody is left to serve
@@ -59,6 +65,7 @@ class Arguments:
     socket: Path
     model: Path
     dtype: str
+    limits: dict[str, int]  # fields of EngineLimits; the others have their defaults
 
 
 def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
@@ -83,14 +90,18 @@ def _parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="auto")
-    parsed = parser.parse_args(argv)
-    return Arguments(socket=parsed.socket, model=parsed.model, dtype=parsed.dtype)
+    parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int]), default={})
+    return Arguments(**vars(parser.parse_args(argv)))
 
 
 def _load(arguments: Arguments) -> Steps:
-    from openlora.node.engine.engine import Engine  # torch: only the child that computes pays for importing it
+    from openlora.node.engine.engine import Engine, EngineLimits  # torch: only the child pays for importing it
 
-    return Engine.load(arguments.model, dtype=arguments.dtype)
+    try:
+        limits = EngineLimits(**arguments.limits)
+    except TypeError as error:
+        raise ConfigError(f"engine limits: {error}") from None
+    return Engine.load(arguments.model, dtype=arguments.dtype, limits=limits)
 
 
 if __name__ == "__main__":

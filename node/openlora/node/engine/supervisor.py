@@ -8,10 +8,12 @@ since a kernel that never returns looks the same as one that takes long.
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from openlora.node.engine.client import Connection, EngineClient
 from openlora.node.engine.messages import Event, ModelInfo
@@ -31,6 +33,7 @@ class EngineOptions:
 
     model: Path
     dtype: str = "auto"
+    limits: Mapping[str, int] = field(default_factory=dict)  # fields of EngineLimits, for memory and batch sizes
     command: tuple[str, ...] = ENGINE_COMMAND
     start_timeout_s: float = 600.0
     stop_timeout_s: float = 10.0
@@ -67,8 +70,9 @@ class _Life:
 
 
 async def _start(options: EngineOptions, socket_path: Path) -> _Life:
-    command = (*options.command, "--model", str(options.model), "--dtype", options.dtype)
-    child = await spawn(command, socket_path, options.start_timeout_s)
+    limits = msgspec.json.encode(options.limits).decode()
+    arguments = ("--model", str(options.model), "--dtype", options.dtype, "--limits", limits)
+    child = await spawn((*options.command, *arguments), socket_path, options.start_timeout_s)
     connection = Connection(AsyncFrames[Event](child.reader, child.writer, Event))
     try:
         async with asyncio.timeout(options.start_timeout_s):
