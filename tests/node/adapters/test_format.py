@@ -157,7 +157,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(config())), json_values)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_any_value_of_any_key_is_understood_or_refused(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
 ) -> None:

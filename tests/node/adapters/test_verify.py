@@ -35,7 +35,7 @@ async def test_a_check_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 async def test_a_child_that_dies_is_no_refusal(tmp_path: Path) -> None:
     """Killed for memory or broken by a fault of ours, it leaves no answer: here, for a layout that is no layout."""
     with pytest.raises(AdapterCheckFailed, match="died with status 1"):
-        await verify_adapter(write_adapter(tmp_path), {Q: LinearShape("twelve", "eight")})
+        await verify_adapter(write_adapter(tmp_path), {**LAYOUT, Q: LinearShape("twelve", "eight")})
 
 
 CONFINED = """
