@@ -205,12 +205,10 @@ contract AdapterRegistryTest is MarketTest {
         assertGe(sum, 4_000 - 4); // each of the four floored legs loses less than one
     }
 
-    function _assertLeg(
-        IAdapterRegistry.Leg memory leg,
-        address payee,
-        IAdapterRegistry.Role role,
-        uint256 bps
-    ) private pure {
+    function _assertLeg(IAdapterRegistry.Leg memory leg, address payee, IAdapterRegistry.Role role, uint256 bps)
+        private
+        pure
+    {
         assertEq(leg.payee, payee);
         assertEq(uint256(leg.role), uint256(role));
         assertEq(leg.bps, bps);

@@ -100,9 +100,7 @@ contract NodeRegistryTest is MarketTest {
         vm.prank(address(queue));
         nodes.lockBond(alice.cold, 4_999 ether);
         vm.prank(alice.cold);
-        vm.expectRevert(
-            abi.encodeWithSelector(INodeRegistry.InsufficientStake.selector, alice.cold, 1 ether, 2 ether)
-        );
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.InsufficientStake.selector, alice.cold, 1 ether, 2 ether));
         nodes.beginUnstake(2 ether);
     }
 

@@ -104,9 +104,7 @@ contract VaultTest is MarketTest {
         vault.lock(client, 5 ether);
         uint256 staked = vault.potOf(address(nodes));
         vm.startPrank(address(nodes));
-        vm.expectRevert(
-            abi.encodeWithSelector(IVault.InsufficientPot.selector, address(nodes), staked, staked + 1)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IVault.InsufficientPot.selector, address(nodes), staked, staked + 1));
         vault.release(client, staked + 1);
     }
 
