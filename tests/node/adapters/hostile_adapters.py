@@ -165,6 +165,12 @@ VALUES: list[tuple[str, str, Any]] = [
     ("alpha_pattern", "no linear layer", {"k_proj": 4}),
 ]
 
+
+def nested(depth: int) -> bytes:
+    """Parses, perhaps, but walking it may exhaust the stack."""
+    return PLAIN[:-1] + b', "revision": ' + b"[" * depth + b"]" * depth + b"}"
+
+
 PLAIN = json.dumps(config()).encode()
 
 CONFIGS = [
@@ -180,6 +186,10 @@ CONFIGS = [
     with_config("digits without end", "JSON", PLAIN.replace(b'"r": 4', b'"r": ' + b"9" * 60_000)),
     with_config("nested arrays", "nested too deeply", b"[" * 65_536),
     with_config("nested objects", "nested too deeply", b'{"a":' * 13_000),
+    *(
+        with_config(f"nested {depth} deep", "not supported yet|too deeply", nested(depth))
+        for depth in (2, 100, 300, 450, 700, 800, 900, 950, 990)
+    ),
     with_config("nested below a key", "nested too deeply", PLAIN[:-1] + b', "revision": ' + b"[" * 60_000),
     with_config("64 KiB and a byte", "where 1 to 65536", PLAIN + b" " * (65_537 - len(PLAIN))),
     with_config("an array", "one JSON object", b"[1]"),

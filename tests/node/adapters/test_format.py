@@ -180,6 +180,26 @@ def test_any_value_in_a_header_is_refused(key: str, value: Any) -> None:
         parse_tensors(memoryview(container({"tensor": entry | {key: value}}, bytes(16))), "file")
 
 
+@given(st.booleans(), st.lists(st.tuples(st.integers(0, 1 << 12), st.integers(0, 255)), min_size=1, max_size=3))
+@settings(max_examples=200)
+def test_any_bytes_changed_are_noticed_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, in_config: bool, changes: list[tuple[int, int]]
+) -> None:
+    files = [bytearray(json.dumps(config()).encode()), bytearray(weights())]
+    target = files[not in_config]
+    for at, byte in changes:
+        target[at % len(target)] = byte
+    folder = write_adapter(tmp_path_factory.getbasetemp() / "any bytes", bytes(files[0]), bytes(files[1]))
+    try:
+        adapter = read_adapter(folder, LAYOUT)
+    except AdapterError:
+        return
+    assert adapter.rank == RANK
+    assert all(
+        math.isfinite(largest_magnitude(f.a) + largest_magnitude(f.b) + f.scale) for f in adapter.factors.values()
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 7}}]

@@ -16,6 +16,7 @@ from openlora.node.content import BlockContent, adapter_cid, adapter_digest
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 
 MAX_REFUSALS: Final = 1024
+MAX_CHECKS: Final = 2  # children at a time
 
 
 class AdapterFetcher:
@@ -33,6 +34,7 @@ class AdapterFetcher:
         self._layout = layout
         self._max_adapter_bytes = max_adapter_bytes
         self._refusals: OrderedDict[bytes, str] = OrderedDict()
+        self._checks = asyncio.Semaphore(MAX_CHECKS)
         self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     async def ensure(self, digest: bytes) -> Path:
@@ -54,7 +56,8 @@ class AdapterFetcher:
         try:
             await self._content.fetch_directory(adapter_cid(digest), folder, max_bytes=self._max_adapter_bytes)
             await asyncio.to_thread(_make_read_only, folder)
-            await verify_adapter(folder, self._layout)
+            async with self._checks:
+                await verify_adapter(folder, self._layout)
             return await asyncio.to_thread(self._store.install, digest, folder)
         except AdapterCheckFailed:
             raise  # the machine's fault, perhaps

@@ -36,7 +36,12 @@ def parse_object(data: bytes, file: str) -> dict[str, Any]:
     return value
 
 
-def quote(text: object) -> str:
-    """`text` for an error message: printable ASCII, at most 80 characters, whatever a stranger wrote."""
-    shown = ascii(text) if isinstance(text, str) else ascii(repr(text)[:200])[1:-1]
+def quote(value: object) -> str:
+    """A parsed value for an error message: printable ASCII, at most 80 characters, whatever a stranger wrote.
+
+    Lists and objects are not looked into: they may be nested as deeply as the parser allows, which repr() does not.
+    """
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    shown = ascii(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
