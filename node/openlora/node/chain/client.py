@@ -22,13 +22,14 @@ class ChainClient:
 
     @classmethod
     async def connect(
-        cls, rpc_urls: Sequence[str], chain_id: int, deployment: Deployment | None = None, *, timeout_s: float = 10.0
+        cls, rpc_urls: Sequence[str], chain_id: int, deployment: Deployment | None = None, *, patience_s: float = 20.0
     ) -> Self:
-        """Raises RpcDown when no endpoint answers, WrongChain when those that do serve another chain or the deployment
-        is on another one, and ChainError when the chain has no job queue where the deployment says."""
+        """Every request gives the endpoints `patience_s` together before RpcDown. Raises RpcDown when none answers,
+        WrongChain when those that do serve another chain or the deployment is on another one, and ChainError when the
+        chain has no job queue where the deployment says."""
         if deployment is not None and deployment.chain_id != chain_id:
             raise WrongChain(f"the deployment is on chain {deployment.chain_id}, not {chain_id}; check chain_id")
-        client = cls(await RpcPool.open(rpc_urls, chain_id, timeout_s=timeout_s), chain_id)
+        client = cls(await RpcPool.open(rpc_urls, chain_id, patience_s=patience_s), chain_id)
         try:
             await client.block("latest")
             if deployment is not None and not await client.code(deployment.job_queue):

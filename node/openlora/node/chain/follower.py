@@ -1,8 +1,8 @@
 """From the journal's cursor to the chain's head: every log of our contracts, in order, once per view of the chain.
 
-Far behind the head, ranges of blocks are read; within the last `LIVE_BLOCKS`, one block at a time and by hash, so that
-a reorganisation cannot slip between a header and its logs. Each batch is applied in the journal transaction that moves
-the cursor past it: after a crash both have happened or neither has.
+Far behind the head, ranges of blocks are read; near it, one block at a time and by hash, so that a reorganisation cannot
+slip between a header and its logs. Each batch is applied in the journal transaction that moves the cursor past it: after
+a crash both have happened or neither has.
 """
 
 import asyncio
@@ -19,8 +19,15 @@ from openlora.node.journal import Journal
 
 log = logging.getLogger(__name__)
 
-LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
-MAX_RANGE = 4096  # blocks of one eth_getLogs
+
+@dataclass(frozen=True, slots=True)
+class FollowerOptions:
+    """Blocks nearer to the head than `live_blocks` are read one by one: no reorganisation is expected to be deeper (one
+    that is, is survived all the same). `max_range`: blocks of one eth_getLogs."""
+
+    poll_s: float = 0.5
+    live_blocks: int = 64
+    max_range: int = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +62,14 @@ class Follower:
         journal: Journal,
         addresses: Sequence[str],
         start_block: int,
-        *,
-        poll_s: float = 0.5,
-        max_range: int = MAX_RANGE,
+        options: FollowerOptions = FollowerOptions(),
     ) -> None:
         self._client = client
         self._journal = journal
         self._addresses = list(addresses)
         self._start_block = start_block
-        self._poll_s = poll_s
-        self._max_range = max_range
-        self._range = max_range
+        self._options = options
+        self._range = options.max_range
 
     async def follow(self, apply: Callable[[Batch], None]) -> AsyncIterator[Batch]:
         """Applies batches for ever and yields each one after it is on disk.
@@ -83,7 +87,7 @@ class Follower:
                 log.warning("follower waits reason=%r", str(error))
                 batch = None
             if batch is None:
-                await asyncio.sleep(self._poll_s)
+                await asyncio.sleep(self._options.poll_s)
             else:
                 yield batch
 
@@ -109,7 +113,7 @@ class Follower:
             return await self._unwind(head)
         if first > head.number:
             return None
-        if head.number - first >= LIVE_BLOCKS:
+        if head.number - first >= self._options.live_blocks:
             return await self._read_range(first, head)
         block = head if first == head.number else await self._client.block(first)
         if cursor is not None and block.parent_hash != cursor.hash:
@@ -151,9 +155,9 @@ class Follower:
         return Batch(known[low], (), head, unwound=True)
 
     async def _read_range(self, first: int, head: Block) -> Batch:
-        """Blocks from `first`, as many as the server serves at once, all of them deeper than `LIVE_BLOCKS`."""
+        """Blocks from `first`, as many as the server serves at once, all of them deeper than `live_blocks`."""
         while True:
-            last = min(first + self._range - 1, head.number - LIVE_BLOCKS)
+            last = min(first + self._range - 1, head.number - self._options.live_blocks)
             try:
                 logs = await self._client.logs(self._addresses, first, last)
             except RpcError:
@@ -161,7 +165,7 @@ class Follower:
                     raise
                 self._range = max(1, self._range // 2)
                 continue
-            self._range = min(self._range * 2, self._max_range)
+            self._range = min(self._range * 2, self._options.max_range)
             return Batch((await self._client.block(last)).ref, _decode(logs), head)
 
 

@@ -100,7 +100,9 @@ class RpcPool:
         self._checked_at = -float("inf")
 
     @classmethod
-    async def open(cls, urls: Sequence[str], chain_id: int, *, timeout_s: float = 10.0, **options: Any) -> "RpcPool":
+    async def open(
+        cls, urls: Sequence[str], chain_id: int, *, timeout_s: float = 10.0, patience_s: float = 20.0
+    ) -> "RpcPool":
         """One endpoint a URL, with connections kept alive."""
         endpoints = []
         for url in urls:
@@ -109,7 +111,7 @@ class RpcPool:
             provider = AsyncHTTPProvider(url, request_kwargs={"timeout": timeout}, exception_retry_configuration=None)
             await provider.cache_async_session(ClientSession(connector=TCPConnector(limit=16), trust_env=False))
             endpoints.append(Endpoint(urlsplit(url).netloc.rpartition("@")[2], provider))
-        return cls(endpoints, chain_id, timeout_s=timeout_s, **options)
+        return cls(endpoints, chain_id, timeout_s=timeout_s, patience_s=patience_s)
 
     async def close(self) -> None:
         for endpoint in self._endpoints:

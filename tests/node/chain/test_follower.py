@@ -1,0 +1,269 @@
+"""The follower on the fake chain: every event once, in order, on whatever branch the chain ends."""
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from openlora.contracts import JobExpired
+from openlora.node.chain.follower import Batch, Follower, FollowerOptions
+from openlora.node.errors import ChainError, JournalError
+from openlora.node.job import BlockRef
+from tests.node.chain.fake_chain import ELSEWHERE, QUEUE, Crash, FakeLog, Refusal
+from tests.node.chain.world import World
+
+
+def expired(job_id: int, refund: int = 5) -> FakeLog:
+    return FakeLog((JobExpired.TOPIC, job_id.to_bytes(32, "big")), refund.to_bytes(32, "big"))
+
+
+class Ledger:
+    """A consumer whose state is in the journal: job ids by block, kept in the meta table."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.batches: list[Batch] = []
+        self.break_at: int | None = None  # raise when this block is applied
+
+    def apply(self, batch: Batch) -> None:
+        if batch.upto.number == self.break_at:
+            raise Crash
+        seen = self.entries()
+        if batch.unwound:
+            seen = [(block, job_id) for block, job_id in seen if block <= batch.upto.number]
+        for occurrence in batch.events:
+            assert isinstance(occurrence.event, JobExpired)
+            seen.append((occurrence.block.number, occurrence.event.job_id))
+        self.world.journal.set_meta("seen", json.dumps(seen))
+        self.batches.append(batch)
+
+    def entries(self) -> list[tuple[int, int]]:
+        return [(block, job_id) for block, job_id in json.loads(self.world.journal.meta("seen") or "[]")]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    world.open()
+    yield world
+    await world.kill()
+
+
+def follower(world: World, *, start_block: int = 1, max_range: int = 4096, live_blocks: int = 64) -> Follower:
+    options = FollowerOptions(poll_s=0.01, max_range=max_range, live_blocks=live_blocks)
+    return Follower(world.client, world.journal, [QUEUE], start_block, options)
+
+
+async def catch_up(world: World, ledger: Ledger, reader: Follower | None = None) -> None:
+    reader = reader or follower(world)
+    while await reader.step(ledger.apply) is not None:
+        pass
+
+
+def on_chain(world: World) -> list[tuple[int, int]]:
+    logs = [(block.number, log) for block in world.chain.blocks for log in block.logs if log.address == QUEUE]
+    return [(number, int.from_bytes(log.topics[1], "big")) for number, log in logs if log.topics[0] == JobExpired.TOPIC]
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+async def test_events_come_in_order_and_once(world: World) -> None:
+    ledger = Ledger(world)
+    world.chain.mine(logs=[expired(1), expired(2)])
+    world.chain.mine(3, logs=[expired(3)])
+    await catch_up(world, ledger)
+    await catch_up(world, ledger)
+    assert ledger.entries() == [(1, 1), (1, 2), (2, 3)]
+    assert world.journal.cursor == BlockRef(4, world.chain.head.hash)
+
+
+async def test_reading_starts_at_the_deployment(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 6):
+        world.chain.mine(logs=[expired(number)])
+    await catch_up(world, ledger, follower(world, start_block=4))
+    assert ledger.entries() == [(4, 4), (5, 5)]
+
+
+async def test_nothing_before_the_deployment_exists(world: World) -> None:
+    assert await follower(world, start_block=9).step(Ledger(world).apply) is None
+
+
+async def test_others_logs_are_passed_over(world: World) -> None:
+    ledger = Ledger(world)
+    world.chain.mine(
+        logs=[FakeLog((b"\x99" * 32,), b""), FakeLog((), b""), expired(1), FakeLog((JobExpired.TOPIC,), b"", ELSEWHERE)]
+    )
+    await catch_up(world, ledger)
+    assert ledger.entries() == [(1, 1)]
+
+
+async def test_a_log_that_does_not_fit_its_abi_is_not_passed_over(world: World) -> None:
+    world.chain.mine(logs=[FakeLog((JobExpired.TOPIC, bytes(32)), b"short")])
+    with pytest.raises(ChainError, match="check the deployment"):
+        await follower(world).step(Ledger(world).apply)
+    assert world.journal.cursor is None
+
+
+async def test_a_long_absence_is_read_in_ranges(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 301):
+        world.chain.mine(logs=[expired(number)] if number % 7 == 0 else [])
+    await catch_up(world, ledger, follower(world, max_range=100))
+    assert ledger.entries() == on_chain(world)
+    assert len(ledger.batches) == 3 + 64  # 236 blocks by hundreds, the last 64 one by one
+    assert world.provider.asked["eth_getLogs"] == 3 + 64
+
+
+async def test_ranges_are_halved_until_the_server_takes_them(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 301):
+        world.chain.mine(logs=[expired(number)])
+    world.provider.fail("eth_getLogs", Refusal("query returned more than 10000 results", -32005), times=5)
+    await catch_up(world, ledger)
+    assert ledger.entries() == on_chain(world)
+    assert ledger.batches[0].upto.number == 4096 // 2**5
+
+
+async def test_a_server_that_takes_no_range_at_all_is_an_error(world: World) -> None:
+    world.chain.mine(100)
+    world.provider.fail("eth_getLogs", Refusal("no logs here"), times=20)
+    with pytest.raises(ChainError, match="no logs here"):
+        await follower(world).step(Ledger(world).apply)
+
+
+async def test_follow_waits_for_blocks_and_through_trouble(world: World) -> None:
+    ledger = Ledger(world)
+    world.provider.fail("eth_getBlockByNumber", Refusal("upstream is ill"), times=2)
+    batches = follower(world).follow(ledger.apply)
+    world.chain.mine(logs=[expired(1)])
+    async with asyncio.timeout(5):
+        assert (await anext(batches)).events[0].block.number == 1
+        waiting = asyncio.ensure_future(anext(batches))
+        await world.settle()
+        assert not waiting.done()
+        world.chain.mine(logs=[expired(2)])
+        assert (await waiting).upto.number == 2
+
+
+# ---- crashes --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_error_in_the_effect_leaves_cursor_and_effect_as_they_were(world: World) -> None:
+    ledger = Ledger(world)
+    world.chain.mine(logs=[expired(1)])
+    world.chain.mine(logs=[expired(2)])
+    ledger.break_at = 2
+    with pytest.raises(Crash):
+        await catch_up(world, ledger)
+    assert ledger.entries() == [(1, 1)]
+    ledger.break_at = None
+    await catch_up(world, ledger)
+    assert ledger.entries() == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at", ["request", "commit"])
+async def test_a_crash_anywhere_loses_and_doubles_no_event(tmp_path: Path, at: str, after: bool) -> None:
+    for countdown in itertools.count():
+        world = World(tmp_path / str(countdown))
+        world.open()
+        world.chain.mine(10, logs=[expired(1)])
+        world.chain.mine(2, logs=[expired(2)])
+        await catch_up(world, Ledger(world), follower(world, live_blocks=3))
+        world.chain.reorg(2, longer_by=0)
+        world.chain.mine(logs=[expired(3)])
+        part = world.provider if at == "request" else world.journal
+        part.crash_in, part.crash_after = countdown, after
+        crashing = world.begin(catch_up(world, Ledger(world), follower(world, live_blocks=3)))
+        await asyncio.wait([crashing])
+        crashed = isinstance(crashing.exception(), Crash)
+        await world.kill()
+        world.open()
+        await catch_up(world, Ledger(world))
+        assert Ledger(world).entries() == on_chain(world) == [(1, 1), (13, 3)]
+        await world.kill()
+        if not crashed:
+            break
+    assert countdown >= (10 if at == "request" else 4)
+
+
+# ---- reorganisations ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 17, 64, 65, 200])
+async def test_a_reorganisation_unwinds_to_the_common_ancestor(world: World, depth: int) -> None:
+    ledger = Ledger(world)
+    for number in range(1, depth + 4):
+        world.chain.mine(logs=[expired(number)])
+    await catch_up(world, ledger, follower(world, live_blocks=300))
+    world.chain.reorg(depth)
+    world.chain.mine(logs=[expired(999)])
+    await catch_up(world, ledger)
+    unwound = [batch for batch in ledger.batches if batch.unwound]
+    assert [batch.upto.number for batch in unwound] == [3]
+    assert ledger.entries() == on_chain(world)
+    assert ledger.entries()[-1][1] == 999
+
+
+async def test_a_reorganisation_to_a_shorter_chain(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 11):
+        world.chain.mine(logs=[expired(number)])
+    await catch_up(world, ledger)
+    world.chain.reorg(5, longer_by=-2)
+    await catch_up(world, ledger)
+    assert ledger.entries() == on_chain(world)
+    assert world.journal.cursor == BlockRef(8, world.chain.head.hash)
+
+
+async def test_a_server_that_lags_is_no_reorganisation(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 11):
+        world.chain.mine(logs=[expired(number)])
+    await catch_up(world, ledger)
+    ahead, world.chain.blocks = world.chain.blocks, world.chain.blocks[:7]
+    assert await follower(world).step(ledger.apply) is None
+    world.chain.blocks = ahead
+    assert await follower(world).step(ledger.apply) is None
+    assert not any(batch.unwound for batch in ledger.batches)
+
+
+async def test_a_reorganisation_deeper_than_memory_goes_back_to_a_checkpoint(world: World) -> None:
+    ledger = Ledger(world)
+    world.chain.mine(1030, logs=[expired(1)])
+    await catch_up(world, ledger, follower(world, max_range=64))
+    world.chain.mine(400, logs=[expired(2)])
+    await catch_up(world, ledger)
+    world.chain.reorg(401)
+    world.chain.mine(logs=[expired(3)])
+    await catch_up(world, ledger)
+    assert ledger.entries() == on_chain(world) == [(1, 1), (1432, 3)]
+
+
+async def test_a_chain_that_was_reset_is_refused(world: World) -> None:
+    world.chain.mine(5)
+    await catch_up(world, Ledger(world))
+    world.chain.reorg(5)
+    with pytest.raises(JournalError, match="it was reset"):
+        await catch_up(world, Ledger(world))
+
+
+async def test_random_branches_always_end_in_the_canonical_view(world: World) -> None:
+    dice = random.Random(7)
+    ledger = Ledger(world)
+    world.chain.mine(3)
+    for number in range(80):
+        world.chain.mine(logs=[expired(number)] * dice.randrange(3))
+        if dice.random() < 0.3:
+            depth = dice.randrange(1, min(len(world.chain.blocks) - 2, 40))
+            world.chain.reorg(depth, longer_by=dice.randrange(3))
+        for _ in range(dice.randrange(6)):
+            await follower(world).step(ledger.apply)
+    await catch_up(world, ledger)
+    assert ledger.entries() == on_chain(world)

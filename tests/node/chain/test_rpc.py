@@ -1,0 +1,180 @@
+"""Several endpoints, none to be relied on."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectionError, ClientResponseError, RequestInfo
+from multidict import CIMultiDict, CIMultiDictProxy
+from web3.types import RPCEndpoint, RPCResponse
+from yarl import URL
+
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.rpc import Endpoint, RpcPool
+from openlora.node.errors import RpcDown, RpcError, WrongChain
+from tests.node.chain.fake_chain import CHAIN_ID, FakeChain, FakeProvider, Refusal
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class OtherChain(FakeChain):
+    def eth_chainId(self) -> str:
+        return "0x1"
+
+
+class Mute(FakeProvider):
+    """Takes a request and never answers."""
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Garbled(FakeProvider):
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        raise ValueError("<html>")
+
+
+def too_many(retry_after: str) -> ClientResponseError:
+    info = RequestInfo(URL("http://rpc"), "POST", CIMultiDictProxy(CIMultiDict()), URL("http://rpc"))
+    return ClientResponseError(info, (), status=429, headers=CIMultiDict({"Retry-After": retry_after}))
+
+
+def pool(clock: Clock, *providers: FakeProvider, **options: Any) -> RpcPool:
+    endpoints = [Endpoint(f"rpc{number}", provider) for number, provider in enumerate(providers)]
+    return RpcPool(endpoints, CHAIN_ID, patience_s=0.0, clock=clock, **options)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def test_the_first_endpoint_is_preferred(clock: Clock) -> None:
+    first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    rpc = pool(clock, first, second)
+    for _ in range(3):
+        await rpc.request("eth_getCode", "0x", "latest")
+    assert first.asked["eth_getCode"] == 3
+    assert second.asked["eth_getCode"] == 0
+
+
+@pytest.mark.parametrize(
+    "error", [ClientConnectionError(), OSError(), too_many("1"), Refusal("slow down", 429)], ids=repr
+)
+async def test_an_endpoint_that_fails_is_replaced_and_rests(clock: Clock, error: Exception) -> None:
+    first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    rpc = pool(clock, first, second)
+    first.fail("eth_getCode", error)
+    assert await rpc.request("eth_getCode", "0x", "latest") == "0x"
+    await rpc.request("eth_getCode", "0x", "latest")
+    assert (first.asked["eth_getCode"], second.asked["eth_getCode"]) == (1, 2)
+    clock.now += 1.0
+    await rpc.request("eth_getCode", "0x", "latest")
+    assert first.asked["eth_getCode"] == 2
+    assert first.asked["eth_chainId"] == 2  # it proved its chain again
+
+
+@pytest.mark.parametrize("kind", [Mute, Garbled])
+async def test_no_answer_and_no_json_are_failures(clock: Clock, kind: type[FakeProvider]) -> None:
+    rpc = pool(clock, kind(FakeChain()), FakeProvider(FakeChain()), timeout_s=0.05)
+    assert await rpc.request("eth_chainId") == hex(CHAIN_ID)
+
+
+async def test_rest_doubles_and_heeds_retry_after(clock: Clock) -> None:
+    provider = FakeProvider(FakeChain())
+    endpoint = Endpoint("rpc", provider)
+    rpc = RpcPool([endpoint], CHAIN_ID, patience_s=0.0, clock=clock)
+    rests = []
+    for error in (ClientConnectionError(), ClientConnectionError(), ClientConnectionError(), too_many("17")):
+        provider.fail("eth_chainId", error)
+        with pytest.raises(RpcDown):
+            await rpc.request("eth_blockNumber")
+        rests.append(endpoint.resume_at - clock.now)
+        clock.now = endpoint.resume_at
+    assert rests == [0.25, 0.5, 1.0, 17.0]
+    await rpc.request("eth_blockNumber")
+    assert endpoint.failures == 0
+
+
+async def test_all_down_is_one_sentence_without_keys(clock: Clock) -> None:
+    only = FakeProvider(FakeChain())
+    rpc = pool(clock, only)
+    only.fail("eth_chainId", ClientConnectionError())
+    with pytest.raises(RpcDown, match=r"^no RPC answers \(rpc0\); check rpc_urls and the network$"):
+        await rpc.request("eth_blockNumber")
+
+
+async def test_patience_outlasts_a_short_outage() -> None:
+    only = FakeProvider(FakeChain())
+    rpc = RpcPool([Endpoint("rpc", only)], CHAIN_ID, patience_s=5.0)
+    only.fail("eth_chainId", ClientConnectionError())
+    assert await rpc.request("eth_blockNumber") == "0x0"
+
+
+async def test_an_answer_that_is_an_error_is_the_answer(clock: Clock) -> None:
+    first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    rpc = pool(clock, first, second)
+    first.fail("eth_getCode", Refusal("bad params", -32602))
+    with pytest.raises(RpcError, match="bad params") as raised:
+        await rpc.request("eth_getCode", "0x", "latest")
+    assert raised.value.code == -32602
+    assert second.asked["eth_getCode"] == 0
+
+
+async def test_too_many_logs_is_an_answer_though_it_has_the_code_of_a_rate_limit(clock: Clock) -> None:
+    only = FakeProvider(FakeChain())
+    only.fail("eth_getLogs", Refusal("query returned more than 10000 results", -32005))
+    with pytest.raises(RpcError, match="more than 10000"):
+        await pool(clock, only).request("eth_getLogs", {})
+
+
+async def test_an_endpoint_on_another_chain_is_never_used(clock: Clock) -> None:
+    wrong, right = FakeProvider(OtherChain()), FakeProvider(FakeChain())
+    rpc = pool(clock, wrong, right)
+    for _ in range(3):
+        clock.now += 100
+        assert await rpc.request("eth_getCode", "0x", "latest") == "0x"
+    assert wrong.asked["eth_getCode"] == 0
+    assert wrong.asked["eth_chainId"] == 1
+
+
+async def test_only_wrong_chains_is_one_sentence(clock: Clock) -> None:
+    with pytest.raises(WrongChain, match=r"^no configured RPC serves chain 31337; check chain_id and rpc_urls$"):
+        await pool(clock, FakeProvider(OtherChain())).request("eth_blockNumber")
+
+
+async def test_an_endpoint_that_is_behind_is_left_out_until_it_has_caught_up(clock: Clock) -> None:
+    late, good = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    good.chain.mine(40)
+    rpc = pool(clock, late, good)
+    assert await rpc.request("eth_blockNumber") == hex(40)
+    late.chain.mine(39)
+    clock.now += 31
+    assert await rpc.request("eth_blockNumber") == hex(39)
+
+
+async def test_an_endpoint_that_is_behind_is_better_than_none(clock: Clock) -> None:
+    late, good = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    good.chain.mine(40)
+    rpc = pool(clock, late, good)
+    await rpc.request("eth_blockNumber")
+    good.fail("eth_blockNumber", ClientConnectionError())
+    assert await rpc.request("eth_blockNumber") == hex(0)
+
+
+async def test_one_liar_among_three_does_not_set_the_measure(clock: Clock) -> None:
+    honest, other, liar = (FakeProvider(FakeChain()) for _ in range(3))
+    liar.chain.mine(500)
+    assert await pool(clock, honest, other, liar).request("eth_blockNumber") == hex(0)
+
+
+async def test_connecting_to_nobody_says_so() -> None:
+    with pytest.raises(RpcDown, match=r"no RPC answers \(127\.0\.0\.1:9\)"):
+        await ChainClient.connect(["http://user:secret@127.0.0.1:9/key"], CHAIN_ID, patience_s=0.5)
