@@ -76,13 +76,13 @@ class GgufFile:
         return bool(self._tensors[name].tensor_type.name == "F32")
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
-        """The tensor, dequantised. Raises ModelError for a quantisation that is not known."""
+        """The tensor, dequantised, in memory of its own. Raises ModelError for a quantisation that is not known."""
         tensor = self._tensors[name]
         try:
             values = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise ModelError(f"{self._path}: {tensor.name!r} is {tensor.tensor_type.name}, not served") from error
-        return np.asarray(values, dtype=np.float32).reshape(self.shape(name))
+        return np.require(values, np.float32, "CW").reshape(self.shape(name))
 
 
 def hf_name(name: str) -> str:

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+
+from openlora.node.adapters.format import AdapterWeights, Factor, RawTensor
+from openlora.node.engine.adapter_pool import AdapterPool
+from openlora.node.errors import AdapterError
+
+NBYTES = 4 * (2 * 3 + 5 * 2)  # one module, rank 2, float32
+
+
+def weights(value: float, *modules: str, dtype: str = "F32") -> AdapterWeights:
+    """Rank 2 on 3 → 5 layers, every number `value`."""
+
+    def raw(shape: tuple[int, int]) -> RawTensor:
+        tensor = torch.full(shape, value)
+        match dtype:
+            case "F16":
+                array = tensor.half().numpy()
+            case "BF16":
+                array = tensor.bfloat16().view(torch.uint16).numpy()
+            case _:
+                array = tensor.numpy()
+        return RawTensor(dtype, shape, memoryview(np.ascontiguousarray(array).tobytes()))
+
+    factors = {module: Factor(raw((2, 3)), raw((5, 2)), 0.5) for module in modules or ("m",)}
+    return AdapterWeights(rank=2, nbytes=1, factors=factors)
+
+
+def pool(max_bytes: int = 10 * NBYTES) -> AdapterPool:
+    return AdapterPool(max_bytes, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_reads_every_stored_dtype(dtype: str) -> None:
+    adapters = pool()
+    loaded = adapters.load("k", weights(0.75, dtype=dtype))
+    factors = adapters.tables["m"][loaded.slot]
+    assert factors is not None
+    assert torch.equal(factors.a, torch.full((2, 3), 0.75))
+    assert torch.equal(factors.b, torch.full((5, 2), 0.75))
+    assert (factors.scale, loaded.rank, loaded.nbytes) == (0.5, 2, NBYTES)
+
+
+def test_a_reloaded_key_keeps_the_old_weights_for_those_who_hold_them() -> None:
+    adapters = pool()
+    adapters.load("k", weights(1.0))
+    old = adapters.acquire("k")
+    assert old is not None
+    new = adapters.load("k", weights(2.0))
+    assert adapters.acquire("k") is new
+    table = adapters.tables["m"]
+    assert table[old.slot].a[0, 0] == 1.0
+    assert table[new.slot].a[0, 0] == 2.0
+    adapters.check_integrity([old, new])
+    adapters.release(old)
+    assert table[old.slot] is None
+    assert adapters.nbytes == NBYTES
+    adapters.check_integrity([new])
+
+
+def test_an_unloaded_adapter_leaves_with_its_last_user() -> None:
+    adapters = pool()
+    adapters.load("k", weights(1.0))
+    held = adapters.acquire("k")
+    assert held is not None
+    adapters.unload("k")
+    adapters.unload("k")
+    assert adapters.acquire("k") is None
+    assert (adapters.keys, adapters.nbytes) == ((), NBYTES)
+    adapters.release(held)
+    assert adapters.nbytes == 0
+    assert not adapters.tables  # no module is looked at any more
+    adapters.check_integrity([])
+
+
+def test_slots_are_used_again() -> None:
+    adapters = pool()
+    slots = {adapters.load(str(i % 3), weights(1.0, "m", f"m{i}")).slot for i in range(9)}
+    assert len(slots) <= 4
+    adapters.check_integrity([])
+
+
+def test_the_budget_refuses_and_changes_nothing() -> None:
+    adapters = pool(2 * NBYTES)
+    adapters.load("a", weights(1.0))
+    adapters.load("b", weights(1.0))
+    with pytest.raises(AdapterError, match="unload others first"):
+        adapters.load("c", weights(1.0))
+    assert adapters.keys == ("a", "b")
+    adapters.load("a", weights(2.0))  # takes the place of the old one …
+    held = adapters.acquire("a")
+    assert held is not None
+    with pytest.raises(AdapterError):
+        adapters.load("a", weights(3.0))  # … unless a request holds it
+    assert adapters.acquire("a") is held
+    adapters.check_integrity([held, held])

@@ -1,0 +1,116 @@
+"""DecoderConfig: what is read, and what is refused by name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openlora.node.adapters.format import LinearShape
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.models.rope import Llama3Scaling, frequencies
+from openlora.node.errors import ModelError
+from tests.node.engine.tiny import CONFIG, write_config
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def read(directory: Path, **changes: Any) -> DecoderConfig:
+    return DecoderConfig.from_path(write_config(directory, **changes))
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, openlora.node.engine.models.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_layout_names_every_linear_layer_as_peft_does(tmp_path: Path) -> None:
+    layout = read(tmp_path).layout()
+    assert len(layout) == 2 * 7 + 1
+    assert layout["model.layers.1.self_attn.k_proj"] == LinearShape(16, 32)
+    assert layout["model.layers.0.mlp.down_proj"] == LinearShape(32, 48)
+    assert layout["lm_head"] == LinearShape(97, 32)
+
+
+def test_tensors_follow_the_family(tmp_path: Path) -> None:
+    llama = read(tmp_path).tensors()
+    assert llama["lm_head.weight"] == (97, 32)
+    assert not any(name.endswith(".bias") for name in llama)
+    tied_qwen2 = read(tmp_path, model_type="qwen2", tie_word_embeddings=True).tensors()
+    assert "lm_head.weight" not in tied_qwen2
+    biases = {name.rpartition("layers.0.")[2] for name in tied_qwen2 if name.endswith(".bias") and "layers.0." in name}
+    assert biases == {"self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"}
+    biased_llama = read(tmp_path, attention_bias=True, mlp_bias=True).tensors()
+    assert sum(name.endswith(".bias") for name in biased_llama) == 2 * 7
+
+
+def test_both_spellings_of_rope(tmp_path: Path) -> None:
+    new = read(tmp_path, rope_parameters=LLAMA3_ROPE)
+    old_rope = {key: value for key, value in LLAMA3_ROPE.items() if key not in ("rope_theta", "rope_type")}
+    old = read(tmp_path, rope_parameters=None, rope_theta=500_000.0, rope_scaling=old_rope | {"type": "llama3"})
+    assert new.rope_frequencies == old.rope_frequencies != read(tmp_path).rope_frequencies
+
+
+def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones() -> None:
+    plain = frequencies(500_000.0, 128)
+    scaled = frequencies(500_000.0, 128, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    assert scaled[0] == plain[0] == 1.0
+    assert scaled[-1] == pytest.approx(plain[-1] / 8)
+    ratios = [a / b for a, b in zip(plain, scaled, strict=True)]
+    assert ratios == sorted(ratios)
+    assert any(1.0 < ratio < 8.0 for ratio in ratios)
+
+
+def test_end_tokens_of_both_files(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    assert DecoderConfig.from_path(tmp_path).eos_token_ids == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types 'sliding_attention'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+        ({"rope_parameters": LLAMA3_ROPE | {"factor": None}}, "lacks one of its four parameters"),
+        ({"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "makes no sense"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+        ({"num_attention_heads": 5}, "5 attention heads"),
+        ({"num_attention_heads": 0}, "heads 0 is not positive"),
+        ({"head_dim": 7}, "head size 7"),
+        ({"num_hidden_layers": -1}, "layers -1"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
+        ({"vocab_size": "many"}, "vocab_size"),
+    ],
+)
+def test_what_would_be_computed_wrongly_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        read(tmp_path, **changes)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither a model directory nor"):
+        DecoderConfig.from_path(tmp_path / "absent")
+    with pytest.raises(ModelError, match="No such file"):
+        DecoderConfig.from_path(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG)[:-1])
+    with pytest.raises(ModelError, match=r"config\.json"):
+        DecoderConfig.from_path(tmp_path)
+    (tmp_path / "config.json").write_text(" " * (1 << 20) + json.dumps(CONFIG))
+    with pytest.raises(ModelError, match="larger than"):
+        DecoderConfig.from_path(tmp_path)
