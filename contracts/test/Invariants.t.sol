@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+import {JobQueue} from "src/JobQueue.sol";
+import {NodeRegistry} from "src/NodeRegistry.sol";
+import {Vault} from "src/Vault.sol";
+import {DevToken} from "src/dev/DevToken.sol";
+import {IJobQueue} from "src/interfaces/IJobQueue.sol";
+import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+
+import {MarketTest} from "./utils/MarketTest.sol";
+
+/// @notice Moves jobs at random, and keeps the books in the plainest way: one row a job.
+/// @dev Every action is made legal first, so that a revert is a finding (`fail_on_revert`).
+contract MarketHandler is MarketTest {
+    struct Ghost {
+        IJobQueue.JobSpec spec;
+        IJobQueue.Receipt receipt;
+        IJobQueue.State state; // as stored: a lapsed claim is Claimed
+        bool byAlice;
+        uint256 until;
+        uint256 bond;
+        uint256 forfeited;
+    }
+
+    uint64 public count;
+    uint256 public fees;
+    uint256 public withdrawn;
+    mapping(uint64 jobId => Ghost) private _ghosts;
+
+    function submitJob(uint32 maxIn, uint32 maxOut, uint96 price, bool alone) external {
+        IJobQueue.JobSpec memory spec = newSpec();
+        spec.maxInTokens = uint32(bound(maxIn, 0, 1_000));
+        spec.maxOutTokens = uint32(bound(maxOut, 0, 1_000));
+        (spec.inPricePerK, spec.outPricePerK) = (uint96(bound(price, 0, 10 ether)), uint96(bound(price, 0, 999)));
+        if (alone) spec.recipeId = baseOnly;
+        count = submit(spec);
+        _ghosts[count].spec = spec;
+        _ghosts[count].state = IJobQueue.State.Open;
+    }
+
+    function claimJob(uint256 pick, bool byAlice) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Open);
+        Ghost storage ghost = _ghosts[jobId];
+        Operator memory operator = byAlice ? alice : bob;
+        if (!found || block.timestamp > ghost.spec.deadline || nodes.freeStake(operator.cold) < _bond()) return;
+        claim(jobId, ghost.spec, operator);
+        if (ghost.state == IJobQueue.State.Claimed) ghost.forfeited += ghost.bond;
+        ghost.state = IJobQueue.State.Claimed;
+        (ghost.byAlice, ghost.bond) = (byAlice, _bond());
+        ghost.until = queue.job(jobId).leaseDeadline;
+    }
+
+    function releaseJob(uint256 pick) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Claimed);
+        if (!found) return;
+        vm.prank(_operator(jobId).hot);
+        queue.release(jobId);
+        (_ghosts[jobId].state, _ghosts[jobId].bond) = (IJobQueue.State.Open, 0);
+    }
+
+    function commitJob(uint256 pick, uint32 inTokens, uint32 outTokens) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Claimed);
+        if (!found) return;
+        Ghost storage ghost = _ghosts[jobId];
+        ghost.receipt = receiptFor(
+            jobId,
+            ghost.spec,
+            _operator(jobId),
+            uint32(bound(inTokens, 0, ghost.spec.maxInTokens)),
+            uint32(bound(outTokens, 0, ghost.spec.maxOutTokens))
+        );
+        commit(jobId, ghost.spec, ghost.receipt, _operator(jobId));
+        ghost.state = IJobQueue.State.Committed;
+        ghost.until = queue.job(jobId).finalizableAt;
+    }
+
+    function finalizeJobs(uint256 pick) external {
+        (uint64 first, bool found) = _pick(pick, IJobQueue.State.Committed);
+        if (!found) return;
+        uint64[] memory jobIds = new uint64[](count);
+        uint256 n = 0;
+        for (uint64 jobId = first; jobId <= count && n < 8; jobId++) {
+            IJobQueue.State state = _ghosts[jobId].state;
+            if (state != IJobQueue.State.Committed && state != IJobQueue.State.Finalized) continue;
+            if (block.timestamp < _ghosts[jobId].until) vm.warp(_ghosts[jobId].until);
+            jobIds[n++] = jobId;
+        }
+        IJobQueue.JobSpec[] memory specs = new IJobQueue.JobSpec[](n);
+        IJobQueue.Receipt[] memory receipts = new IJobQueue.Receipt[](n);
+        assembly ("memory-safe") {
+            mstore(jobIds, n)
+        }
+        for (uint256 i = 0; i < n; i++) {
+            Ghost storage ghost = _ghosts[jobIds[i]];
+            (specs[i], receipts[i]) = (ghost.spec, ghost.receipt);
+            if (ghost.state == IJobQueue.State.Committed) fees += ghost.receipt.fee;
+            _end(ghost, IJobQueue.State.Finalized);
+        }
+        queue.finalizeBatch(jobIds, specs, receipts);
+    }
+
+    function cancelJob(uint256 pick) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Open);
+        if (!found) return;
+        vm.prank(client);
+        queue.cancel(jobId, _ghosts[jobId].spec);
+        _end(_ghosts[jobId], IJobQueue.State.Cancelled);
+    }
+
+    function expireJob(uint256 pick) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Open);
+        if (!found || block.timestamp <= _ghosts[jobId].spec.deadline) return;
+        queue.expire(jobId, _ghosts[jobId].spec);
+        _end(_ghosts[jobId], IJobQueue.State.Expired);
+    }
+
+    function setBond(uint96 bond) external {
+        IJobQueue.Params memory params = defaultParams();
+        params.bond = uint96(bound(bond, 0, 20 ether));
+        vm.prank(owner);
+        queue.setParams(params);
+    }
+
+    function moveStake(uint256 amount, uint8 move) external {
+        Operator memory operator = move % 2 == 0 ? alice : bob;
+        vm.startPrank(operator.cold);
+        if (move % 3 == 0) nodes.stake(bound(amount, 0, vault.balanceOf(operator.cold)));
+        if (move % 3 == 1) nodes.beginUnstake(bound(amount, 0, nodes.freeStake(operator.cold)));
+        INodeRegistry.Node memory node = nodes.node(operator.cold);
+        if (move % 3 == 2 && node.unstaking > 0 && block.timestamp >= node.unstakeAt) nodes.withdrawStake();
+        vm.stopPrank();
+    }
+
+    function takeOut(uint256 amount, uint8 who) external {
+        address[9] memory all = everyone();
+        address account = all[who % all.length];
+        vm.startPrank(account);
+        withdrawn += vault.claimCredits(address(0xcafe));
+        amount = bound(amount, 0, vault.balanceOf(account) / 100);
+        vault.withdraw(address(0xcafe), amount);
+        withdrawn += amount;
+        vm.stopPrank();
+    }
+
+    function pass(uint32 time) external {
+        skip(bound(time, 1, 1 hours));
+        vm.roll(block.number + 1);
+    }
+
+    // What the books say
+
+    function everyone() public view returns (address[9] memory) {
+        return [client, alice.cold, bob.cold, authorA, authorB, dataPayee1, dataPayee2, basePayee, treasury];
+    }
+
+    /// @dev Over all jobs: escrow held, bonds held of each node, forfeits waiting.
+    function books() external view returns (uint256 escrow, uint256 bondsAlice, uint256 bondsBob, uint256 forfeits) {
+        for (uint64 jobId = 1; jobId <= count; jobId++) {
+            Ghost storage ghost = _ghosts[jobId];
+            if (ghost.state <= IJobQueue.State.Committed) escrow += queue.escrowOf(ghost.spec);
+            if (ghost.byAlice) bondsAlice += ghost.bond;
+            else bondsBob += ghost.bond;
+            forfeits += ghost.forfeited;
+        }
+    }
+
+    /// @dev Claimed and not yet committed, released, or taken over.
+    function liveClaimsOf(bool byAlice) external view returns (uint256 live) {
+        for (uint64 jobId = 1; jobId <= count; jobId++) {
+            Ghost storage ghost = _ghosts[jobId];
+            if (ghost.state == IJobQueue.State.Claimed && ghost.byAlice == byAlice) live++;
+        }
+    }
+
+    function stateOfGhost(uint64 jobId) public view returns (IJobQueue.State) {
+        Ghost storage ghost = _ghosts[jobId];
+        bool lapsed = ghost.state == IJobQueue.State.Claimed && block.timestamp > ghost.until;
+        return lapsed ? IJobQueue.State.Open : ghost.state;
+    }
+
+    function contracts() external view returns (DevToken, Vault, NodeRegistry, JobQueue) {
+        return (token, vault, nodes, queue);
+    }
+
+    function operators() external view returns (address, address) {
+        return (alice.cold, bob.cold);
+    }
+
+    function _end(Ghost storage ghost, IJobQueue.State end) private {
+        (ghost.state, ghost.bond, ghost.forfeited) = (end, 0, 0);
+    }
+
+    function _bond() private view returns (uint256) {
+        return queue.params(queue.paramsVersion()).bond;
+    }
+
+    function _operator(uint64 jobId) private view returns (Operator memory) {
+        return _ghosts[jobId].byAlice ? alice : bob;
+    }
+
+    /// @dev The first job from a random one on that reads as `state`.
+    function _pick(uint256 seed, IJobQueue.State state) private view returns (uint64 jobId, bool found) {
+        if (count == 0) return (0, false);
+        for (uint64 i = 0; i < count; i++) {
+            jobId = uint64((seed % count + i) % count + 1);
+            if (stateOfGhost(jobId) == state) return (jobId, true);
+        }
+        return (0, false);
+    }
+}
+
+contract MarketInvariants is MarketTest {
+    MarketHandler private _handler;
+
+    function setUp() public override {
+        _handler = new MarketHandler();
+        _handler.setUp();
+        (token, vault, nodes, queue) = _handler.contracts();
+        bytes4[] memory actions = new bytes4[](11);
+        actions[0] = MarketHandler.submitJob.selector;
+        actions[1] = MarketHandler.claimJob.selector;
+        actions[2] = MarketHandler.releaseJob.selector;
+        actions[3] = MarketHandler.commitJob.selector;
+        actions[4] = MarketHandler.finalizeJobs.selector;
+        actions[5] = MarketHandler.cancelJob.selector;
+        actions[6] = MarketHandler.expireJob.selector;
+        actions[7] = MarketHandler.setBond.selector;
+        actions[8] = MarketHandler.moveStake.selector;
+        actions[9] = MarketHandler.takeOut.selector;
+        actions[10] = MarketHandler.pass.selector;
+        targetSelector(FuzzSelector(address(_handler), actions));
+        targetContract(address(_handler));
+    }
+
+    function invariant_books_balance() public view {
+        (uint256 escrow, uint256 bondsAlice, uint256 bondsBob, uint256 forfeits) = _handler.books();
+        (address alice_, address bob_) = _handler.operators();
+        assertEq(vault.potOf(address(queue)), escrow, "escrow is held exactly while a job is live");
+        assertEq(nodes.node(alice_).bonded, bondsAlice, "locked stake is the live bonds");
+        assertEq(nodes.node(bob_).bonded, bondsBob, "locked stake is the live bonds");
+        assertEq(nodes.forfeitPool(), forfeits, "forfeits wait for their job");
+        uint256 stakes = uint256(nodes.node(alice_).stake) + nodes.node(bob_).stake;
+        assertEq(vault.potOf(address(nodes)), stakes + forfeits, "stakes and forfeits are the registry's pot");
+        assertEq(queue.recipeFees(1) + queue.recipeFees(2), _handler.fees(), "cumulative fees");
+        _assertTokensAreAccountedFor();
+    }
+
+    function invariant_states_are_as_booked() public view {
+        (address alice_, address bob_) = _handler.operators();
+        assertEq(queue.liveClaims(alice_), _handler.liveClaimsOf(true));
+        assertEq(queue.liveClaims(bob_), _handler.liveClaimsOf(false));
+        for (uint64 jobId = 1; jobId <= _handler.count(); jobId++) {
+            assertEq(uint256(stateOf(jobId)), uint256(_handler.stateOfGhost(jobId)));
+        }
+    }
+
+    function _assertTokensAreAccountedFor() private view {
+        uint256 held = vault.potOf(address(queue)) + vault.potOf(address(nodes));
+        address[9] memory accounts = _handler.everyone();
+        for (uint256 i = 0; i < accounts.length; i++) {
+            held += vault.balanceOf(accounts[i]) + vault.creditsOf(accounts[i]);
+        }
+        assertEq(token.balanceOf(address(vault)), held, "every token has a place");
+        assertEq(token.totalSupply(), held + _handler.withdrawn(), "and none was made");
+    }
+}
