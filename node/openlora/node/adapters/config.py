@@ -94,7 +94,7 @@ def _rank(key: str, value: Any) -> int:
 
 def _alpha(key: str, value: Any) -> float:
     """Finite in float32 as well, the widest type that the scale is ever applied in."""
-    if type(value) not in (int, float) or not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
+    if not _is_number(value):
         raise AdapterError(f"{CONFIG_FILE}: {key} must be a finite 32-bit number, not {quote(value)}")
     return float(value)
 
@@ -136,7 +136,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and -_FLOAT32_MAX <= value <= _FLOAT32_MAX
 
 
 _READ: Final = frozenset({"r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern"})

@@ -123,10 +123,13 @@ def _targeted(config: AdapterConfig, layout: Mapping[str, LinearShape]) -> list[
 def _factor(module: str, shape: LinearShape, config: AdapterConfig, tensors: dict[str, RawTensor]) -> Factor:
     """The module's pair, taken out of `tensors`."""
     rank, scale = config.rank_of(module), config.scale_of(module)
+    growth = max(1.0, abs(scale) * MAX_RECIPE_WEIGHT)
+    if growth > BFLOAT16_MAX:  # would be Inf, and Inf · 0 is NaN
+        raise AdapterError(f"{CONFIG_FILE}: the scale {scale:g} of {module} overflows bfloat16")
     a = _take(tensors, f"{_KEY_PREFIX}{module}.lora_A.weight", (rank, shape.in_features))
     b = _take(tensors, f"{_KEY_PREFIX}{module}.lora_B.weight", (shape.out_features, rank))
     _check_numbers(f"{_KEY_PREFIX}{module}.lora_A.weight", a, 1.0)
-    _check_numbers(f"{_KEY_PREFIX}{module}.lora_B.weight", b, max(1.0, abs(scale) * MAX_RECIPE_WEIGHT))
+    _check_numbers(f"{_KEY_PREFIX}{module}.lora_B.weight", b, growth)
     return Factor(a, b, scale)
 
 
