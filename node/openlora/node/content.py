@@ -113,4 +113,4 @@ def _as_content_errors() -> Iterator[None]:
     except ContentRefused as error:
         raise ContentError(str(error)) from error
     except OSError as error:
-        raise ContentError(f"the content store cannot be used: {error}") from error
+        raise ContentError(f"content cannot be read or stored: {error}") from error
