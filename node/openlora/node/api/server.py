@@ -53,7 +53,7 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
 
 
 class Server:
-    """Serves one app on one socket until SIGTERM or SIGINT: streams get 10 s to end, a second signal none."""
+    """Serves one app on one socket until it is stopped or signalled: streams get 10 s to end, on a second SIGINT none."""
 
     def __init__(self) -> None:
         self._uvicorn: uvicorn.Server | None = None
@@ -89,6 +89,10 @@ class Server:
         )
         self._uvicorn = _QuietServer(config)
         await self._uvicorn.serve(sockets=[sock])
+
+    def stop(self) -> None:
+        """Like the first signal: accept nothing new, let streams end."""
+        self._on_signal(signal.SIGTERM)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._uvicorn is not None:

@@ -69,6 +69,10 @@ class Connection:
         self._numbers = itertools.count(1)
         self._ended: str | None = None
 
+    @property
+    def ended(self) -> bool:
+        return self._ended is not None
+
     async def handshake(self) -> ModelInfo:
         """What the engine serves. Raises ModelError with the engine's own sentence, EngineDied, FrameError."""
         match await self._frames.receive():
@@ -217,7 +221,7 @@ class EngineClient:
 
     @property
     def alive(self) -> bool:
-        return self._connection is not None
+        return self._connection is not None and not self._connection.ended
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = ()
@@ -267,11 +271,12 @@ class EngineClient:
     async def _connected(self) -> Connection:
         try:
             async with asyncio.timeout(self._restart_wait_s):
-                while self._connection is None:
+                while (connection := self._connection) is None or connection.ended:
+                    self.detach()
                     await self._attached.wait()
         except TimeoutError:
             raise EngineDied("the inference engine is restarting; try again later") from None
-        return self._connection
+        return connection
 
 
 @asynccontextmanager
