@@ -2,18 +2,21 @@ from pathlib import Path
 
 import pytest
 
-from openlora.node.config import ClientConfig, NodeConfig, load
-from openlora.node.config_files import write_client_config, write_node_config
+from openlora.node.config import ClientConfig, KeyConfig, NodeConfig, load
+from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
 from openlora.node.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+KEY = KeyConfig(keystore=Path("/etc/openlora/hot.json"), password_file=Path("/run/credentials/openlora-node/hot"))
+
+
 def write(folder: Path) -> Path:
     path = folder / "node.toml"
-    write_node_config(
-        path, chain_id=31337, rpc_url="http://127.0.0.1:8545", deployment="deployment.json", model="model"
-    )
+    chain = ChainEntry(31337, "http://127.0.0.1:8545", folder / "deployment.json")
+    key = KeyConfig(keystore=folder / "hot.json", password_file=folder / "hot.password")
+    write_node_config(path, chain, model=folder / "model", key=key, state_dir=folder, content_dir=folder / "content")
     return path
 
 
@@ -46,14 +49,11 @@ def test_the_example_is_what_init_writes(tmp_path):
     path = tmp_path / "node.example.toml"
     write_node_config(
         path,
-        chain_id=31337,
-        rpc_url="http://127.0.0.1:8545",
-        deployment="/etc/openlora/deployment.json",
-        model="/var/lib/openlora/models/smollm2-135m-instruct",
-        keystore="/etc/openlora/hot.json",
-        password_file="/run/credentials/openlora-node.service/hot.password",
-        state_dir="/var/lib/openlora",
-        content_dir="/var/lib/openlora/content",
+        ChainEntry(31337, "http://127.0.0.1:8545", Path("/etc/openlora/deployment.json")),
+        model=Path("/var/lib/openlora/models/smollm2-135m-instruct"),
+        key=KEY,
+        state_dir=Path("/var/lib/openlora"),
+        content_dir=Path("/var/lib/openlora/content"),
     )
     assert (REPOSITORY / "configs/node.example.toml").read_text() == path.read_text()
 
@@ -87,17 +87,19 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
         load(tmp_path / "node.toml", NodeConfig)
 
 
-def test_client_files_with_and_without_an_agent(tmp_path):
-    for socket in (None, "agent.sock"):
-        path = tmp_path / "client.toml"
-        write_client_config(
-            path,
-            chain_id=1,
-            rpc_url="http://127.0.0.1:1",
-            deployment="d.json",
-            keystore="k.json",
-            password_file="k.password",
-            content_dir="content",
-            agent_socket=socket,
-        )
-        assert load(path, ClientConfig).agent_socket == (None if socket is None else tmp_path / socket)
+@pytest.mark.parametrize("socket", [None, "agent.sock"])
+def test_client_files_with_and_without_an_agent(tmp_path, socket):
+    path = tmp_path / "client.toml"
+    agent_socket = None if socket is None else tmp_path / socket
+    chain = ChainEntry(1, "http://127.0.0.1:1", tmp_path / "d.json")
+    write_client_config(path, chain, key=KEY, content_dir=tmp_path / "content", agent_socket=agent_socket)
+    config = load(path, ClientConfig)
+    assert config.agent_socket == agent_socket
+    assert config.key == KEY
+
+
+def test_odd_characters_in_paths_survive(tmp_path):
+    folder = tmp_path / 'a "quoted"  # name\\x'
+    folder.mkdir()
+    config = load(write(folder), NodeConfig)
+    assert config.model.path == folder / "model"

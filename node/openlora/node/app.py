@@ -53,6 +53,7 @@ MAX_ADAPTER_BYTES: Final = 512 << 20  # of one adapter's blocks
 async def run_node(config: NodeConfig) -> None:
     """Runs the node until SIGTERM or SIGINT. Raises ConfigError, ModelError, ChainError, JournalError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s")
+    logging.getLogger("web3").setLevel(logging.WARNING)
     task = asyncio.current_task()
     assert task is not None, "runs in a task"
     stopping = False

@@ -74,8 +74,8 @@ def write_node_config(
     *,
     model: Path,
     key: KeyConfig,
-    state_dir: Path = Path(),
-    content_dir: Path = Path("content"),
+    state_dir: Path,
+    content_dir: Path,
     confirmations: int = 2,
     in_price_wei_per_k: int = 0,
     out_price_wei_per_k: int = 0,
@@ -106,7 +106,7 @@ def write_client_config(
 
 def _write(path: Path, template: str, chain: ChainEntry, key: KeyConfig, **values: object) -> None:
     values |= asdict(chain) | {"keystore": key.keystore, "password_file": key.password_file}
-    filled = {name: _toml(value) for name, value in values.items()}
+    filled = {name: _toml(value, path.parent) for name, value in values.items()}
     lines = []
     for line in template.splitlines():
         setting, mark, comment = line.partition("  #")
@@ -116,7 +116,10 @@ def _write(path: Path, template: str, chain: ChainEntry, key: KeyConfig, **value
     path.write_text("\n".join(lines) + "\n")
 
 
-def _toml(value: object) -> str:
+def _toml(value: object, folder: Path) -> str:
+    """A value as TOML; a path below the file's own folder is written relative to it."""
+    if isinstance(value, Path) and value.is_relative_to(folder):
+        value = value.relative_to(folder)
     if isinstance(value, Path | str):
         return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)

@@ -128,13 +128,15 @@ async def _populate(
 
 
 def _write_configs(folder: Path, chain: Anvil, people: Mapping[str, LocalAccount], model: Path) -> None:
-    entry = ChainEntry(chain.chain_id, chain.rpc_url, Path("deployment.json"), poll_s=0.25)
+    entry = ChainEntry(chain.chain_id, chain.rpc_url, folder / "deployment.json", poll_s=0.25)
     keys = {name: create_key(folder, name, bytes(people[who].key))[0] for name, who in KEYSTORES.items()}
     write_node_config(
         folder / "node.toml",
         entry,
         model=model.resolve(),
         key=keys["hot"],
+        state_dir=folder,
+        content_dir=folder / "content",
         in_price_wei_per_k=ASK_IN_WEI_PER_K,
         out_price_wei_per_k=ASK_OUT_WEI_PER_K,
         confirmations=1,
@@ -144,6 +146,6 @@ def _write_configs(folder: Path, chain: Anvil, people: Mapping[str, LocalAccount
             folder / f"{name}.toml",
             entry,
             key=keys[name],
-            content_dir=Path("content"),
-            agent_socket=Path("agent.sock"),
+            content_dir=folder / "content",
+            agent_socket=folder / "agent.sock",
         )

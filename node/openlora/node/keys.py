@@ -41,11 +41,11 @@ def load_key(config: KeyConfig) -> LocalAccount:
 def create_key(folder: Path, name: str, private_key: bytes | None = None) -> tuple[KeyConfig, str]:
     """Writes `name.json` and `name.password` (both readable by the owner alone) and returns them with the address.
 
-    The returned paths are relative to `folder`. A fresh key is drawn unless one is given. Refuses to overwrite: a key
+    A fresh key is drawn unless one is given. Refuses to overwrite: a key
     that is gone is money that is gone.
     """
-    config = KeyConfig(keystore=Path(f"{name}.json"), password_file=Path(f"{name}.password"))
-    files = (folder / config.password_file, folder / config.keystore)
+    config = KeyConfig(keystore=folder / f"{name}.json", password_file=folder / f"{name}.password")
+    files = (config.password_file, config.keystore)
     for path in files:
         if path.exists():
             raise ConfigError(f"{path} exists already; move it away before making another key")

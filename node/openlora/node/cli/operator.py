@@ -34,8 +34,9 @@ def init(
     hot_key, hot = create_key(state, "hot")
     operator_key, operator = create_key(state, "operator")
     chain = ChainEntry(chain_id, rpc, deployment.resolve())
-    write_node_config(node_file, chain, model=model.resolve(), key=hot_key)
-    write_client_config(operator_file, chain, key=operator_key, content_dir=Path("content"))
+    content_dir = state / "content"
+    write_node_config(node_file, chain, model=model.resolve(), key=hot_key, state_dir=state, content_dir=content_dir)
+    write_client_config(operator_file, chain, key=operator_key, content_dir=content_dir)
     output.say(f"{node_file} is the node's configuration; read it, then set your prices.")
     output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
     output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")

@@ -1,0 +1,29 @@
+"""The demonstration, as `make demo` runs it."""
+
+import json
+import subprocess
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
+
+
+def test_everyone_is_paid_and_nothing_is_left_behind(openlora, model_dir, tmp_path):
+    before = {process.pid for process in psutil.process_iter()}
+    done: subprocess.CompletedProcess[str] = openlora(
+        "demo", "--state", tmp_path / "demo", "--model", model_dir, "--json", timeout_s=300
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["ok"] is True
+    assert (result["nodes"], result["jobs"], result["finalized"], result["requeued"]) == (1, 12, 11, 0)
+    assert result["paid_wei"] + result["refunded_wei"] == result["escrow_wei"] > result["paid_wei"] > 0
+    assert result["tokens"] > 11
+    assert result["first_paid_job_s"] <= result["seconds"]
+    left = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
+    ours = [
+        process for process in left if {"anvil", "openlora"} & set(" ".join(process.info["cmdline"] or []).split("/"))
+    ]
+    assert not ours
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]

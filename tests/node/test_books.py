@@ -1,0 +1,40 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openlora.contracts import Paid, Role, eip712
+from openlora.node.books import Books
+from tests.node.facts import CLIENT, OPERATOR, RIVAL, cancelled, expired, finalized, spec, submitted
+
+ESCROW = eip712.escrow_wei(spec())
+
+
+def paid(role: Role, payee: str, amount: int) -> Paid:
+    return Paid(payee=payee, role=role, recipe_id=1, amount=amount)
+
+
+def test_every_end_of_a_job_is_on_the_books():
+    books = Books.of(
+        [
+            *(submitted(number) for number in range(1, 5)),
+            paid(Role.NODE, OPERATOR, 1),
+            paid(Role.BASE, RIVAL, 1),
+            finalized(1, fee=2, refund=ESCROW - 2),
+            cancelled(2, refund=ESCROW),
+            expired(3, refund=ESCROW),
+        ]
+    )
+    assert (books.escrow_wei, books.paid_wei, books.refunded_wei) == (4 * ESCROW, 2, 3 * ESCROW - 2)
+    assert books.open_wei == ESCROW
+    assert books.balanced
+    assert (books.jobs, books.finalized) == (4, 1)
+    assert books.earned == {(Role.NODE, OPERATOR): 1, (Role.BASE, RIVAL): 1}
+
+
+@given(st.integers(0, ESCROW), st.integers(-2, 2))
+def test_a_single_wei_too_many_or_too_few_shows(fee, error):
+    events = [submitted(1), paid(Role.NODE, OPERATOR, fee + 2), finalized(1, fee=fee, refund=ESCROW - fee - 2 + error)]
+    assert Books.of(events).balanced is (error == 0)
+
+
+def test_an_empty_chain_balances():
+    assert Books.of([object(), CLIENT]).balanced
