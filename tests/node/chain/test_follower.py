@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openlora.contracts import JobExpired
-from openlora.node.chain.follower import Batch, Follower, FollowerOptions
+from openlora.node.chain.follower import Batch, Follower
 from openlora.node.errors import ChainError, JournalError
 from openlora.node.job import BlockRef
 from tests.node.chain.fake_chain import ELSEWHERE, QUEUE, Crash, FakeLog, Refusal
@@ -54,8 +54,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def follower(world: World, *, start_block: int = 1, max_range: int = 4096, live_blocks: int = 64) -> Follower:
-    options = FollowerOptions(poll_s=0.01, max_range=max_range, live_blocks=live_blocks)
-    return Follower(world.client, world.journal, [QUEUE], start_block, options)
+    options = {"max_range": max_range, "live_blocks": live_blocks}
+    return Follower(world.client, world.journal, [QUEUE], start_block, poll_s=0.01, **options)
 
 
 async def catch_up(world: World, ledger: Ledger, reader: Follower | None = None) -> None:

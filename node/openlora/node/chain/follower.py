@@ -1,8 +1,8 @@
 """From the journal's cursor to the chain's head: every log of our contracts, in order, once per view of the chain.
 
-Far behind the head, ranges of blocks are read; near it, one block at a time and by hash, so that a reorganisation cannot
-slip between a header and its logs. Each batch is applied in the journal transaction that moves the cursor past it: after
-a crash both have happened or neither has.
+Far behind the head, ranges of blocks are read; near it, one block at a time and by hash, so that a reorganisation can
+not slip between a header and its logs. Each batch is applied in the journal transaction that moves the cursor past
+it: after a crash both have happened or neither has.
 """
 
 import asyncio
@@ -19,15 +19,8 @@ from openlora.node.journal import Journal
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class FollowerOptions:
-    """Blocks nearer to the head than `live_blocks` are read one by one: no reorganisation is expected to be deeper (one
-    that is, is survived all the same). `max_range`: blocks of one eth_getLogs."""
-
-    poll_s: float = 0.5
-    live_blocks: int = 64
-    max_range: int = 4096
+LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
+MAX_RANGE = 4096  # blocks of one eth_getLogs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +47,10 @@ class Batch:
 
 
 class Follower:
-    """Reads the logs of `addresses`, from `start_block` (that of the deployment) on a fresh journal."""
+    """Reads the logs of `addresses`, from `start_block` (that of the deployment) on a fresh journal.
+
+    Blocks nearer to the head than `live_blocks` are read one by one, older ones `max_range` at a time.
+    """
 
     def __init__(
         self,
@@ -62,14 +58,19 @@ class Follower:
         journal: Journal,
         addresses: Sequence[str],
         start_block: int,
-        options: FollowerOptions = FollowerOptions(),
+        *,
+        poll_s: float = 0.5,
+        live_blocks: int = LIVE_BLOCKS,
+        max_range: int = MAX_RANGE,
     ) -> None:
         self._client = client
         self._journal = journal
         self._addresses = list(addresses)
         self._start_block = start_block
-        self._options = options
-        self._range = options.max_range
+        self._poll_s = poll_s
+        self._live_blocks = live_blocks
+        self._max_range = max_range
+        self._range = max_range
 
     async def follow(self, apply: Callable[[Batch], None]) -> AsyncIterator[Batch]:
         """Applies batches for ever and yields each one after it is on disk.
@@ -87,7 +88,7 @@ class Follower:
                 log.warning("follower waits reason=%r", str(error))
                 batch = None
             if batch is None:
-                await asyncio.sleep(self._options.poll_s)
+                await asyncio.sleep(self._poll_s)
             else:
                 yield batch
 
@@ -113,7 +114,7 @@ class Follower:
             return await self._unwind(head)
         if first > head.number:
             return None
-        if head.number - first >= self._options.live_blocks:
+        if head.number - first >= self._live_blocks:
             return await self._read_range(first, head)
         block = head if first == head.number else await self._client.block(first)
         if cursor is not None and block.parent_hash != cursor.hash:
@@ -157,7 +158,7 @@ class Follower:
     async def _read_range(self, first: int, head: Block) -> Batch:
         """Blocks from `first`, as many as the server serves at once, all of them deeper than `live_blocks`."""
         while True:
-            last = min(first + self._range - 1, head.number - self._options.live_blocks)
+            last = min(first + self._range - 1, head.number - self._live_blocks)
             try:
                 logs = await self._client.logs(self._addresses, first, last)
             except RpcError:
@@ -165,7 +166,7 @@ class Follower:
                     raise
                 self._range = max(1, self._range // 2)
                 continue
-            self._range = min(self._range * 2, self._options.max_range)
+            self._range = min(self._range * 2, self._max_range)
             return Batch((await self._client.block(last)).ref, _decode(logs), head)
 
 
