@@ -82,7 +82,7 @@ class GgufFile:
             values = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise ModelError(f"{self._path}: {tensor.name!r} is {tensor.tensor_type.name}, not served") from error
-        return np.require(values, np.float32, "CW").reshape(self.shape(name))
+        return np.require(values, np.float32, ["C", "W"]).reshape(self.shape(name))
 
 
 def hf_name(name: str) -> str:
