@@ -1,6 +1,6 @@
 """Writes contracts/test/vectors/eip712.json: specs and receipts with their digests and signatures.
 
-Two chains times two contracts for one spec and receipt, then the smallest and the largest values. The keys are throwaway.
+Two chains times two contracts for one spec and receipt, then the smallest and the largest values; throwaway keys.
 `abi` repeats the fields as one ABI-encoded struct, which Solidity reads; `highS` is the signature's refused twin.
 """
 

@@ -1,0 +1,136 @@
+"""Digests, signatures and prices, against the vectors that Solidity checks too and against eth_account's encoder."""
+
+import json
+import runpy
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eth_account.messages import _hash_eip191_message, encode_typed_data
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openlora.contracts import JobSpec, Receipt, eip712
+from openlora.contracts.eip712 import Domain, InvalidSignature
+
+CONTRACTS = Path(__file__).parents[2] / "contracts"
+VECTORS: list[dict[str, Any]] = json.loads((CONTRACTS / "test/vectors/eip712.json").read_text())["vectors"]
+
+
+def unhex(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("0x"))
+
+
+def struct(kind: type[JobSpec] | type[Receipt], shown: dict[str, str]) -> Any:
+    """A spec or receipt from its shown fields, by their declared types."""
+    names = [field.name for field in fields(kind)]
+    types = kind.ABI.strip("()").split(",")
+    values: list[Any] = [
+        unhex(shown[name]) if abi == "bytes32" else shown[name] if abi == "address" else int(shown[name])
+        for name, abi in zip(names, types, strict=True)
+    ]
+    return kind(*values)
+
+
+def domain_of(vector: dict[str, Any]) -> Domain:
+    return Domain(vector["chainId"], vector["verifyingContract"])
+
+
+def typed_data(domain: Domain, type_string: str, value: JobSpec | Receipt) -> bytes:
+    """The digest by eth_account, from the type string alone."""
+    name, _, members = type_string.rstrip(")").partition("(")
+    listed = [dict(zip(("type", "name"), member.split(" "), strict=True)) for member in members.split(",")]
+    message = encode_typed_data(
+        {
+            "name": "OpenLoRA",
+            "version": "1",
+            "chainId": domain.chain_id,
+            "verifyingContract": domain.verifying_contract,
+        },
+        {name: listed},
+        dict(zip((field["name"] for field in listed), value.to_abi(), strict=True)),
+    )
+    return bytes(_hash_eip191_message(message))
+
+
+def test_the_committed_vectors_are_what_the_script_writes() -> None:
+    script = runpy.run_path(str(CONTRACTS / "script" / "vectors.py"))
+    assert script["vectors"]() == (CONTRACTS / "test/vectors/eip712.json").read_text()
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_digests_match_vectors_and_an_independent_encoder(vector: dict[str, Any]) -> None:
+    domain = domain_of(vector)
+    spec, receipt = struct(JobSpec, vector["spec"]), struct(Receipt, vector["receipt"])
+    assert eip712.spec_digest(domain, spec) == unhex(vector["specDigest"])
+    assert eip712.receipt_digest(domain, receipt) == unhex(vector["receiptDigest"])
+    assert eip712.spec_digest(domain, spec) == typed_data(domain, eip712.JOB_SPEC_TYPE, spec)
+    assert eip712.receipt_digest(domain, receipt) == typed_data(domain, eip712.RECEIPT_TYPE, receipt)
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_signatures_match_the_vectors(vector: dict[str, Any]) -> None:
+    digest, signature = unhex(vector["receiptDigest"]), unhex(vector["signature"])
+    assert eip712.sign_digest(unhex(vector["privateKey"]), digest) == signature
+    assert eip712.recover(digest, signature) == vector["signer"]
+
+
+def test_a_signature_counts_on_one_chain_and_contract() -> None:
+    home, *others = VECTORS[:4]
+    receipt, signature = struct(Receipt, home["receipt"]), unhex(home["signature"])
+    assert len({(v["chainId"], v["verifyingContract"]) for v in others}) == 3
+    for other in others:
+        assert eip712.recover(eip712.receipt_digest(domain_of(other), receipt), signature) != home["signer"]
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_the_high_s_twin_is_refused(vector: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSignature, match="upper half"):
+        eip712.recover(unhex(vector["receiptDigest"]), unhex(vector["highS"]))
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        b"",
+        b"\x01" * 64,
+        b"\x01" * 64 + b"\0",
+        b"\x01" * 65 + b"\x1b",
+        bytes(64) + b"\x1b",
+        b"\xff" * 32 + bytes(32) + b"\x1c",
+    ],
+)
+def test_malformed_signatures_are_refused(signature: bytes) -> None:
+    with pytest.raises(InvalidSignature):
+        eip712.recover(b"\x01" * 32, signature)
+
+
+@given(key=st.integers(1, 2**256 - 2**129), digest=st.binary(min_size=32, max_size=32))
+def test_what_is_signed_is_recovered(key: int, digest: bytes) -> None:
+    signature = eip712.sign_digest(key.to_bytes(32, "big"), digest)
+    assert len(signature) == 65
+    eip712.recover(digest, signature)  # strict: low s, v of 27 or 28
+
+
+def test_seed_and_work_id_are_fixed() -> None:
+    assert eip712.job_seed(bytes(32), bytes(32)) == 0xAD3228B676F7D3CD  # keccak of 64 zero bytes
+    queue = VECTORS[0]["verifyingContract"]
+    assert eip712.work_id(queue, 42) == struct(Receipt, VECTORS[0]["receipt"]).work_id
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**96 - 1),
+    st.integers(0, 2**96 - 1),
+    st.data(),
+)
+def test_the_fee_never_exceeds_the_escrow(
+    max_in: int, max_out: int, in_price: int, out_price: int, data: st.DataObject
+) -> None:
+    spec = JobSpec(VECTORS[0]["signer"], 1, bytes(32), max_in, max_out, in_price, out_price, 0, 0, 0, 0)
+    used = data.draw(st.tuples(st.integers(0, max_in), st.integers(0, max_out)))
+    escrow = eip712.escrow_wei(spec)
+    assert 0 <= eip712.fee_wei(spec, *used) <= escrow
+    assert escrow - 1 <= eip712.fee_wei(spec, max_in, max_out)

@@ -1,0 +1,216 @@
+"""One job from Python, end to end on a real EVM: what the bindings send, the contracts understand."""
+
+import json
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import pytest
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
+
+from openlora.contracts import (
+    AdapterRegistry,
+    Call,
+    Deployment,
+    DevToken,
+    Event,
+    JobFinalized,
+    JobQueue,
+    JobSpec,
+    JobState,
+    JobSubmitted,
+    MarketSettings,
+    NodeRegistry,
+    Paid,
+    Params,
+    Receipt,
+    Vault,
+    decode_log,
+    decode_revert,
+    deployment_of,
+    deployment_steps,
+    eip712,
+)
+from openlora.contracts.toolchain import find_tool
+
+pytestmark = pytest.mark.slow
+
+T = TypeVar("T")
+PARAMS = Params(bond=10**18, max_live_claims=4, window_secs=30, max_lease_secs=600, max_duration_secs=3600)
+BASE_ID = b"\x0b" * 32
+
+
+class CallReverted(Exception):
+    def __init__(self, data: bytes) -> None:
+        self.reason = decode_revert(data)
+        super().__init__(self.reason.sentence)
+
+
+@dataclass
+class Chain:
+    """JSON-RPC to an anvil that mines each transaction at once; one account a person."""
+
+    url: str
+    nonces: dict[str, int] = field(default_factory=dict)
+
+    def rpc(self, method: str, *params: Any) -> Any:
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+        request = urllib.request.Request(self.url, body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            answer = json.load(response)
+        if "error" in answer:
+            raise CallReverted(bytes.fromhex(answer["error"].get("data", "0x")[2:]))
+        return answer["result"]
+
+    def call(self, call: Call[T], sender: str | None = None) -> T:
+        request = {"to": call.to, "data": "0x" + call.data.hex()} | ({"from": sender} if sender else {})
+        return call.decode(bytes.fromhex(self.rpc("eth_call", request, "latest")[2:]))
+
+    def send(self, key: LocalAccount, call: Call[Any]) -> list[Event]:
+        """Sends a call that must succeed; its decoded events."""
+        return self.transact(key, call.to, call.data)
+
+    def transact(self, key: LocalAccount, to: ChecksumAddress | None, data: bytes) -> list[Event]:
+        nonce = self.nonces.get(key.address, 0)
+        fields: dict[str, Any] = {
+            "type": 2,
+            "chainId": 31337,
+            "nonce": nonce,
+            "gas": 8_000_000,
+            "value": 0,
+            "data": data,
+        }
+        fields |= {"maxFeePerGas": 10**10, "maxPriorityFeePerGas": 1} | ({"to": to} if to else {})
+        signed = key.sign_transaction(fields)
+        receipt = self.rpc("eth_sendRawTransactionSync", "0x" + signed.raw_transaction.hex())
+        self.nonces[key.address] = nonce + 1
+        assert receipt["status"] == "0x1"
+        logs = [
+            decode_log([bytes.fromhex(topic[2:]) for topic in log["topics"]], bytes.fromhex(log["data"][2:]))
+            for log in receipt["logs"]
+        ]
+        return [log for log in logs if log is not None]
+
+    def now(self) -> int:
+        return int(self.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[Chain]:
+    anvil = find_tool("anvil")
+    assert anvil is not None, "run `npm ci --ignore-scripts` in contracts/"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(anvil), "--port", str(port), "--prune-history", "64"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert any("Listening on" in line for line in process.stdout)
+            yield Chain(f"http://127.0.0.1:{port}")
+        finally:
+            process.terminate()
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    deployment: Deployment
+    client: LocalAccount
+    operator: LocalAccount
+    hot: LocalAccount
+
+
+@pytest.fixture(scope="module")
+def market(chain: Chain) -> Market:
+    """A deployed market with a funded client and a staked node."""
+    deployer, client, operator, hot = (Account.from_key(bytes([i]) * 32) for i in (1, 2, 3, 4))
+    for key in (deployer, client, operator, hot):
+        chain.rpc("anvil_setBalance", key.address, hex(10**20))
+    settings = MarketSettings(deployer.address, deployer.address, PARAMS, unstake_delay_s=60)
+    steps = deployment_steps(deployer.address, 0, settings)
+    for step in steps:
+        chain.transact(deployer, None, step.data)
+        assert chain.rpc("eth_getCode", step.address, "latest") != "0x"
+    deployed = deployment_of(steps, settings, chain_id=31337, block=0)
+    token, vault = DevToken(deployed.token), Vault(deployed.vault)
+    for key in (client, operator):
+        chain.send(key, token.mint(key.address, 10**21))
+        chain.send(key, token.approve(vault.address, 10**21))
+        chain.send(key, vault.deposit(key.address, 10**21))
+    nodes = NodeRegistry(deployed.node_registry)
+    chain.send(operator, nodes.register(hot.address, bytes(32), bytes(32), b"\x00\x24"))
+    chain.send(operator, nodes.stake(10**20))
+    registry = AdapterRegistry(deployed.adapter_registry)
+    chain.send(deployer, registry.register_base(BASE_ID, deployer.address, "base"))
+    chain.send(deployer, registry.register_recipe(BASE_ID, [], []))
+    return Market(deployed, client, operator, hot)
+
+
+def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
+    queue, vault = JobQueue(market.deployment.job_queue), Vault(market.deployment.vault)
+    domain = eip712.Domain(31337, queue.address)
+    spec = JobSpec(market.client.address, 1, b"\x01" * 32, 100, 100, 10**18, 2 * 10**18, chain.now() + 600, 120, 0, 9)
+    submitted = chain.send(market.client, queue.submit(spec, b""))
+    spec_hash = eip712.spec_digest(domain, spec)
+    assert submitted == [JobSubmitted(1, market.client.address, spec_hash, spec, b"")]
+    assert chain.call(vault.pot_of(queue.address)) == eip712.escrow_wei(spec)
+
+    chain.send(market.hot, queue.claim(1, spec))
+    assert chain.call(queue.job(1)).state is JobState.CLAIMED
+    receipt = Receipt(
+        work_id=eip712.work_id(queue.address, 1),
+        node=market.operator.address,
+        recipe_id=1,
+        spec_hash=spec_hash,
+        input_digest=spec.input_digest,
+        output_digest=b"\x02" * 32,
+        in_tokens=40,
+        out_tokens=7,
+        seed=5,
+        fingerprint_root=bytes(32),
+        data_attr_root=bytes(32),
+        engine_profile=1,
+        finish_reason=0,
+        finished_at=chain.now(),
+        fee=eip712.fee_wei(spec, 40, 7),
+    )
+    digest = eip712.receipt_digest(domain, receipt)
+    assert chain.call(queue.hash_receipt(receipt)) == digest
+    signature = eip712.sign_digest(bytes(market.hot.key), digest)
+    chain.send(market.hot, queue.commit(1, spec, receipt, signature))
+    assert chain.call(queue.job(1)).receipt_hash == digest
+
+    with pytest.raises(CallReverted, match="the challenge window is open until"):
+        chain.call(queue.finalize_batch([1], [spec], [receipt]))
+    chain.rpc("evm_increaseTime", PARAMS.window_secs)
+    events = chain.send(market.client, queue.finalize_batch([1], [spec], [receipt]))
+    (final,) = [event for event in events if isinstance(event, JobFinalized)]
+    assert (final.fee, final.refund) == (receipt.fee, eip712.escrow_wei(spec) - receipt.fee)
+    assert sum(event.amount for event in events if isinstance(event, Paid)) == receipt.fee
+    assert chain.call(vault.credits_of(market.operator.address)) == receipt.fee * 8_500 // 10_000
+
+
+def test_reverts_come_back_as_sentences(chain: Chain, market: Market) -> None:
+    queue = JobQueue(market.deployment.job_queue)
+    spec = JobSpec(market.client.address, 1, bytes(32), 10, 10, 1, 1, chain.now() + 600, 120, 0, 10)
+    with pytest.raises(CallReverted, match="is not the job's client"):
+        chain.call(queue.submit(spec, b""), sender=market.hot.address)
+    with pytest.raises(CallReverted, match="there is no recipe 9: register it first"):
+        chain.call(queue.submit(replace(spec, recipe_id=9), b""), sender=market.client.address)
+    with pytest.raises(CallReverted, match="job 77 is none"):
+        chain.call(queue.claim(77, spec), sender=market.hot.address)
+
+
+def test_a_deployment_from_the_wrong_nonce_fails(chain: Chain) -> None:
+    deployer = Account.from_key(b"\x05" * 32)
+    chain.rpc("anvil_setBalance", deployer.address, hex(10**20))
+    settings = MarketSettings(deployer.address, deployer.address, PARAMS, unstake_delay_s=60)
+    *_, nodes, _ = deployment_steps(deployer.address, 0, settings)
+    creation = {"from": deployer.address, "data": "0x" + nodes.data.hex()}
+    with pytest.raises(CallReverted):
+        chain.rpc("eth_call", creation, "latest")
