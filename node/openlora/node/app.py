@@ -179,7 +179,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         engine_options = EngineOptions(config.model.path, config.model.dtype)
         engine = await stack.enter_async_context(supervised_engine(engine_options, config.state_dir))
         content = BlockContent(config.storage.content_dir)
-        store = AdapterStore(config.state_dir / "adapters", config.storage.max_adapter_bytes)
+        store = AdapterStore(config.state_dir / "adapters" / base_id.hex(), config.storage.max_adapter_bytes)
         fetcher = AdapterFetcher(store, content, layout, max_adapter_bytes=MAX_ADAPTER_BYTES)
         worker = Worker(
             queue=queue,

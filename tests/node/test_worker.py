@@ -1,0 +1,357 @@
+"""Every end a job can have, over facts that the test decides, the fake engine, a real journal and real signatures."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from eth_account import Account
+from eth_utils.address import to_checksum_address
+
+from openlora.contracts import Call, JobQueue, Receipt, Recipe, eip712
+from openlora.node import documents
+from openlora.node.adapters.residency import AdapterResidency
+from openlora.node.adapters.store import AdapterStore
+from openlora.node.admission import Admission, Funds
+from openlora.node.chain.types import TxReceipt
+from openlora.node.config import MarketConfig
+from openlora.node.content import BlockContent
+from openlora.node.documents import InputDocument, JobSampling
+from openlora.node.engine.client import in_process_engine
+from openlora.node.errors import AdapterError, ContentError, OpenLoraError, Reverted
+from openlora.node.job import JobId, JobState, SkipCode, Wei
+from openlora.node.journal import Journal
+from openlora.node.settlement import Settlement
+from openlora.node.streams import JobStreams
+from openlora.node.worker import Worker
+from tests.node.facts import IDENTITY, OPERATOR, block, open_journal, spec, spec_hash
+from tests.node.fake_engine import POISON, REFUSE, FakeEngine
+from tests.node.tiny_model import tiny_text, write_adapter
+
+JOB = JobId(1)
+BASE_ID = b"\x01" * 32
+PIRATE, HAIKU = b"\x02" * 32, b"\x03" * 32
+QUEUE = JobQueue(to_checksum_address("0x" + "0d" * 20))
+GREEDY = JobSampling()
+HOT_KEY = Account.from_key(b"\x07" * 32)
+PLENTY = Funds(gas_wei=10**18, gas_price_wei=1, free_stake_wei=100, bond_wei=1)
+
+
+@dataclass
+class Facts:
+    """What the chain says; every test may say otherwise."""
+
+    answer: Recipe = field(default_factory=lambda: Recipe(BASE_ID, (), (), ()))
+    money: Funds = PLENTY
+    open: bool = True
+
+    async def recipe(self, recipe_id: int) -> Recipe:
+        return self.answer
+
+    async def funds(self) -> Funds:
+        return self.money
+
+    async def is_open(self, job_id: int) -> bool:
+        return self.open
+
+
+@dataclass
+class Transactions:
+    """A sender whose every transaction is mined in the next block, or reverts."""
+
+    sent: list[str] = field(default_factory=list)
+    reverts: dict[str, str] = field(default_factory=dict)  # deed → the contract's error
+    head: int = 10
+
+    async def send(self, key: str, call: Call[Any]) -> TxReceipt:
+        deed = key.split(":")[0]
+        if deed in self.reverts:
+            raise Reverted(self.reverts[deed], f"{call.name}: {self.reverts[deed]}")
+        self.sent.append(key)
+        self.head += 1
+        return TxReceipt(bytes(32), block(self.head), True, 1, Wei(1), None, ())
+
+
+@dataclass
+class Adapters:
+    """A fetcher that has every adapter but those it refuses."""
+
+    folder: Path
+    refuses: dict[bytes, OpenLoraError] = field(default_factory=dict)
+
+    async def ensure(self, digest: bytes) -> Path:
+        if digest in self.refuses:
+            raise self.refuses[digest]
+        return write_adapter(self.folder / digest.hex())
+
+
+class Content(BlockContent):
+    """Documents are real; the root of every adapter's folder is there."""
+
+    async def get_block(self, cid: str) -> bytes:
+        return b""
+
+
+@dataclass
+class Scene:
+    """One node about to look at job 1."""
+
+    worker: Worker
+    journal: Journal
+    engine: FakeEngine
+    facts: Facts
+    transactions: Transactions
+    adapters: Adapters
+    content: BlockContent
+
+    def submit(self, prompt: str = "Hello", sampling: JobSampling = GREEDY, **changes: Any) -> None:
+        self.submit_bytes(documents.encode(InputDocument(v=1, prompt=prompt, sampling=sampling)), **changes)
+
+    def submit_bytes(self, data: bytes | None, **changes: Any) -> None:
+        if data is not None:
+            changes.setdefault("input_digest", documents.digest(data))
+        self.journal.see(JOB, spec(**changes), spec_hash(JOB), data, block(1))
+
+    def use(self, *digests: bytes) -> None:
+        weights = tuple(5_000 for _ in digests)
+        self.facts.answer = Recipe(BASE_ID, digests, weights, ())
+
+    async def run(self) -> JobState:
+        await self.worker.run_job(JOB)
+        return self.journal.job(JOB).state
+
+    def receipt(self) -> Receipt:
+        signed = self.journal.signed(JOB)
+        assert signed is not None
+        return msgspec.json.decode(signed.receipt, type=Receipt)
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    engine, facts, transactions = FakeEngine(script=b"Ahoy there"), Facts(), Transactions()
+    content = Content(tmp_path / "content")
+    store = AdapterStore(tmp_path / "adapters", 1 << 30)
+    adapters = Adapters(tmp_path / "fetched")
+    sender: Any = transactions
+    fetcher: Any = adapters
+    chain_facts: Any = facts
+    with open_journal(tmp_path) as journal:
+        async with in_process_engine(engine) as client:
+            domain = eip712.Domain(IDENTITY.chain_id, QUEUE.address)
+            yield Scene(
+                worker=Worker(
+                    queue=QUEUE,
+                    journal=journal,
+                    facts=chain_facts,
+                    admission=Admission(
+                        base_id=BASE_ID,
+                        model=client.info,
+                        text=tiny_text(tmp_path / "model"),
+                        content=content,
+                        market=MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5),
+                        storage_dir=tmp_path,
+                        min_free_bytes=1,
+                    ),
+                    sender=sender,
+                    residency=AdapterResidency(fetcher, store, client, 1 << 30),
+                    engine=client,
+                    settlement=Settlement(QUEUE, domain, OPERATOR, HOT_KEY, journal, sender),
+                    streams=JobStreams(),
+                ),
+                journal=journal,
+                engine=engine,
+                facts=facts,
+                transactions=transactions,
+                adapters=adapters,
+                content=content,
+            )
+
+
+async def test_a_job_is_claimed_answered_signed_and_committed(scene: Scene):
+    scene.submit("Hello")
+    assert await scene.run() is JobState.COMMITTED
+    assert scene.transactions.sent == ["claim:1:1", "commit:1"]
+    receipt = scene.receipt()
+    output = documents.decode_output(await scene.content.get_document(receipt.output_digest))
+    assert (output.text, output.finish_reason) == ("Ahoy there", "stop")
+    assert (receipt.in_tokens, receipt.out_tokens) == (5, len(output.token_ids)) == (5, 11)
+    assert receipt.fee == (5 * 10 + 11 * 30) // 1000
+    assert receipt.seed == scene.journal.job(JOB).seed
+    signed = scene.journal.signed(JOB)
+    assert signed is not None
+    assert signed.signature is not None
+    domain = eip712.Domain(IDENTITY.chain_id, QUEUE.address)
+    assert eip712.recover(eip712.receipt_digest(domain, receipt), signed.signature) == HOT_KEY.address
+    assert "".join([piece async for piece in scene.worker.streams.read(JOB)]) == "Ahoy there"
+
+
+async def test_an_ensemble_is_loaded_by_content_and_named_with_its_weights(scene: Scene):
+    scene.submit()
+    scene.use(PIRATE, HAIKU)
+    assert await scene.run() is JobState.COMMITTED
+    assert set(scene.engine.adapters) == {PIRATE.hex(), HAIKU.hex()}
+
+
+async def test_stop_text_ends_the_answer_and_is_not_in_it(scene: Scene):
+    scene.submit(sampling=JobSampling(stop=("there",)))
+    assert await scene.run() is JobState.COMMITTED
+    output = documents.decode_output(await scene.content.get_document(scene.receipt().output_digest))
+    assert (output.text, output.finish_reason) == ("Ahoy ", "stop")
+
+
+async def test_the_specs_limit_bounds_the_answer_whatever_the_document_asks(scene: Scene):
+    scene.submit(sampling=JobSampling(max_tokens=400), max_out_tokens=4)
+    await scene.run()
+    assert (scene.receipt().out_tokens, scene.receipt().finish_reason) == (4, 1)
+
+
+def poor(**changes: int) -> Callable[[Scene], None]:
+    return lambda scene: setattr(scene.facts, "money", replace(PLENTY, **changes))
+
+
+def other_base(scene: Scene) -> None:
+    scene.facts.answer = Recipe(b"\x09" * 32, (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("code", "prepare", "changes"),
+    [
+        (SkipCode.MODEL_NOT_SERVED, other_base, {}),
+        (SkipCode.PRICE_TOO_LOW, None, {"in_price_per_k": 4}),
+        (SkipCode.PRICE_TOO_LOW, None, {"out_price_per_k": 4}),
+        (SkipCode.DEADLINE_TOO_NEAR, None, {"deadline": 1}),
+        (SkipCode.DEADLINE_TOO_NEAR, None, {"lease_secs": 1}),
+        (SkipCode.OVER_CONTEXT, None, {"max_in_tokens": 4}),
+        (SkipCode.LOW_GAS, poor(gas_wei=1), {}),
+        (SkipCode.NO_STAKE, poor(free_stake_wei=0), {}),
+    ],
+)
+async def test_what_is_not_claimed_has_its_code(scene: Scene, code, prepare, changes):
+    scene.submit("Hello", **changes)
+    if prepare is not None:
+        prepare(scene)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is code
+    assert scene.transactions.sent == []
+
+
+async def test_an_adapter_that_nobody_has_is_a_reason_not_to_claim(scene: Scene, tmp_path: Path):
+    scene.submit()
+    scene.use(PIRATE)
+    empty = BlockContent(tmp_path / "empty")
+    scene.worker = replace(scene.worker, admission=replace(scene.worker.admission, content=empty))
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is SkipCode.ADAPTER_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"{", SkipCode.BAD_INPUT),
+        (b'{"v":1,"prompt_ids":[100000]}', SkipCode.BAD_INPUT),
+        (None, SkipCode.INPUT_UNAVAILABLE),
+    ],
+)
+async def test_inputs_that_cannot_be_run_are_not_claimed(scene: Scene, data, code):
+    scene.submit_bytes(data, input_digest=b"\x08" * 32)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is code
+
+
+async def test_a_claim_that_the_chain_refuses_is_lost(scene: Scene):
+    scene.submit()
+    scene.transactions.reverts["claim"] = "WrongState"
+    assert await scene.run() is JobState.LOST
+    assert scene.engine.generated == 0
+
+
+@pytest.mark.parametrize("refusal", [AdapterError("its rank is 0"), ContentError("a block does not match")])
+async def test_an_adapter_that_turns_out_bad_gives_the_claim_back(scene: Scene, refusal):
+    scene.submit()
+    scene.use(PIRATE)
+    scene.adapters.refuses[PIRATE] = refusal
+    assert await scene.run() is JobState.FAILED
+    assert scene.transactions.sent == ["claim:1:1", "release:1:1"]
+    assert scene.journal.job(JOB).reason == str(refusal)
+
+
+@pytest.mark.parametrize("order", [REFUSE, POISON])
+async def test_what_the_engine_refuses_gives_the_claim_back(scene: Scene, order):
+    scene.submit(chr(order))
+    assert await scene.run() is JobState.FAILED
+    assert scene.transactions.sent[-1] == "release:1:1"
+
+
+async def test_a_refused_release_still_ends_the_job(scene: Scene):
+    scene.submit(chr(REFUSE))
+    scene.transactions.reverts["release"] = "WrongState"
+    assert await scene.run() is JobState.FAILED
+
+
+async def test_a_commit_that_the_chain_refuses_is_lost_and_never_signed_again(scene: Scene):
+    scene.submit()
+    scene.transactions.reverts["commit"] = "LeaseExpired"
+    assert await scene.run() is JobState.LOST
+    signed = scene.journal.signed(JOB)
+    scene.transactions.reverts.clear()
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is SkipCode.SIGNED_BEFORE
+    assert scene.journal.signed(JOB) == signed
+
+
+async def test_a_job_that_is_not_open_stays_as_it_is(scene: Scene):
+    scene.submit()
+    scene.journal.move(JOB, JobState.SKIPPED, skip=SkipCode.TAKEN)
+    scene.facts.open = False
+    assert await scene.run() is JobState.SKIPPED
+    scene.facts.open = True
+    assert await scene.run() is JobState.COMMITTED
+
+
+async def test_a_restart_goes_on_from_a_claim_and_from_an_unsigned_receipt(scene: Scene):
+    scene.submit()
+    scene.journal.move(JOB, JobState.CLAIMING)
+    job = scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+    assert await scene.run() is JobState.COMMITTED
+    assert scene.transactions.sent == ["commit:1"]
+    assert scene.receipt().seed == job.seed
+
+
+async def test_a_receipt_recorded_before_a_crash_is_the_one_that_is_signed(scene: Scene):
+    scene.submit()
+    scene.journal.move(JOB, JobState.CLAIMING)
+    job = scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+    output = documents.OutputDocument(
+        v=1, text="x", token_ids=(120,), finish_reason="stop", usage=documents.Usage(5, 1)
+    )
+    receipt = scene.worker.settlement.receipt(job, output)
+    digest = eip712.receipt_digest(scene.worker.settlement.domain, receipt)
+    scene.journal.record_receipt(JOB, digest, msgspec.json.encode(receipt))
+    assert await scene.run() is JobState.COMMITTED
+    assert scene.receipt() == receipt
+    assert scene.engine.generated == 0
+
+
+async def test_a_reorganised_claim_is_answered_anew_with_its_new_seed(scene: Scene):
+    scene.engine.script = None  # tokens depend on the seed
+    scene.submit()
+    scene.engine.gate.clear()
+    scene.journal.move(JOB, JobState.CLAIMING)
+    first = scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+
+    class Moved(JobStreams):
+        """The claim moves to another block while the first answer streams."""
+
+        def open(self, job_id: int) -> None:
+            super().open(job_id)
+            if scene.journal.job(JOB).claim == block(5):
+                scene.journal.unwind(4)
+                scene.journal.move(JOB, JobState.CLAIMED, block=block(6))
+            scene.engine.gate.set()
+
+    moved = Moved()
+    scene.worker = replace(scene.worker, streams=moved)
+    assert await scene.run() is JobState.COMMITTED
+    assert scene.receipt().seed == scene.journal.job(JOB).seed != first.seed
