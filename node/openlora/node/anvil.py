@@ -1,8 +1,6 @@
 """A private dev chain: anvil as a child process on loopback, gone when its parent is."""
 
 import asyncio
-import ctypes
-import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
 
 from openlora.contracts.toolchain import find_tool
 from openlora.node.errors import ChainError, ConfigError
+from openlora.node.supervise import die_with_parent
 
 START_TIMEOUT_S = 20.0
 MNEMONIC = "test test test test test test test test test test test junk"  # anvil's own; worthless everywhere else
@@ -55,7 +55,7 @@ async def anvil(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_die_with_parent
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent
         )
     chain = Anvil(f"http://127.0.0.1:{port}", chain_id, _private_keys())
     try:
@@ -97,12 +97,5 @@ def _claim_port(port: int) -> int:
 
 
 def _private_keys() -> tuple[bytes, ...]:
-    from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
-
     seed = seed_from_mnemonic(MNEMONIC, "")
     return tuple(key_from_seed(seed, f"m/44'/60'/0'/0/{index}") for index in range(10))
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from eth_typing import ChecksumAddress
 
 from openlora.contracts import AdapterRegistry, JobQueue, NodeRegistry, eip712
@@ -176,7 +177,9 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         await sender.start()
         text = await asyncio.to_thread(TextModel.load, config.model.path)
         base_id = await asyncio.to_thread(base_model_id, config.model.path)
-        engine_options = EngineOptions(config.model.path, config.model.dtype)
+        engine_options = EngineOptions(
+            config.model.path, config.model.dtype, limits=msgspec.structs.asdict(config.engine)
+        )
         engine = await stack.enter_async_context(supervised_engine(engine_options, config.state_dir))
         content = BlockContent(config.storage.content_dir)
         store = AdapterStore(config.state_dir / "adapters" / base_id.hex(), config.storage.max_adapter_bytes)

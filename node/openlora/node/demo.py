@@ -25,6 +25,7 @@ from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, MODEL_NAME
 from openlora.node.documents import ChatMessage, InputDocument
 from openlora.node.errors import AgentUnreachable, OpenLoraError
 from openlora.node.market import Market, Offer, SubmittedJob, Term, open_market
+from openlora.node.supervise import die_with_parent
 
 NODE_START_TIMEOUT_S: Final = 60.0
 FINISH_TIMEOUT_S: Final = 180.0
@@ -131,6 +132,7 @@ async def running_node(net: Devnet) -> AsyncIterator[RunningNode]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            preexec_fn=die_with_parent,
         )
     try:
         yield await _until_it_answers(net, process, log_path)
