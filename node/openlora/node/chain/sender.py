@@ -6,7 +6,7 @@ a server answered: "failed" sends have landed, and "sent" ones have vanished.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from openlora.node.chain.outbox import FIRST_NONCE, Attempt, Intent, Outbox
 from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
 from openlora.node.errors import ChainError, JournalError, Reverted, RpcError
+from openlora.node.job import Wei
 from openlora.node.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -140,33 +141,38 @@ class Sender:
     # ---- sending ----------------------------------------------------------------------------------------------------
 
     async def _begin(self, key: str, call: Call[Any], gas_limit: int | None) -> Intent:
-        self._check_running()
-        await self._client.call(call, sender=self._address)
-        if gas_limit is None:
-            estimate = await self._client.estimate_gas(call.to, call.data, self._address, name=call.name)
-            gas_limit = int(estimate * GAS_MARGIN)
         while True:
-            fees = await self._options.fees.quote(self._client)
-            balance = await self._client.balance(self._address)
+            self._check_running()
+            gas, fees, balance = await self._prepare(call, gas_limit)
             # From here to the journal's commit nothing awaits: no other task can take the nonce or begin this intent.
             self._check_running()
             begun = self._outbox.find(key)
             if begun is not None:
                 return begun
-            pending = self._outbox.pending()
-            if len(pending) < self._options.max_in_flight and self._outbox.next_nonce() >= self._used:
+            pending, nonce = self._outbox.pending(), self._outbox.next_nonce()
+            if len(pending) < self._options.max_in_flight and nonce >= self._used:
                 break
-            await self._next_tick()
+            await self._ticked.wait()
         reserved = sum(intent.gas_limit * self._newest(intent).signed.fees.max_fee_wei for intent in pending)
-        needed = reserved + gas_limit * fees.max_fee_wei
+        needed = reserved + gas * fees.max_fee_wei
         if balance < needed:
             raise ChainError(f"the hot key {self._address} holds {balance} wei and needs {needed} for gas; top it up")
-        signed = self._sign(call.to, call.data, gas_limit, fees, self._outbox.next_nonce())
-        intent = self._outbox.begin(key, call.to.lower(), call.data, gas_limit, signed)
+        signed = self._sign(call.to, call.data, gas, fees, nonce)
+        intent = self._outbox.begin(key, call.to.lower(), call.data, gas, signed)
         log.info("sending intent=%s nonce=%d tx=%s", key, signed.nonce, to_hex(signed.hash))
         await self._broadcast(key, signed)
         self._work.set()
         return intent
+
+    async def _prepare(self, call: Call[Any], gas_limit: int | None) -> tuple[int, Fees, Wei]:
+        """Gas limit, fees and balance, asked for at once: a claim is a race. Raises Reverted if `call` would revert."""
+        _, estimate, fees, balance = await _all(
+            self._client.call(call, sender=self._address),
+            self._client.estimate_gas(call.to, call.data, self._address, name=call.name),
+            self._options.fees.quote(self._client),
+            self._client.balance(self._address),
+        )
+        return gas_limit or int(estimate * GAS_MARGIN), fees, balance
 
     async def _mined(self, key: str, confirmations: int) -> TxReceipt:
         while True:
@@ -175,7 +181,7 @@ class Sender:
             assert intent is not None, "intents are never deleted"
             if intent.receipt is not None and self._depth(intent.receipt) >= confirmations:
                 return intent.receipt
-            await self._next_tick()
+            await self._ticked.wait()
 
     async def _revert_reason(self, call: Call[Any], receipt: TxReceipt) -> Reverted:
         """The contract's reason, by running the call again on the state in which it was mined."""
@@ -359,8 +365,14 @@ class Sender:
         if self._stopped is not None:
             raise JournalError(str(self._stopped)) from self._stopped
 
-    async def _next_tick(self) -> None:
-        await self._ticked.wait()
+
+async def _all(*asked: Coroutine[Any, Any, Any]) -> list[Any]:
+    """All results, or the first error in the order given, once everything has ended."""
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -1,5 +1,6 @@
 """EIP-1559 transactions: what they may cost, and their signed bytes."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +32,8 @@ class FeePolicy:
 
     async def quote(self, client: ChainClient) -> Fees:
         """Raises ChainError when the present base fee leaves no room under the cap."""
-        base = (await client.block("latest")).base_fee_wei
-        tip = max(await client.suggested_tip(), self.min_tip_wei)
+        block, suggested = await asyncio.gather(client.block("latest"), client.suggested_tip())
+        base, tip = block.base_fee_wei, max(suggested, self.min_tip_wei)
         if base + tip > self.cap_wei:
             needed = (base + tip) / GWEI
             raise ChainError(
