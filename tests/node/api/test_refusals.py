@@ -1,0 +1,114 @@
+"""What is refused, by status, code and the name of the field. One server answers all."""
+
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.node.api.harness import BASE, Harness, serving
+from tests.node.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harness]:
+    async with serving(tmp_path_factory.mktemp("tiny"), FakeEngine()) as harness:
+        yield harness
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "code"),
+    [
+        ("gpt-4", 404, "model_not_found"),
+        ("poet+gpt-4", 404, "model_not_found"),
+        ("", 404, "model_not_found"),
+        ("poet:11", 400, "invalid_value"),
+        ("poet:nan", 400, "invalid_value"),
+        ("poet:0", 400, "invalid_value"),
+        ("poet:", 400, "invalid_value"),
+        ("poet+poet", 400, "invalid_value"),
+        (f"{BASE}+poet", 400, "invalid_value"),
+        ("+".join(f"a{i}" for i in range(9)), 400, "too_many_adapters"),
+    ],
+)
+async def test_a_model_that_cannot_be_had(server: Harness, model: str, status: int, code: str) -> None:
+    with pytest.raises(openai.APIStatusError) as refusal:
+        await server.openai.completions.create(model=model, prompt="a")
+    assert (refusal.value.status_code, refusal.value.code, refusal.value.param) == (status, code, "model")
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": -1}, "frequency_penalty"),
+        ({"temprature": 0}, "temprature"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"n": 5}, "n"),
+        ({"n": True}, "n"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "0"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": 7}, "stop"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages"),
+        ({"max_tokens": 500}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 60_000}]}, "messages"),
+        ({"model": None}, "model"),
+    ],
+)
+async def test_what_would_be_silently_disobeyed_is_refused_by_name(
+    server: Harness, extra: dict[str, object], param: str | None
+) -> None:
+    response = await server.post("/v1/chat/completions", {"model": BASE, "messages": USER, **extra})
+    error = response.json()["error"]
+    assert response.status_code == 400, response.text
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [259]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+async def test_bad_completion_requests(server: Harness, extra: dict[str, object], param: str) -> None:
+    response = await server.post("/v1/completions", {"model": BASE, "prompt": "a", **extra})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"[" * 100_000, b"\xff"])
+async def test_a_body_that_is_no_request(server: Harness, body: bytes) -> None:
+    response = await server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
