@@ -40,8 +40,8 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
 
     /// @dev Never back to zero, so that counting stays cheap.
     struct Claims {
-        uint32 begun;
-        uint32 ended;
+        uint64 begun;
+        uint64 ended;
     }
 
     /// @dev What one batch owes. A run is a row of neighbours with one recipe and one node: their legs telescope.
@@ -100,8 +100,8 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
         firstJobId = jobCount + 1;
         jobCount += uint64(specs.length);
         uint256 escrow = 0;
-        for (uint256 i = 0; i < specs.length; i++) {
-            escrow += _open(firstJobId + uint64(i), specs[i], documents[i]);
+        for (uint64 i = 0; i < specs.length; i++) {
+            escrow += _open(firstJobId + i, specs[i], documents[i]);
         }
         vault.lock(msg.sender, escrow);
     }
@@ -216,7 +216,7 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function liveClaims(address node) external view returns (uint32) {
+    function liveClaims(address node) external view returns (uint64) {
         return _claims[node].begun - _claims[node].ended;
     }
 

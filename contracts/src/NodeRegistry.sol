@@ -179,6 +179,6 @@ contract NodeRegistry is INodeRegistry {
     function _checkFree(address operator, Record storage self, uint256 amount) private view returns (uint96) {
         uint256 free = self.active - self.bonded;
         if (free < amount) revert InsufficientStake(operator, free, amount);
-        return uint96(amount);
+        return uint96(amount); // forge-lint: disable-line(unsafe-typecast) -- <= free, a difference of uint96
     }
 }

@@ -146,7 +146,7 @@ interface IJobQueue {
     function job(uint64 jobId) external view returns (Job memory);
     function jobCount() external view returns (uint64);
     /// @notice Claims of `node` that it has neither committed nor released, and that nobody has taken over yet.
-    function liveClaims(address node) external view returns (uint32);
+    function liveClaims(address node) external view returns (uint64);
     /// @notice Fees ever finalized under a recipe; the basis of its legs' rounding.
     function recipeFees(uint64 recipeId) external view returns (uint256);
     function params(uint16 version) external view returns (Params memory);

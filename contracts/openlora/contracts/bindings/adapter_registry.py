@@ -324,6 +324,18 @@ ERRORS = (
     ErrorType("NotOwner", bytes.fromhex("245aecd3"), ("caller",), ("address",)),
     ErrorType("NotSorted", bytes.fromhex("78336af3"), ("digest",), ("bytes32",)),
     ErrorType(
+        "SafeCastOverflowedUintDowncast",
+        bytes.fromhex("6dfcc650"),
+        (
+            "bits",
+            "value",
+        ),
+        (
+            "uint8",
+            "uint256",
+        ),
+    ),
+    ErrorType(
         "TooMany",
         bytes.fromhex("c3e33c99"),
         (

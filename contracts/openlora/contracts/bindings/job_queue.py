@@ -531,7 +531,7 @@ class JobQueue:
     def live_claims(self, node: ChecksumAddress) -> Call[int]:
         """Claims of `node` that it has neither committed nor released, and that nobody has taken over yet."""
         data = encode_call(bytes.fromhex("b8999ce1"), ["address"], [node])
-        return Call(self.address, data, "JobQueue.liveClaims", lambda output: decode_one("uint32", output))
+        return Call(self.address, data, "JobQueue.liveClaims", lambda output: decode_one("uint64", output))
 
     def nodes(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("5db82fa0"), [], [])
