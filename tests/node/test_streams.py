@@ -27,7 +27,7 @@ async def test_every_reader_gets_everything_whenever_it_comes():
 async def test_an_unknown_job_has_no_text():
     streams = JobStreams()
     streams.end(5)
-    assert 5 not in streams
+    assert streams.run_of(5) is None
     assert await collect(streams, 5) == ""
 
 
@@ -40,7 +40,7 @@ async def test_a_job_that_runs_again_ends_its_old_readers():
         await asyncio.sleep(0)
         streams.open(1)
     assert old.result() == "first"
-    assert 1 in streams
+    assert streams.run_of(1) == 2
 
 
 async def test_only_the_last_ended_streams_are_kept():
@@ -49,6 +49,6 @@ async def test_only_the_last_ended_streams_are_kept():
     for job_id in range(1, KEPT_AFTER_END + 3):
         streams.open(job_id)
         streams.end(job_id)
-    assert 0 in streams  # still running
-    assert 2 not in streams
-    assert 3 in streams
+    assert streams.run_of(0) == 1  # still running
+    assert streams.run_of(2) is None
+    assert streams.run_of(3) == 1

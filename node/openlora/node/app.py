@@ -44,6 +44,7 @@ from openlora.node.keys import load_key
 from openlora.node.queue_events import QueueEvents
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
+from openlora.node.tasks import task_group
 from openlora.node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -93,15 +94,12 @@ class Node:
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
         await self._catch_up()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.sender.run(), name="sender")
-                group.create_task(self._follow(), name="follow")
-                group.create_task(self.dispatcher.run(), name="dispatch")
-                group.create_task(self._settle(), name="settle")
-                group.create_task(self._serve(), name="serve")
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with task_group() as group:
+            group.create_task(self.sender.run(), name="sender")
+            group.create_task(self._follow(), name="follow")
+            group.create_task(self.dispatcher.run(), name="dispatch")
+            group.create_task(self._settle(), name="settle")
+            group.create_task(self._serve(), name="serve")
 
     async def _catch_up(self) -> None:
         """Nothing is decided on an old view: a job in the journal may long be over."""

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from openlora.node.documents import ChatMessage, InputDocument
 from openlora.node.errors import AgentUnreachable, OpenLoraError
 from openlora.node.market import Market, Offer, SubmittedJob, Term, open_market
 from openlora.node.supervise import die_with_parent
+from openlora.node.tasks import task_group
 
 NODE_START_TIMEOUT_S: Final = 60.0
 FINISH_TIMEOUT_S: Final = 180.0
@@ -112,7 +113,7 @@ async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 
         view.step(f"  base model 0x{net.base_id.hex()[:16]}…, adapters {', '.join(net.adapters)} published by CID")
         async with open_market(net.client_config) as client, running_node(net) as node:
             view.step(f"node {node.operator} serves {MODEL_NAME} ({node.dtype})")
-            demo = _Demo(net, client, demo_jobs(), view, started_s)
+            demo = _Demo(net, client, demo_jobs(), view, started_s, net.deployment.block)
             return await demo.run()
 
 
@@ -179,18 +180,20 @@ class _Demo:
     jobs: list[DemoJob]
     view: DemoView
     started_s: float
+    next_block: int
+    history: list[object] = field(default_factory=list)
     first_paid_s: float = 0.0
     tokens: int = 0
 
     async def run(self) -> tuple[DemoResult, Ledger]:
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             for demo_job in self.jobs[:-1]:
                 await self._submit(demo_job, ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K)
                 group.create_task(self._stream(demo_job))
             await self._submit(self.jobs[-1], ASK_IN_WEI_PER_K // 2, ASK_OUT_WEI_PER_K // 2)  # below the ask
             group.create_task(self._cancel(self.jobs[-1]))
             group.create_task(self._follow())
-        books = Books.of(await self._events())
+        books = Books.of(self.history)
         result = DemoResult(
             ok=books.balanced and not books.open_wei and books.finalized == len(self.jobs) - 1,
             nodes=1,
@@ -244,18 +247,16 @@ class _Demo:
         """Shows what the chain says of each job, until all have ended there. Raises DemoFailed if that takes long."""
         deadline_s = time.monotonic() + FINISH_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            tokens = 0
-            for event in await self._events():
+            for event in await self._new_events():
                 match event:
                     case JobCommitted():
-                        tokens += event.receipt.out_tokens
+                        self.tokens += event.receipt.out_tokens
                         self._set_chain_state(event.job_id, "committed")
                     case JobFinalized():
                         self.first_paid_s = self.first_paid_s or time.monotonic() - self.started_s
                         self._set_chain_state(event.job_id, "paid")
                     case JobCancelled():
                         self._set_chain_state(event.job_id, "cancelled by its client")
-            self.tokens = tokens
             if all(demo_job.state in ("paid", "cancelled by its client") for demo_job in self.jobs):
                 return
             await asyncio.sleep(POLL_S)
@@ -274,5 +275,10 @@ class _Demo:
             demo_job.state = state
             self.view.changed(demo_job)
 
-    async def _events(self) -> Sequence[object]:
-        return await events(self.client.chain, self.net.deployment.job_queue, self.net.deployment.block)
+    async def _new_events(self) -> Sequence[object]:
+        """The queue's events since the last call."""
+        head = (await self.client.chain.block("latest")).number
+        new = await events(self.client.chain, self.net.deployment.job_queue, self.next_block, head)
+        self.next_block = head + 1
+        self.history += new
+        return new

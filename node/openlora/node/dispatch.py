@@ -9,6 +9,7 @@ from typing import Final
 from openlora.node.errors import ChainError
 from openlora.node.job import Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
+from openlora.node.tasks import task_group
 from openlora.node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Dispatches until cancelled. Raises JournalError, which no job can go on with."""
         next_reconsider_s = 0.0
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             while True:
                 self._changed.clear()
                 now_s = time.monotonic()

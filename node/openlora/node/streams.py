@@ -8,7 +8,8 @@ KEPT_AFTER_END = 256
 
 
 class _Stream:
-    def __init__(self) -> None:
+    def __init__(self, run: int) -> None:
+        self.run = run
         self.parts: list[str] = []
         self.ended = False
         self.changed = asyncio.Event()
@@ -27,7 +28,7 @@ class JobStreams:
     def open(self, job_id: int) -> None:
         """Starts a job's stream, or starts it over when the job runs again."""
         previous = self._streams.pop(job_id, None)
-        self._streams[job_id] = _Stream()
+        self._streams[job_id] = _Stream(1 if previous is None else previous.run + 1)
         if previous is not None:
             previous.ended = True
             previous.notify()
@@ -47,8 +48,10 @@ class JobStreams:
         for known in ended[:-KEPT_AFTER_END]:
             del self._streams[known]
 
-    def __contains__(self, job_id: int) -> bool:
-        return job_id in self._streams
+    def run_of(self, job_id: int) -> int | None:
+        """Which attempt at the job the stream shows, from 1; None for a job that has no stream."""
+        stream = self._streams.get(job_id)
+        return None if stream is None else stream.run
 
     async def read(self, job_id: int) -> AsyncIterator[str]:
         """The job's text in pieces until it ends; nothing for a job that has no stream."""

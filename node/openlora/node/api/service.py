@@ -13,6 +13,7 @@ from openlora.node.engine.client import EngineClient
 from openlora.node.engine.messages import AdapterUse, Sampling
 from openlora.node.engine.text import TextDelta, TextModel
 from openlora.node.errors import RequestError
+from openlora.node.tasks import task_group
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 _INLINE_CHARS = 16 << 10  # what is tokenized in the event loop: under 10 ms
@@ -64,12 +65,9 @@ class TextService:
 
     async def run(self, plan: Plan, emit: Emit) -> None:
         """Runs all choices at once; the first failure ends them all and leaves as itself."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for choice in plan.choices:
-                    group.create_task(self._run_choice(choice, emit), name=f"choice-{choice.index}")
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        async with task_group() as group:
+            for choice in plan.choices:
+                group.create_task(self._run_choice(choice, emit), name=f"choice-{choice.index}")
 
     async def _run_choice(self, choice: Choice, emit: Emit) -> None:
         deltas = self.text.complete(self.engine, choice.prompt_ids, choice.sampling, choice.adapters, choice.stop)

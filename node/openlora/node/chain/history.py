@@ -10,22 +10,23 @@ from openlora.node.errors import RpcError
 MAX_RANGE = 10_000  # blocks of one eth_getLogs
 
 
-async def events(chain: ChainClient, address: str, first: int) -> Sequence[Event]:
-    """Events of `address` from block `first` to the head, oldest first. Raises RpcDown, RpcError."""
-    head = (await chain.block("latest")).number
+async def events(chain: ChainClient, address: str, first: int, last: int | None = None) -> Sequence[Event]:
+    """Events of `address` in blocks `first` to `last` (the head), oldest first. Raises RpcDown, RpcError."""
+    if last is None:
+        last = (await chain.block("latest")).number
     found: list[Event] = []
     span = MAX_RANGE
-    while first <= head:
-        last = min(first + span - 1, head)
+    while first <= last:
+        upto = min(first + span - 1, last)
         try:
-            logs = await chain.logs([address], first, last)
+            logs = await chain.logs([address], first, upto)
         except RpcError:
             if span == 1:
                 raise
             span //= 2  # servers bound the range or the number of logs, each in its own way
             continue
         found += events_of(logs)
-        first = last + 1
+        first = upto + 1
     return found
 
 
