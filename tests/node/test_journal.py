@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openlora.node import journal as journal_module
-from openlora.node.errors import JournalError
+from openlora.node.errors import JournalError, JournalUnwritable
 from openlora.node.job import BlockRef, JobId, JobState, SkipCode
 from openlora.node.journal import Identity, Journal
 from tests.node.specs import some_spec
@@ -147,9 +147,9 @@ async def test_a_transaction_that_awaits_is_found_out(journal: Journal) -> None:
         leave.set()
 
 
-def test_a_full_disk_is_a_journal_error_and_changes_nothing(journal: Journal) -> None:
+def test_a_full_disk_is_said_and_changes_nothing(journal: Journal) -> None:
     journal.rows("PRAGMA max_page_count = 1")
-    with pytest.raises(JournalError, match="cannot be written: database or disk is full"):
+    with pytest.raises(JournalUnwritable, match="cannot be used: database or disk is full"):
         journal.see(JOB, some_spec(), b"\x77" * 32, b"x" * 200_000, at(5))
     journal.rows("PRAGMA max_page_count = 100000")
     assert journal.find(JOB) is None

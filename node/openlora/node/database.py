@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from openlora.node.errors import JournalError
+from openlora.node.errors import JournalError, JournalUnwritable
 
 
 class Database:
@@ -34,7 +34,7 @@ class Database:
         try:
             self._db = _open(path)
             self._migrate(migrations)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, JournalUnwritable) as error:
             os.close(self._lock)
             raise JournalError(f"{path} cannot be opened: {error}; restore it from a backup") from error
         except BaseException:
@@ -55,7 +55,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, and on disk when the block ends. The block must not await. Nested blocks join the outer one.
 
-        Raises JournalError when the file cannot be written: nothing was recorded then.
+        Raises JournalUnwritable when the disk is full or failing: nothing was recorded then.
         """
         task = _current_task()
         if self._writing:
@@ -73,11 +73,17 @@ class Database:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise JournalError(f"{self.path} cannot be written: {error}; free disk space or check the disk") from error
+            raise self._unwritable(error) from error
 
     def rows(self, sql: str, *values: object) -> list[Any]:
-        """The rows of a SELECT."""
-        return self._db.execute(sql, values).fetchall()
+        """The rows of a SELECT. Raises JournalUnwritable when the file cannot be read."""
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: sqlite3.Error) -> JournalUnwritable:
+        return JournalUnwritable(f"{self.path} cannot be used: {error}; free disk space or check the disk")
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")

@@ -20,6 +20,7 @@
     │   ├── WrongChain            the RPC serves another chain id
     │   └── Reverted              a call or transaction reverted; carries the decoded contract error
     ├── JournalError              the journal contradicts the chain or another agent holds it
+    │   └── JournalUnwritable     the disk is full or failing; may pass
     └── AgentUnreachable          no agent listens on the socket
 
 A message says what is wrong and what to do, in one sentence, with no secret, prompt or output in it.
@@ -118,6 +119,10 @@ class Reverted(ChainError):
 
 class JournalError(OpenLoraError):
     """The journal contradicts the chain, or another agent holds it: nothing is signed."""
+
+
+class JournalUnwritable(JournalError):
+    """The journal's disk is full or failing: nothing was recorded, so nothing is signed until it can be."""
 
 
 class AgentUnreachable(OpenLoraError):

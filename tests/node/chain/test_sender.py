@@ -11,7 +11,7 @@ from aiohttp import ClientConnectionError
 from openlora.node.chain.outbox import IntentState
 from openlora.node.chain.sender import SenderOptions
 from openlora.node.chain.transaction import FeePolicy
-from openlora.node.errors import ChainError, JournalError, Reverted
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted
 from tests.node.chain.fake_chain import GWEI, QUEUE, Refusal, effect
 from tests.node.chain.world import World, foreign
 
@@ -133,14 +133,36 @@ async def test_nothing_is_signed_before_start(tmp_path: Path) -> None:
     world.open()
     with pytest.raises(AssertionError, match="start"):
         await world.sender.send("claim", effect("claim"))
+    world.provider.fail("eth_getBlockByNumber", Refusal("upstream is ill"))
+    with pytest.raises(ChainError):
+        await world.sender.start()
+    with pytest.raises(AssertionError, match="start"):
+        await world.sender.send("claim", effect("claim"))
     await world.kill()
 
 
-async def test_a_journal_that_cannot_be_written_signs_nothing(world: World) -> None:
+async def test_a_journal_that_cannot_be_written_sends_nothing(world: World) -> None:
     world.journal.rows("PRAGMA query_only = ON")
-    with pytest.raises(JournalError, match="cannot be written"):
+    with pytest.raises(JournalUnwritable, match="free disk space"):
         await world.sender.send("claim", effect("claim"))
     assert world.provider.asked["eth_sendRawTransaction"] == 0
+    world.journal.rows("PRAGMA query_only = OFF")
+    world.send("claim")
+    await world.tick()
+    assert len(world.chain.pool) == 1
+
+
+async def test_a_full_disk_is_waited_out(world: World) -> None:
+    sending = world.send("claim")
+    await world.settle()
+    world.chain.mine()
+    world.journal.rows("PRAGMA query_only = ON")
+    with pytest.raises(JournalUnwritable):
+        await world.tick()
+    assert not sending.done()
+    world.journal.rows("PRAGMA query_only = OFF")
+    await world.tick()
+    assert (await sending).succeeded
 
 
 # ---- what servers answer to a send ----------------------------------------------------------------------------------

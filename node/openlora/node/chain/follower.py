@@ -85,7 +85,7 @@ class Follower:
             except WrongChain:
                 raise
             except ChainError as error:
-                log.warning("follower waits reason=%r", str(error))
+                log.warning("event=follower_waits reason=%r", str(error))
                 batch = None
             if batch is None:
                 await asyncio.sleep(self._poll_s)
@@ -152,7 +152,7 @@ class Follower:
             )
         if low == 0:
             raise ChainError("the RPC contradicts itself about the last block")
-        log.warning("reorg depth=%d ancestor=%d", known[0].number - known[low].number, known[low].number)
+        log.warning("event=reorg depth=%d ancestor=%d", known[0].number - known[low].number, known[low].number)
         return Batch(known[low], (), head, unwound=True)
 
     async def _read_range(self, first: int, head: Block) -> Batch:

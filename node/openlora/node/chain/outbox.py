@@ -74,10 +74,9 @@ class Outbox:
 
     def next_nonce(self) -> int:
         """One more than every nonce that we know to be spoken for."""
-        first = int(self._journal.meta(FIRST_NONCE) or 0)
-        used = "SELECT max(nonce) FROM (SELECT nonce FROM attempts UNION SELECT nonce FROM foreign_transactions)"
-        highest: int | None = self._journal.rows(used)[0][0]
-        return first if highest is None else max(first, highest + 1)
+        used = "SELECT max(nonce) FROM attempts UNION ALL SELECT max(nonce) FROM foreign_transactions"
+        after = [int(nonce) + 1 for (nonce,) in self._journal.rows(used) if nonce is not None]
+        return max(int(self._journal.meta(FIRST_NONCE) or 0), *after, 0)
 
     def gas_cost_wei(self) -> Wei:
         """What all mined transactions have cost so far."""

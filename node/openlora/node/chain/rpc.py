@@ -68,7 +68,7 @@ class Endpoint:
         self.verified = False
         backoff_s = min(MAX_BACKOFF_S, max(0.25 * 2 ** min(self.failures - 1, 10), error.retry_after_s))
         self.resume_at = now + backoff_s
-        log.warning("rpc unavailable endpoint=%s reason=%r retry_s=%.2f", self.name, str(error), backoff_s)
+        log.warning("event=rpc_unavailable endpoint=%s reason=%r retry_s=%.2f", self.name, str(error), backoff_s)
 
 
 class RpcPool:
@@ -151,7 +151,7 @@ class RpcPool:
         for endpoint, head in heads.items():
             behind = head is not None and measure - head > self._max_behind
             if behind and not endpoint.behind:
-                log.warning("rpc behind endpoint=%s head=%s others=%d", endpoint.name, head, measure)
+                log.warning("event=rpc_behind endpoint=%s head=%s others=%d", endpoint.name, head, measure)
             endpoint.behind = behind
 
     async def _head(self, endpoint: Endpoint) -> int | None:
@@ -160,7 +160,7 @@ class RpcPool:
         except _Unavailable as error:
             endpoint.failed(error, self._clock())
         except RpcError as error:
-            log.warning("rpc refuses eth_blockNumber endpoint=%s reason=%r", endpoint.name, str(error))
+            log.warning("event=rpc_refuses_head endpoint=%s reason=%r", endpoint.name, str(error))
         return None
 
     def _fit(self) -> list[Endpoint]:
@@ -175,7 +175,7 @@ class RpcPool:
             endpoint.wrong_chain = served != self._chain_id
             endpoint.verified = not endpoint.wrong_chain
             if endpoint.wrong_chain:
-                log.error("rpc dropped endpoint=%s chain_id=%d wanted=%d", endpoint.name, served, self._chain_id)
+                log.error("event=rpc_dropped endpoint=%s chain_id=%d wanted=%d", endpoint.name, served, self._chain_id)
                 raise _Unavailable(f"serves chain {served}")
         result = await endpoint.request(method, params, self._timeout_s)
         endpoint.failures = 0

@@ -17,7 +17,7 @@ from openlora.node.chain.client import ChainClient
 from openlora.node.chain.outbox import FIRST_NONCE, Attempt, Intent, Outbox
 from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
-from openlora.node.errors import ChainError, JournalError, Reverted, RpcError
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcError
 from openlora.node.job import Wei
 from openlora.node.journal import Journal
 
@@ -98,7 +98,6 @@ class Sender:
         Raises JournalError when the hot key has sent transactions that the journal does not know and that are not
         plainly harmless; so also for a fresh journal and a used hot key, unless `adopt` accepts its past.
         """
-        self._started = True
         if self._journal.meta(FIRST_NONCE) is None:
             used = max(await self._client.nonce(self._address), await self._client.nonce(self._address, "pending"))
             if used and not adopt:
@@ -108,15 +107,16 @@ class Sender:
                 )
             self._journal.set_meta(FIRST_NONCE, str(used))
         await self.tick()
+        self._started = True
 
     async def run(self) -> NoReturn:
-        """Looks at the chain every `poll_s` seconds, and at once after a send. RPC trouble is waited out; raises
-        JournalError."""
+        """Looks at the chain every `poll_s` seconds, and at once after a send. Trouble with the RPC or a full disk is
+        waited out; raises JournalError when signing has stopped."""
         while True:
             try:
                 await self.tick()
-            except ChainError as error:
-                log.warning("sender waits reason=%r", str(error))
+            except (ChainError, JournalUnwritable) as error:
+                log.warning("event=sender_waits reason=%r", str(error))
             await _wait(self._work, self._options.poll_s)
             self._work.clear()
 
@@ -128,8 +128,10 @@ class Sender:
 
         `key` names the effect ("claim:17:1f3a"). Raises Reverted: before anything is signed when the call would revert
         now, or after it was mined and did. Raises ChainError when the balance or the fee cap forbids it (nothing is
-        signed then), RpcDown, and JournalError when `key` was used for another call or signing has stopped.
+        signed then), RpcDown, JournalUnwritable when the intent could not be recorded, and JournalError when `key` was
+        used for another call or signing has stopped.
         """
+        assert self._started, "start() comes first"
         intent = self._outbox.find(key) or await self._begin(key, call, gas_limit)
         if (intent.to, intent.data) != (call.to.lower(), call.data):
             raise JournalError(f"the intent {key} was journalled for another call; name this one differently")
@@ -142,10 +144,10 @@ class Sender:
 
     async def _begin(self, key: str, call: Call[Any], gas_limit: int | None) -> Intent:
         while True:
-            self._check_running()
+            self._check_trusted()
             gas, fees, balance = await self._prepare(call, gas_limit)
             # From here to the journal's commit nothing awaits: no other task can take the nonce or begin this intent.
-            self._check_running()
+            self._check_trusted()
             begun = self._outbox.find(key)
             if begun is not None:
                 return begun
@@ -159,7 +161,7 @@ class Sender:
             raise ChainError(f"the hot key {self._address} holds {balance} wei and needs {needed} for gas; top it up")
         signed = self._sign(call.to, call.data, gas, fees, nonce)
         intent = self._outbox.begin(key, call.to.lower(), call.data, gas, signed)
-        log.info("sending intent=%s nonce=%d tx=%s", key, signed.nonce, to_hex(signed.hash))
+        log.info("event=tx_signed intent=%s nonce=%d tx=%s", key, signed.nonce, to_hex(signed.hash))
         await self._broadcast(key, signed)
         self._work.set()
         return intent
@@ -176,7 +178,7 @@ class Sender:
 
     async def _mined(self, key: str, confirmations: int) -> TxReceipt:
         while True:
-            self._check_running()
+            self._check_trusted()
             intent = self._outbox.find(key)
             assert intent is not None, "intents are never deleted"
             if intent.receipt is not None and self._depth(intent.receipt) >= confirmations:
@@ -202,21 +204,23 @@ class Sender:
         try:
             await self._client.send_raw(signed.raw)
         except RpcError as error:
-            log.info("send answered intent=%s nonce=%d answer=%r", key, signed.nonce, str(error))
+            log.info("event=tx_answered intent=%s nonce=%d answer=%r", key, signed.nonce, str(error))
         except ChainError as error:
-            log.warning("send failed intent=%s nonce=%d reason=%r", key, signed.nonce, str(error))
+            log.warning("event=tx_unsent intent=%s nonce=%d reason=%r", key, signed.nonce, str(error))
 
     # ---- looking at the chain ---------------------------------------------------------------------------------------
 
     async def tick(self) -> None:
         """One look at the chain: recognises what was mined or dropped, sends again or replaces what was not, and finds
-        transactions that are not ours. Raises JournalError for good, ChainError for now."""
-        self._check_running()
+        transactions that are not ours. Raises JournalError for good, ChainError and JournalUnwritable for now."""
+        self._check_trusted()
         try:
             await self._look()
+        except JournalUnwritable:
+            raise
         except JournalError as error:
             self._stopped = error
-            log.error("signing stopped reason=%r", str(error))
+            log.error("event=signing_stopped reason=%r", str(error))
             raise
         finally:
             ticked, self._ticked = self._ticked, asyncio.Event()
@@ -243,7 +247,7 @@ class Sender:
             return
         receipt = await self._client.receipt(mined.tx_hash)
         if receipt is None:
-            log.warning("dropped intent=%s nonce=%d tx=%s", intent.key, intent.nonce, to_hex(mined.tx_hash))
+            log.warning("event=tx_dropped intent=%s nonce=%d tx=%s", intent.key, intent.nonce, to_hex(mined.tx_hash))
             self._outbox.set_dropped(intent.key)
             self._sent_at.pop(intent.key, None)  # the pool has forgotten it too
             self._work.set()
@@ -257,9 +261,10 @@ class Sender:
             receipt = await self._client.receipt(attempt.signed.hash)
             if receipt is not None:
                 self._outbox.set_mined(intent.key, receipt, final=self._is_final(receipt, head))
+                self._sent_at.pop(intent.key, None)
                 self._waiting_since.pop(intent.key, None)
                 log.info(
-                    "mined intent=%s nonce=%d tx=%s block=%d succeeded=%s gas=%d",
+                    "event=tx_mined intent=%s nonce=%d tx=%s block=%d succeeded=%s gas=%d",
                     *(intent.key, intent.nonce, to_hex(receipt.tx_hash)),
                     *(receipt.block.number, receipt.succeeded, receipt.gas_used),
                 )
@@ -279,7 +284,7 @@ class Sender:
         fees = self._options.fees.bump(newest.signed.fees, fresh) or fresh
         signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, self._outbox.next_nonce())
         self._outbox.add_attempt(intent.key, signed)
-        log.warning("nonce taken intent=%s nonce=%d new_nonce=%d", intent.key, intent.nonce, signed.nonce)
+        log.warning("event=nonce_taken intent=%s nonce=%d new_nonce=%d", intent.key, intent.nonce, signed.nonce)
         await self._broadcast(intent.key, signed)
 
     async def _push(self, intent: Intent, used: int) -> None:
@@ -295,11 +300,11 @@ class Sender:
         self._waiting_since[intent.key] = self._journal.now()
         fees = self._options.fees.bump(newest.signed.fees, await self._options.fees.quote(self._client))
         if fees is None:
-            log.warning("not mined at the fee cap intent=%s nonce=%d", intent.key, intent.nonce)
+            log.warning("event=fee_cap_reached intent=%s nonce=%d", intent.key, intent.nonce)
             return
         signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, intent.nonce)
         self._outbox.add_attempt(intent.key, signed)
-        log.info("bumped intent=%s nonce=%d max_fee_wei=%d", intent.key, intent.nonce, fees.max_fee_wei)
+        log.info("event=tx_bumped intent=%s nonce=%d max_fee_wei=%d", intent.key, intent.nonce, fees.max_fee_wei)
         await self._broadcast(intent.key, signed)
 
     async def _fill_gap(self, used: int) -> None:
@@ -312,7 +317,7 @@ class Sender:
         if waited_s >= self._options.bump_after_s:
             fees = await self._options.fees.quote(self._client)
             signed = self._sign(self._address, b"", TRANSFER_GAS, fees, used)
-            log.warning("nonce gap nonce=%d tx=%s", used, to_hex(signed.hash))
+            log.warning("event=nonce_gap_filled nonce=%d tx=%s", used, to_hex(signed.hash))
             self._outbox.begin(f"{GAP}{used}", self._address, b"", TRANSFER_GAS, signed)
             await self._broadcast(f"{GAP}{used}", signed)
 
@@ -346,7 +351,7 @@ class Sender:
                 f"transaction {to_hex(sent.hash)} called {self._contracts[sent.to]} with the hot key and is not in this"
                 " journal: another agent uses the key, or the journal is an old copy; stop the one, restore the other"
             )
-        log.warning("foreign transaction nonce=%d tx=%s to=%s", sent.nonce, to_hex(sent.hash), sent.to)
+        log.warning("event=foreign_tx nonce=%d tx=%s to=%s", sent.nonce, to_hex(sent.hash), sent.to)
         self._outbox.record_foreign(sent)
 
     # ---- small things -----------------------------------------------------------------------------------------------
@@ -360,8 +365,7 @@ class Sender:
     def _is_final(self, receipt: TxReceipt, head: Block) -> bool:
         return head.number - receipt.block.number + 1 >= self._options.final_depth
 
-    def _check_running(self) -> None:
-        assert self._started, "start() comes first"
+    def _check_trusted(self) -> None:
         if self._stopped is not None:
             raise JournalError(str(self._stopped)) from self._stopped
 
