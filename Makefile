@@ -4,7 +4,7 @@ MODEL   := var/models/smollm2-135m-instruct
 DEMO    := var/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint bench test-contracts clean
+.PHONY: help setup demo check test lint bench test-contracts gas clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -20,8 +20,11 @@ check: setup lint ## lint, types, fast tests: under a minute
 test: setup lint test-contracts ## everything, real chain and real model included
 	.venv/bin/pytest -q -n 2 --dist loadgroup
 
-test-contracts: contracts/node_modules/.installed ## the Foundry suite
-	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" $(FORGE) test
+test-contracts: contracts/node_modules/.installed ## the Foundry suite, without the gas snapshots
+	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite $(FORGE) test
+
+gas: contracts/node_modules/.installed ## gas as whole transactions, against contracts/snapshots
+	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FORGE_SNAPSHOT_CHECK=true $(FORGE) test --match-path test/Gas.t.sol
 
 lint: .venv/.installed ## ruff and mypy strict
 	.venv/bin/ruff check .
