@@ -141,7 +141,7 @@ def _refuse_same_names(options: ServeOptions) -> None:
 
 
 def _name_of(model: Path) -> str:
-    return model.stem if model.is_file() else model.resolve().name
+    return model.stem if model.is_file() else model.absolute().name
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:
