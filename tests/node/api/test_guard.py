@@ -45,17 +45,18 @@ async def test_a_key_is_asked_on_every_route(tmp_path: Path) -> None:
             await wrong.completions.create(model=BASE, prompt="a")
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", ""])
-async def test_without_a_key_only_local_names_are_answered(tmp_path: Path, host: str) -> None:
+async def test_without_a_key_only_local_names_are_answered(tmp_path: Path) -> None:
+    expected = dict.fromkeys(["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", ""], 403)
+    expected |= dict.fromkeys(["localhost", "LOCALHOST:9", "127.0.0.1:80", "[::1]:80"], 200)
     async with serving(tmp_path, FakeEngine()) as server:
-        assert (await server.http.get("/health", headers={"Host": host})).status_code == 403
-        assert (await server.http.get("/health", headers={"Host": "LOCALHOST:9"})).status_code == 200
+        found = {host: (await server.http.get("/health", headers={"Host": host})).status_code for host in expected}
+    assert found == expected
 
 
-@pytest.mark.parametrize("headers", [{"X": "a" * 17_000}, {f"X-{i}": "a" * 100 for i in range(200)}])
-async def test_oversized_headers_are_refused(tmp_path: Path, headers: dict[str, str]) -> None:
+async def test_oversized_headers_are_refused(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeEngine()) as server:
-        assert (await server.http.get("/health", headers=headers)).status_code == 431
+        for headers in ({"X": "a" * 17_000}, {f"X-{i}": "a" * 100 for i in range(200)}):
+            assert (await server.http.get("/health", headers=headers)).status_code == 431
 
 
 async def test_headers_that_never_end_are_refused(tmp_path: Path) -> None:
