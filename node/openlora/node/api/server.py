@@ -53,7 +53,7 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
 
 
 class Server:
-    """Serves one app on one socket until it is stopped or signalled: streams get 10 s to end, on a second SIGINT none."""
+    """Serves one app on one socket until stopped or signalled: streams get 10 s to end, on a second SIGINT none."""
 
     def __init__(self) -> None:
         self._uvicorn: uvicorn.Server | None = None
