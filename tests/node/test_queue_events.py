@@ -128,3 +128,35 @@ def test_a_reorganisation_takes_a_claim_back(journal):
     assert journal.job(JOB).state is JobState.CLAIMING
     assert tell(journal, claimed(1), first_block=3) is JobState.CLAIMED
     assert journal.job(JOB).claim == block(3)
+
+
+def test_a_claim_that_moves_before_its_receipt_moves_the_seed(journal):
+    tell(journal, submitted(1), claimed(1))
+    seed = journal.job(JOB).seed
+    journal.unwind(1)
+    assert tell(journal, claimed(1), first_block=3) is JobState.CLAIMED
+    assert journal.job(JOB).seed not in (None, seed)
+
+
+def test_a_claim_that_the_worker_saw_in_a_block_which_is_gone(journal):
+    tell(journal, submitted(1))
+    journal.move(JOB, JobState.CLAIMING)
+    journal.move(JOB, JobState.CLAIMED, block=block(2))  # from the sender's receipt; the cursor never came there
+    assert tell(journal, claimed(1), first_block=3) is JobState.CLAIMED
+    assert journal.job(JOB).claim == block(3)
+
+
+def test_a_claim_that_moves_after_its_receipt_is_given_up_without_a_second_one(journal):
+    tell(journal, submitted(1), claimed(1))
+    journal.record_receipt(JOB, b"\x01" * 32, b"{}")
+    journal.unwind(1)
+    assert journal.job(JOB).state is JobState.COMMITTING
+    assert tell(journal, claimed(1), first_block=3) is JobState.FAILED
+    assert tell(journal, committed(1), first_block=4) is JobState.COMMITTED  # its bytes were out already, and landed
+
+
+def test_a_claim_that_moves_after_we_gave_the_job_up_stays_given_up(journal):
+    tell(journal, submitted(1), claimed(1))
+    journal.move(JOB, JobState.FAILED, reason="the adapter is refused")
+    journal.unwind(1)
+    assert tell(journal, claimed(1), first_block=3) is JobState.FAILED

@@ -65,12 +65,13 @@ _BEFORE_CLAIM = {JobState.SKIPPED, JobState.CLAIMING, JobState.CLAIMED, JobState
 _GIVEN_UP = {JobState.LOST, JobState.FAILED}
 
 # What the chain says is a fact whatever we thought, hence CLAIMED from SEEN and COMMITTED from FAILED: transactions
-# believed dead have landed after a reorganisation.
+# believed dead have landed after a reorganisation. One may also move a claim that was known from its receipt alone,
+# hence CLAIMED from CLAIMED.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.SEEN: frozenset(_BEFORE_CLAIM),
     JobState.SKIPPED: frozenset(_BEFORE_CLAIM),
     JobState.CLAIMING: frozenset(_BEFORE_CLAIM | _GIVEN_UP) - {JobState.CLAIMING},
-    JobState.CLAIMED: frozenset({JobState.COMMITTING, JobState.EXPIRED} | _GIVEN_UP),
+    JobState.CLAIMED: frozenset({JobState.CLAIMED, JobState.COMMITTING, JobState.EXPIRED} | _GIVEN_UP),
     JobState.COMMITTING: frozenset({JobState.COMMITTED, JobState.EXPIRED} | _GIVEN_UP),
     JobState.COMMITTED: frozenset({JobState.FINALIZED}),
     JobState.LOST: frozenset(_BEFORE_CLAIM | {JobState.COMMITTED}),

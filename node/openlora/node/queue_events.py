@@ -42,9 +42,7 @@ class QueueEvents:
                 document = event.document or None
                 self._journal.see(JobId(event.job_id), event.spec, event.spec_hash, document, block)
             case JobClaimed(node=self._operator):
-                job = self._journal.job(JobId(event.job_id))
-                if not (job.state in HELD and job.claim == block):
-                    self._journal.move(job.id, JobState.CLAIMED, block=block)
+                self._claimed(self._journal.job(JobId(event.job_id)), block)
             case JobClaimed():
                 self._taken(self._journal.job(JobId(event.job_id)), block)
             case LeaseLapsed(node=self._operator) | JobReleased(node=self._operator):
@@ -57,6 +55,17 @@ class QueueEvents:
                 self._move(event.job_id, JobState.CANCELLED, block)
             case JobExpired():
                 self._move(event.job_id, JobState.EXPIRED, block)
+
+    def _claimed(self, job: Job, block: BlockRef) -> None:
+        """Ours since this block; where a reorganisation moved the claim, that is another block than before."""
+        if (job.state in HELD and job.claim == block) or job.state is JobState.FAILED:
+            return
+        if job.state is JobState.COMMITTING:
+            # The seed follows the block and the receipt the seed; a second receipt would be equivocation.
+            reason = "a reorganisation moved the claim after its receipt was signed"
+            self._journal.move(job.id, JobState.FAILED, block=block, reason=reason)
+        else:
+            self._journal.move(job.id, JobState.CLAIMED, block=block)
 
     def _taken(self, job: Job, block: BlockRef) -> None:
         """Somebody else holds it for now."""

@@ -37,7 +37,7 @@ async def test_a_call_is_mined_and_its_receipt_returned(world: World) -> None:
     assert not sending.done()
     world.chain.mine()
     await world.tick()
-    receipt = await sending
+    receipt = sending.result()
     assert receipt.block.number == 1
     assert world.chain.effects() == {b"claim": 1}
     assert world.outbox.gas_cost_wei() == receipt.cost_wei == 50_000 * 2 * GWEI
@@ -57,8 +57,8 @@ async def test_one_key_is_one_effect(world: World) -> None:
     await world.tick()
     world.chain.mine()
     await world.tick()
-    assert await first == await second
-    assert await world.sender.send("claim", effect("claim")) == await first
+    assert first.result() == second.result()
+    assert await world.sender.send("claim", effect("claim")) == first.result()
     assert world.chain.effects() == {b"claim": 1}
 
 
@@ -162,7 +162,7 @@ async def test_a_full_disk_is_waited_out(world: World) -> None:
     assert not sending.done()
     world.journal.rows("PRAGMA query_only = OFF")
     await world.tick()
-    assert (await sending).succeeded
+    assert sending.result().succeeded
 
 
 # ---- what servers answer to a send ----------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ async def test_whatever_a_server_answers_the_chain_decides(world: World, answer:
         await world.sender.tick()
         world.chain.mine()
     await world.tick()
-    assert (await sending).succeeded
+    assert sending.result().succeeded
     assert world.chain.effects() == {b"claim": 1}
     assert len(bytes_of(world, "claim")) == 1  # always the same bytes
 
@@ -204,7 +204,7 @@ async def test_a_revert_on_chain_is_raised_with_its_reason(world: World) -> None
     world.chain.mine()
     await world.tick()
     with pytest.raises(Reverted, match="job 17 is claimed") as raised:
-        await sending
+        sending.result()
     assert raised.value.name == "WrongState"
     with pytest.raises(Reverted):
         await world.sender.send("claim", effect("claim"))  # and again after the fact
@@ -235,7 +235,7 @@ async def test_what_is_not_mined_is_replaced_by_a_dearer_one(world: World) -> No
     assert new.signed.fees.tip_wei == old.signed.fees.tip_wei * 9 // 8
     world.chain.mine()
     await world.tick()
-    assert (await sending).tx_hash == new.signed.hash
+    assert sending.result().tx_hash == new.signed.hash
     assert world.chain.effects() == {b"claim": 1}
 
 
@@ -246,7 +246,7 @@ async def test_the_older_version_is_recognised_when_it_lands(world: World) -> No
     await world.tick(later_s=31)
     world.chain.inject(old.raw)
     await world.tick()
-    assert (await sending).tx_hash == old.hash
+    assert sending.result().tx_hash == old.hash
     assert world.chain.effects() == {b"claim": 1}
 
 
@@ -326,7 +326,7 @@ async def crash_and_recover(world: World, plan: Callable[[World], None]) -> bool
         await world.tick(later_s=16)
         world.chain.mine()
     await world.tick()
-    assert all([(await task).succeeded for task in world.tasks.values()])
+    assert all(task.result().succeeded for task in world.tasks.values())
     assert world.chain.effects() == {b"claim": 1, b"commit": 1}
     return crashed
 
@@ -359,7 +359,7 @@ async def test_a_reorganised_transaction_goes_again_as_the_same_bytes(world: Wor
     await world.settle()
     world.chain.mine(depth)
     await world.tick(later_s=100)
-    assert (await sending).block.number == 1
+    assert sending.result().block.number == 1
     world.chain.reorg(depth, keep=keep)
     assert not world.chain.effects()
     await world.tick(2)
@@ -378,7 +378,7 @@ async def test_a_reorganisation_while_we_were_down_is_noticed(world: World) -> N
     await world.settle()
     world.chain.mine()
     await world.tick()
-    await sending
+    assert sending.done()
     await world.kill()
     world.chain.reorg(1)
     await world.start()
@@ -431,7 +431,7 @@ async def test_a_harmless_transfer_is_recorded_and_survived(world: World) -> Non
     await world.tick()
     world.chain.mine()
     await world.tick()
-    assert (await sending).succeeded
+    assert sending.result().succeeded
     assert world.outbox.is_foreign(0)
     assert world.outbox.attempts("claim")[0].signed.nonce == 1
 
@@ -443,7 +443,7 @@ async def test_a_harmless_transfer_that_takes_our_nonce_costs_us_a_new_one(world
     await world.tick()
     world.chain.mine()
     await world.tick()
-    assert (await sending).succeeded
+    assert sending.result().succeeded
     assert [attempt.signed.nonce for attempt in world.outbox.attempts("claim")] == [1, 0]
     assert world.chain.effects()[b"claim"] == 1
 
@@ -459,7 +459,7 @@ async def test_a_hole_left_by_a_dropped_transfer_is_filled(world: World) -> None
     await world.tick(later_s=31)
     world.chain.mine()
     await world.tick()
-    assert (await sending).succeeded
+    assert sending.result().succeeded
     assert world.chain.effects()[b"claim"] == 1
 
 
@@ -473,7 +473,7 @@ async def test_the_filler_yields_to_the_transfer_come_back(world: World) -> None
     await world.tick(later_s=31)
     world.chain.inject(foreign(0))
     await world.tick()
-    assert (await sending).succeeded
+    assert sending.result().succeeded
     assert world.sender.in_flight == 0
     assert world.outbox.find("gap:0") is None
 
