@@ -526,9 +526,13 @@ async def test_an_unexplained_nonce_is_given_time_while_running(world: World) ->
     world.chain.forgotten = 1
     with pytest.raises(ChainError, match="does not show yet"):
         await world.tick()
+    world.send("claim")
+    await world.settle()
+    assert world.outbox.find("claim") is None  # nothing is signed while the next nonce is in doubt
     world.chain.forgotten = -1
     await world.tick()
     assert world.outbox.is_foreign(0)
+    assert world.outbox.attempts("claim")[0].signed.nonce == 1
 
 
 async def test_rpc_trouble_is_waited_out_by_the_loop(tmp_path: Path) -> None:

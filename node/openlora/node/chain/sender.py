@@ -229,6 +229,7 @@ class Sender:
     async def _look(self) -> None:
         head = await self._client.block("latest")
         used = await self._client.nonce(self._address, head.number)
+        self._used = used
         reorganised = self._head is None or self._head.hash not in (head.hash, head.parent_hash)
         for intent in self._outbox.unsettled():
             if intent.receipt is not None:
@@ -239,7 +240,7 @@ class Sender:
                 await self._push(intent, used)
         await self._find_foreign(used, head)
         await self._fill_gap(used)
-        self._head, self._used = head, used
+        self._head = head
 
     async def _watch(self, intent: Intent, mined: TxReceipt, head: Block, *, reorganised: bool) -> None:
         """A mined transaction may be moved or dropped by a reorganisation until it is final."""
@@ -249,7 +250,6 @@ class Sender:
         if receipt is None:
             log.warning("event=tx_dropped intent=%s nonce=%d tx=%s", intent.key, intent.nonce, to_hex(mined.tx_hash))
             self._outbox.set_dropped(intent.key)
-            self._sent_at.pop(intent.key, None)  # the pool has forgotten it too
             self._work.set()
         elif receipt.block != mined.block or self._is_final(receipt, head):
             self._outbox.set_mined(intent.key, receipt, final=self._is_final(receipt, head))
