@@ -130,6 +130,17 @@ async def test_ranges_are_halved_until_the_server_takes_them(world: World) -> No
     assert ledger.batches[0].upto.number == 4096 // 2**5
 
 
+async def test_a_crowded_range_is_read_in_small_batches(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 201):
+        world.chain.mine(logs=[expired(number)] * (1000 if number == 30 else 20))
+    await catch_up(world, ledger)
+    assert ledger.entries() == on_chain(world)
+    ranged = [batch for batch in ledger.batches if batch.upto.number <= 200 - 64]
+    assert max(len(batch.events) for batch in ranged if batch.upto.number != 30) <= 256
+    assert len(ranged) < 20
+
+
 async def test_a_server_that_takes_no_range_at_all_is_an_error(world: World) -> None:
     world.chain.mine(100)
     world.provider.fail("eth_getLogs", Refusal("no logs here"), times=20)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
 MAX_RANGE = 4096  # blocks of one eth_getLogs
+MAX_LOGS = 256  # of one batch of several blocks: decoding and recording one takes 0.4 ms of the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,12 @@ class Follower:
                     raise
                 self._range = max(1, self._range // 2)
                 continue
-            self._range = min(self._range * 2, self._max_range)
+            if len(logs) > MAX_LOGS:
+                last = max(first, logs[MAX_LOGS].block.number - 1)
+                logs = [entry for entry in logs if entry.block.number <= last]
+                self._range = last - first + 1
+            else:
+                self._range = min(self._range * 2, self._max_range)
             return Batch((await self._client.block(last)).ref, _decode(logs), head)
 
 
