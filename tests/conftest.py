@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from openlora.node.recursion import restore_recursion_limit
+
+restore_recursion_limit()  # as every process of ours does
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -6,6 +6,7 @@ import typer
 
 from openlora.node.cli import adapter, devnet, job, model, operator, serve
 from openlora.node.errors import OpenLoraError
+from openlora.node.recursion import restore_recursion_limit
 
 app = typer.Typer(
     name="openlora",
@@ -30,6 +31,7 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 def main() -> None:
     """Runs a command. A refusal is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    restore_recursion_limit()
     try:
         app(standalone_mode=True)
     except OpenLoraError as error:
