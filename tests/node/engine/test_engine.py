@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -34,15 +34,9 @@ from tests.node.engine.tiny import write_adapter, write_model
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=2)
 SMALL = EngineLimits(kv_tokens=4096, page_tokens=4, max_batch_tokens=256)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEYS = ("a", "b", "c", "head")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
