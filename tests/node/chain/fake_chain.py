@@ -259,7 +259,7 @@ class FakeChain:
 
 class FakeProvider(AsyncBaseProvider):
     """One process's connection to the chain. `faults` are consumed by the requests they name, `crash_in` counts down
-    requests to the process's end; `alive` False ends every request."""
+    requests to the process's end, `meanwhile` happens after so many requests; `alive` False ends every request."""
 
     def __init__(self, chain: FakeChain) -> None:
         super().__init__()
@@ -268,6 +268,7 @@ class FakeProvider(AsyncBaseProvider):
         self.crash_in: int | None = None
         self.crash_after = False  # the request reaches the chain, its answer nobody
         self.faults: list[tuple[str, Exception, bool]] = []  # method, error, and whether the request got through
+        self.meanwhile: tuple[int, Callable[[], None]] | None = None
         self.asked: Counter[str] = Counter()
 
     def fail(self, method: str, error: Exception, *, times: int = 1, got_through: bool = False) -> None:
@@ -276,6 +277,7 @@ class FakeProvider(AsyncBaseProvider):
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         await asyncio.sleep(0)  # every request is a place where other tasks run
         self._count_down(after=False)
+        self._let_things_happen()
         self.asked[method] += 1
         fault = next((fault for fault in self.faults if fault[0] == method), None)
         if fault is not None:
@@ -292,6 +294,13 @@ class FakeProvider(AsyncBaseProvider):
 
     async def disconnect(self) -> None:
         self.alive = False
+
+    def _let_things_happen(self) -> None:
+        if self.meanwhile is not None:
+            requests, happen = self.meanwhile
+            self.meanwhile = (requests - 1, happen) if requests else None
+            if not requests:
+                happen()
 
     def _count_down(self, *, after: bool) -> None:
         if self.crash_in is not None and after == self.crash_after:

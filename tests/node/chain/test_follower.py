@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,27 @@ async def test_a_reorganisation_unwinds_to_the_common_ancestor(world: World, dep
     assert [batch.upto.number for batch in unwound] == [3]
     assert ledger.entries() == on_chain(world)
     assert ledger.entries()[-1][1] == 999
+
+
+@pytest.mark.parametrize("requests", range(12))
+async def test_a_reorganisation_between_any_two_requests(world: World, requests: int) -> None:
+    ledger = Ledger(world)
+    world.chain.mine(logs=[expired(1)])
+    world.chain.mine(logs=[expired(2)])
+    await catch_up(world, ledger)
+    for number in range(3, 7):
+        world.chain.mine(logs=[expired(number)])
+
+    def fork() -> None:
+        world.chain.reorg(5, longer_by=0)
+        world.chain.mine(logs=[expired(99)])
+
+    world.provider.meanwhile = (requests, fork)
+    for _ in range(20):
+        with suppress(ChainError):
+            await follower(world).step(ledger.apply)
+    assert world.provider.meanwhile is None
+    assert ledger.entries() == on_chain(world) == [(1, 1), (7, 99)]
 
 
 async def test_a_reorganisation_to_a_shorter_chain(world: World) -> None:

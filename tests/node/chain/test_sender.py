@@ -401,6 +401,22 @@ async def test_what_is_deep_is_not_looked_at_again(world: World) -> None:
     assert world.provider.asked["eth_getTransactionReceipt"] == 1
 
 
+async def test_a_reorganisation_deeper_than_final_is_learnt_from_the_journal(world: World) -> None:
+    world.send("claim")
+    await world.settle()
+    world.chain.mine(70)
+    await world.tick()
+    world.chain.reorg(70)
+    await world.tick()
+    assert not world.chain.pool  # it was final: nobody looks
+    world.journal.unwind(0)  # as the follower does
+    await world.tick()
+    world.chain.mine()
+    await world.tick()
+    assert world.chain.effects() == {b"claim": 1}
+    assert len(bytes_of(world, "claim")) == 1
+
+
 # ---- other hands on the key -----------------------------------------------------------------------------------------
 
 
