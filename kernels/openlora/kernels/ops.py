@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from openlora.kernels import reference
 from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
-from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,15 @@ H query heads, K key-value heads, D head size. Index tensors are int32 unless sa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
 from torch import Tensor
 
-_WIDEN_ROWS = 4096  # rows of a weight that `linear` widens to float32 at a time
+from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
+
+_WIDEN_ROWS = 512  # rows of a weight that `linear` widens to float32 at a time: what a core's cache holds
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -143,30 +145,26 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup, scal
 
 
 @dataclass(frozen=True, slots=True)
-class LoraGroup:
-    """The rows whose n-th entry names one slot."""
+class LoraPlan:
+    """All entries, ordered by their place in their row's list, then by slot."""
 
-    slot: int
-    rows: Tensor  # [n] int64, without repetition
-    weight: Tensor  # [n, 1] float32
-
-
-LoraPlan = list[LoraGroup]
+    rows: Tensor  # [E] int64
+    weight: Tensor  # [E, 1] float32
+    groups: list[tuple[int, slice]]  # runs of entries that share place and slot: the slot, and where
 
 
 def plan_lora(entries: LoraEntries) -> LoraPlan:
-    """Group the entries by (their place in their row's list, slot), so that every row adds in the order of its list
-    whatever the slots' numbers are; a plan serves every layer of one step."""
+    """Order the entries so that every row adds in the order of its list, whatever the slots' numbers are; a plan serves
+    every layer of one step."""
     counts = entries.indptr.diff()
     rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    if not len(rows):
-        return []
     places = torch.arange(len(rows), device=counts.device) - entries.indptr[rows]
-    keys = places * (entries.slot.max() + 1) + entries.slot
-    order = keys.argsort(stable=True)
-    cuts = keys[order].diff().nonzero().flatten() + 1
-    members = order.tensor_split(cuts.cpu())
-    return [LoraGroup(int(entries.slot[m[0]]), rows[m], entries.weight[m].unsqueeze(1)) for m in members]
+    keys = places * (entries.slot.amax() + 1 if len(rows) else 1) + entries.slot
+    keys, order = keys.sort(stable=True)
+    edges = [0, *(keys.diff().nonzero().flatten() + 1).tolist(), len(rows)]
+    slots = entries.slot[order].tolist()
+    groups = [(slots[start], slice(start, end)) for start, end in pairwise(edges) if start < end]
+    return LoraPlan(rows[order], entries.weight[order].unsqueeze(1), groups)
 
 
 def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[LoraFactors | None]) -> None:
@@ -175,17 +173,15 @@ def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[LoraFactors | No
     x [T, in], y [T, out]; table[slot] holds A [r, in] and B [out, r] at their true rank, or None where the slot leaves
     this layer alone. The sum is taken in float32 and added to y once.
     """
-    delta = None
-    for group in plan:
-        factors = table[group.slot]
-        if factors is None:
-            continue
-        if delta is None:
-            delta = torch.zeros(y.shape, dtype=torch.float32, device=y.device)
-        shrunk = x.index_select(0, group.rows).float() @ factors.a.float().T
-        delta.index_add_(0, group.rows, (shrunk * (group.weight * factors.scale)) @ factors.b.float().T)
-    if delta is not None:
-        y.add_(delta)
+    if not any(table[slot] for slot, _ in plan.groups):
+        return
+    gathered = x.index_select(0, plan.rows).float()
+    effects = torch.zeros(len(gathered), y.shape[1], device=y.device)
+    for slot, span in plan.groups:
+        if (factors := table[slot]) is not None:
+            shrunk = gathered[span] @ factors.a.float().T
+            torch.mm(shrunk.mul_(plan.weight[span] * factors.scale), factors.b.float().T, out=effects[span])
+    y.add_(torch.zeros(y.shape, device=y.device).index_add_(0, plan.rows, effects))
 
 
 # ---- sampling -------------------------------------------------------------------------------------------------------
