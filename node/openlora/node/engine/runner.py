@@ -68,8 +68,7 @@ class Runner:
 
     def _lora_plan(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> LoraPlan:
         """Every row of a chunk carries the entries of its sequence's recipe."""
-        recipes = [chunk.sequence.adapters for chunk in chunks]
-        repeated = [recipe for recipe, count in zip(recipes, rows, strict=True) for _ in range(count)]
+        repeated = [chunk.sequence.adapters for chunk, n in zip(chunks, rows, strict=True) for _ in range(n)]
         entries = list(chain.from_iterable(repeated))
         return self._ops.plan_lora(
             LoraEntries(
