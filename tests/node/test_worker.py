@@ -1,5 +1,6 @@
 """Every end a job can have, over facts that the test decides, the fake engine, a real journal and real signatures."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,6 +139,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     fetcher: Any = adapters
     chain_facts: Any = facts
     with open_journal(tmp_path) as journal:
+        journal.advance(block(100))
         async with in_process_engine(engine) as client:
             domain = eip712.Domain(IDENTITY.chain_id, QUEUE.address)
             yield Scene(
@@ -159,6 +161,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                     engine=client,
                     settlement=Settlement(QUEUE, domain, OPERATOR, HOT_KEY, journal, sender),
                     streams=JobStreams(),
+                    confirmations=1,
                 ),
                 journal=journal,
                 engine=engine,
@@ -348,6 +351,7 @@ async def test_a_reorganised_claim_is_answered_anew_with_its_new_seed(scene: Sce
             super().open(job_id)
             if scene.journal.job(JOB).claim == block(5):
                 scene.journal.unwind(4)
+                scene.journal.advance(block(100))
                 scene.journal.move(JOB, JobState.CLAIMED, block=block(6))
             scene.engine.gate.set()
 
@@ -355,3 +359,31 @@ async def test_a_reorganised_claim_is_answered_anew_with_its_new_seed(scene: Sce
     scene.worker = replace(scene.worker, streams=moved)
     assert await scene.run() is JobState.COMMITTED
     assert scene.receipt().seed == scene.journal.job(JOB).seed != first.seed
+
+
+async def test_no_receipt_is_signed_before_the_claim_is_deep_enough(scene: Scene):
+    scene.submit()
+    scene.worker = replace(scene.worker, confirmations=3)
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(99))  # two blocks deep at the head, 100
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(scene.run())
+        pieces = "".join([piece async for piece in _answer(scene)])
+        assert pieces == "Ahoy there"
+        await asyncio.sleep(0.3)
+        assert scene.journal.signed(JOB) is None
+        scene.journal.advance(block(101))
+    assert running.result() is JobState.COMMITTED
+
+
+async def _answer(scene: Scene) -> AsyncIterator[str]:
+    """The answer's text, until all of it is there."""
+    text = ""
+    while text != "Ahoy there":
+        await asyncio.sleep(0.01)
+        if scene.worker.streams.run_of(JOB) is not None:
+            async for piece in scene.worker.streams.read(JOB):
+                text += piece
+                yield piece
+                if text == "Ahoy there":
+                    break

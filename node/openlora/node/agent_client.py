@@ -1,5 +1,6 @@
 """The CLI's way to the agent: HTTP over `agent.sock`."""
 
+import socket as socket_module
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ def _stream(socket: Path, path: str) -> Iterator[bytes]:
 
 
 def _open(socket: Path) -> httpx.Client:
+    """Raises AgentUnreachable. Tried here first: httpcore leaves its own socket open when a connection is refused."""
+    with socket_module.socket(socket_module.AF_UNIX) as probe:
+        try:
+            probe.connect(str(socket))
+        except OSError:
+            raise _unreachable(socket) from None
     transport = httpx.HTTPTransport(uds=str(socket), verify=False)  # a file, not a network
     return httpx.Client(transport=transport, base_url="http://agent", timeout=TIMEOUT_S, trust_env=False)
 

@@ -36,7 +36,7 @@ from openlora.node.dispatch import Dispatcher
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.supervisor import EngineOptions, supervised_engine
 from openlora.node.engine.text import TextModel
-from openlora.node.errors import ChainError, ConfigError
+from openlora.node.errors import ChainError, ConfigError, Reverted
 from openlora.node.facts import ChainFacts
 from openlora.node.job import JobId, JobState
 from openlora.node.journal import Identity, Journal
@@ -119,6 +119,7 @@ class Node:
     async def _settle(self) -> None:
         """Finalizes each committed job soon after its window; chain trouble only delays it."""
         due_at: dict[JobId, int] = {}
+        attempt = 1
         while True:
             try:
                 committed = self.journal.jobs(JobState.COMMITTED)
@@ -128,7 +129,10 @@ class Node:
                 now_s = (await self.chain.block("latest")).timestamp
                 due = [job for job in committed if due_at[job.id] <= now_s]
                 due_at = {job.id: due_at[job.id] for job in committed}
-                await self.worker.settlement.finalize(due)
+                await self.worker.settlement.finalize(due, attempt)
+            except Reverted as error:
+                attempt += 1
+                log.error("event=finalization_reverted attempt=%d reason=%r", attempt, str(error))
             except ChainError as error:
                 log.warning("event=settlement_waits reason=%r", str(error))
             await asyncio.sleep(self.config.chain.poll_s)
@@ -209,6 +213,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
                 sender=sender,
             ),
             streams=JobStreams(),
+            confirmations=config.chain.confirmations,
         )
         follower = Follower(chain, journal, [queue.address], deployment.block, poll_s=config.chain.poll_s)
         yield Node(

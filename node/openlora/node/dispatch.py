@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-from openlora.node.errors import ChainError
+from openlora.node.errors import ChainError, JournalUnwritable
 from openlora.node.job import Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.tasks import task_group
@@ -46,7 +46,7 @@ class Dispatcher:
         self._changed.set()
 
     async def run(self) -> None:
-        """Dispatches until cancelled. Raises JournalError, which no job can go on with."""
+        """Dispatches until cancelled. Raises JournalError but for a full disk, which may pass."""
         next_reconsider_s = 0.0
         async with task_group() as group:
             while True:
@@ -75,7 +75,7 @@ class Dispatcher:
         try:
             await self.worker.run_job(job_id)
             self._not_before.pop(job_id, None)
-        except ChainError as error:
+        except (ChainError, JournalUnwritable) as error:
             log.warning("event=job_waits job_id=%d reason=%r", job_id, str(error))
             self._not_before[job_id] = time.monotonic() + RETRY_S
         finally:

@@ -80,15 +80,15 @@ class Settlement:
         call = self.queue.commit(job.id, job.spec, receipt, signed.signature)
         return await self.sender.send(f"commit:{job.id}", call)
 
-    async def finalize(self, jobs: Sequence[Job]) -> None:
-        """Pays the committed jobs, whose windows have passed."""
+    async def finalize(self, jobs: Sequence[Job], attempt: int = 1) -> None:
+        """Pays the committed jobs, whose windows have passed. Raises Reverted; try again then as another `attempt`."""
         for start in range(0, len(jobs), FINALIZE_BATCH):
             batch = sorted(jobs[start : start + FINALIZE_BATCH], key=lambda job: (job.spec.recipe_id, job.id))
             specs = tuple(job.spec for job in batch)
             receipts = tuple(_receipt(job) for job in batch)
             ids = tuple(job.id for job in batch)
             call = self.queue.finalize_batch(ids, specs, receipts)
-            await self.sender.send("finalize:" + ",".join(map(str, ids)), call)
+            await self.sender.send(f"finalize:{','.join(map(str, ids))}:{attempt}", call)
 
 
 def _receipt(job: Job) -> Receipt:

@@ -5,6 +5,7 @@ sent before is sent again byte for byte or recognised on chain, and an answer th
 identically, because the seed is fixed by the claim.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -30,6 +31,7 @@ from openlora.node.streams import JobStreams
 
 log = logging.getLogger(__name__)
 
+POLL_S: Final = 0.1
 ENGINE_ATTEMPTS: Final = 3  # a job that ends the engine this often is given up
 UNDECIDED: Final = (JobState.SEEN, JobState.SKIPPED, JobState.LOST)
 
@@ -47,6 +49,7 @@ class Worker:
     engine: EngineClient
     settlement: Settlement
     streams: JobStreams
+    confirmations: int  # blocks, the claim's own included, before a receipt is signed
 
     async def run_job(self, job_id: JobId) -> None:
         """Takes a job to COMMITTED, or to an end whose code or reason is in the journal."""
@@ -105,9 +108,20 @@ class Worker:
         job = self._job(job_id)
         output = await self._generate(job, recipe)
         await self.admission.content.put_document(documents.encode(output))
-        if self._job(job_id).claim == job.claim:
+        if await self._claim_stands(job):
             self.settlement.sign(job, self.settlement.receipt(job, output))
             log.info("event=job_answered job_id=%d tokens=%d", job_id, output.usage.completion_tokens)
+
+    async def _claim_stands(self, job: Job) -> bool:
+        """Whether the claim that fixed the seed is still the job's, once it is as deep as asked: one receipt is all
+        that a job ever gets."""
+        assert job.claim is not None, "only a claimed job is answered"
+        while (now := self._job(job.id)).state is JobState.CLAIMED and now.claim == job.claim:
+            cursor = self.journal.cursor
+            if cursor is not None and cursor.number - job.claim.number + 1 >= self.confirmations:
+                return True
+            await asyncio.sleep(POLL_S)
+        return False
 
     async def _generate(self, job: Job, recipe: Recipe) -> OutputDocument:
         for attempt in range(1, ENGINE_ATTEMPTS + 1):

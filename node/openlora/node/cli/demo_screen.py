@@ -54,7 +54,8 @@ class DemoScreen(DemoView):
             self._printed.add(id(job))
             number = job.job.job_id if job.job else "?"
             self._output.say(f"job {number} [{job.recipe}] {job.state}: {job.prompt}")
-            self._output.say("".join(f"    {line}\n" for line in job.text.strip().splitlines()).rstrip())
+            for line in job.text.strip().splitlines():
+                self._output.say(f"    {line}")
 
     def _render(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
