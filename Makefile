@@ -18,7 +18,7 @@ check: setup lint ## lint, types, fast tests: under a minute
 	.venv/bin/pytest -q -n 2 -m "not slow"
 
 test: setup lint test-contracts ## everything, real chain and real model included
-	.venv/bin/pytest -q -n 2 --dist loadgroup
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/pytest -q -n 2 --dist loadgroup
 
 test-contracts: contracts/node_modules/.installed ## the Foundry suite, without the gas snapshots
 	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite $(FORGE) test

@@ -1,0 +1,63 @@
+"""Every verb that needs a network, typed as people type it."""
+
+import json
+
+import pytest
+import typer.testing
+
+from openlora.node.base_model import base_model_id
+from openlora.node.cli.main import app
+from openlora.node.devnet import Devnet
+from tests.e2e.agents import agent, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
+
+
+def test_help_is_the_map():
+    shown = typer.testing.CliRunner().invoke(app, ["--help"]).output
+    for verb in ("init", "run", "devnet", "demo", "status", "job", "adapter", "model", "earnings", "withdraw", "serve"):
+        assert f" {verb} " in shown, verb
+
+
+def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, model_dir):
+    client, operator = ("--client", net.client_config), ("--client", net.folder / "operator.toml")
+
+    def result(*arguments: object) -> dict:
+        done = openlora(*arguments, "--json", timeout_s=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    listed = {entry["name"]: entry for entry in result("adapter", "list", *client)}
+    assert listed.keys() == net.adapters.keys()
+    assert result("model", "verify", model_dir)["base_id"] == "0x" + base_model_id(model_dir).hex()
+
+    with agent(net):
+        ensemble = ("--adapter", "pirate:0.7", "--adapter", f"{listed['haiku']['cid']}:0.3")
+        done = openlora("job", "submit", "Why is the sky blue?", *ensemble, "--max-tokens", 12, "--watch", *client)
+        assert done.returncode == 0, done.stderr
+        first, *answer, last = done.stdout.splitlines()
+        assert first.startswith("job 1: ")
+        assert last == "job 1 is committed"
+        watched = result("job", "watch", 1, *client)
+        output = result("job", "result", 1, *client)
+        assert output["text"] == "\n".join(answer) == watched["text"]
+        assert output["usage"]["completion_tokens"] <= 12
+
+        state = result("status", "--config", net.node_config)
+        assert state["chain_id"] == net.chain.chain_id
+        assert len(state["engine"]["adapters"]) == 2
+        human = openlora("status", "--config", net.node_config)
+        assert state["operator"] in human.stdout
+
+        wait_until(lambda: result("earnings", *operator)["withdrawable_wei"], "the fee")
+    earned = result("earnings", *operator)
+    assert earned["earned_wei"] == {"node": earned["withdrawable_wei"]}
+    sent = result("withdraw", *operator)
+    assert sent["amount_wei"] == earned["withdrawable_wei"]
+    assert result("earnings", *operator)["withdrawable_wei"] == 0
+
+
+def test_what_has_no_answer_yet_says_so(openlora, net: Devnet):
+    done = openlora("job", "result", 999, "--client", net.client_config)
+    assert done.returncode == 2
+    assert "no committed answer" in done.stderr
