@@ -7,6 +7,7 @@ import pytest
 from aleph_cid import hash_folder
 
 from openlora.node.content import BlockContent, adapter_cid, adapter_digest, document_cid
+from openlora.node.demo_data import DEMO_ADAPTERS
 from openlora.node.errors import ContentError, ContentNotFound
 
 
@@ -99,9 +100,6 @@ def test_an_adapters_digest_and_cid() -> None:
 
 
 @pytest.mark.slow
-async def test_real_adapters_have_the_cids_that_ipfs_gives_them(content: BlockContent, repository: Path) -> None:
-    adapters = sorted((repository / "var/bench/adapters").iterdir())[:4]
-    if not adapters:
-        pytest.skip("no benchmark adapters here")
-    for adapter in adapters:
-        assert await content.publish_directory(adapter) == hash_folder(adapter)
+async def test_real_adapters_have_the_cids_that_ipfs_gives_them(content: BlockContent) -> None:
+    for adapter in DEMO_ADAPTERS:
+        assert await content.publish_directory(adapter.path) == hash_folder(adapter.path)

@@ -148,7 +148,11 @@ class Node:
             "operator": self.operator,
             "chain_id": self.config.chain.chain_id,
             "block": cursor.number if cursor else None,
-            "model": {"path": str(self.config.model.path), "dtype": self.worker.engine.info.dtype},
+            "model": {
+                "name": self.config.model.path.stem,
+                "base_id": "0x" + self.worker.admission.base_id.hex(),
+                "dtype": self.worker.engine.info.dtype,
+            },
             "engine": {
                 "backend": self.worker.engine.info.backend,
                 "running": engine.running,

@@ -1,9 +1,11 @@
 """Text survives tokens, stop strings cut exactly, and no message can speak with the template's voice."""
 
+import json
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
+import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +21,6 @@ from openlora.node.engine.tokenizer_files import TokenizerFiles
 from openlora.node.errors import ModelError, RequestError
 from tests.node.fake_engine import FakeEngine
 from tests.node.tiny_model import END, START, tiny_text, write_tiny_model
-
-REAL_MODEL = Path("var/bench/smollm2")
 
 
 @pytest.fixture(scope="module")
@@ -200,18 +200,43 @@ async def test_leaving_early_frees_the_request(text: TextModel) -> None:
 
 
 @pytest.mark.slow
-def test_a_gguf_file_and_a_directory_of_the_same_model_read_alike() -> None:
-    directory = TextModel.load(REAL_MODEL)
-    gguf = TextModel.load(next(REAL_MODEL.parent.glob("*.gguf")))
+def test_a_gguf_file_and_a_directory_of_the_same_model_read_alike(model_dir: Path, tmp_path: Path) -> None:
+    directory = TextModel.load(model_dir)
+    gguf_model = TextModel.load(write_gguf_tokenizer(model_dir, tmp_path / "tokenizer.gguf"))
     chat = [ChatMessage("user", "Grüße, 你好 🙂 <|im_end|>!")]
-    assert gguf.encode_chat(chat) == directory.encode_chat(chat)
+    assert gguf_model.encode_chat(chat) == directory.encode_chat(chat)
+
+
+def write_gguf_tokenizer(model: Path, path: Path) -> Path:
+    """A GGUF file with a byte-level BPE tokenizer and a chat template as llama.cpp writes them; no weights."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    special = {token["id"] for token in tokenizer["added_tokens"]}
+    control, normal = int(gguf.TokenType.CONTROL), int(gguf.TokenType.NORMAL)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(sorted(vocab, key=vocab.__getitem__))
+    writer.add_token_types([control if token_id in special else normal for token_id in range(len(vocab))])
+    merges = tokenizer["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template((model / "chat_template.jinja").read_text())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 @pytest.mark.slow
-def test_the_real_tokenizer_agrees_with_transformers() -> None:
+def test_the_real_tokenizer_agrees_with_transformers(model_dir: Path) -> None:
     from transformers import AutoTokenizer
 
-    ours, theirs = TextModel.load(REAL_MODEL), AutoTokenizer.from_pretrained(REAL_MODEL, local_files_only=True)
+    ours, theirs = TextModel.load(model_dir), AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     chat = [ChatMessage("system", "Be brief."), ChatMessage("user", "def f(x):\n\treturn x  # naïve 你好 🙂")]
     plain = [{"role": message.role, "content": message.content} for message in chat]
     assert ours.encode_chat(chat) == theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]

@@ -1,5 +1,6 @@
 """What a command prints: for people by default, one JSON document a line with --json."""
 
+import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -37,7 +38,8 @@ class Output:
 
     def result(self, document: Mapping[str, Any] | Sequence[Any]) -> None:
         if self.as_json:
-            print(msgspec.json.encode(document, enc_hook=_plain).decode(), flush=True)
+            plain = msgspec.to_builtins(document, builtin_types=(bytes,), enc_hook=str)
+            print(json.dumps(plain, default=_hex), flush=True)
 
 
 def tokens(wei: int) -> str:
@@ -46,5 +48,5 @@ def tokens(wei: int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _plain(value: object) -> object:
-    return "0x" + value.hex() if isinstance(value, bytes) else str(value)
+def _hex(data: bytes) -> str:
+    return "0x" + data.hex()
