@@ -1,13 +1,18 @@
 """Every verb that needs a network, typed as people type it."""
 
+import asyncio
 import json
 
 import pytest
 import typer.testing
 
+from openlora.contracts import Role
 from openlora.node.base_model import base_model_id
+from openlora.node.books import Books
+from openlora.node.chain.history import events
 from openlora.node.cli.main import app
 from openlora.node.devnet import Devnet
+from openlora.node.market import open_market
 from tests.e2e.agents import agent, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
@@ -55,6 +60,15 @@ def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, mo
     sent = result("withdraw", *operator)
     assert sent["amount_wei"] == earned["withdrawable_wei"]
     assert result("earnings", *operator)["withdrawable_wei"] == 0
+
+    books = asyncio.run(read_books(net))
+    assert {role for role, _ in books.earned} == set(Role), "everyone whose work was used is credited"
+    assert books.paid_wei + books.refunded_wei == books.escrow_wei
+
+
+async def read_books(net: Devnet) -> Books:
+    async with open_market(net.client_config) as client:
+        return Books.of(await events(client.chain, net.deployment.job_queue, net.deployment.block))
 
 
 def test_what_has_no_answer_yet_says_so(openlora, net: Devnet):
