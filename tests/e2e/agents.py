@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from openlora.node import agent_client
-from openlora.node.devnet import Devnet
 from openlora.node.errors import AgentUnreachable
 
 PATIENCE_S = 90
@@ -20,22 +20,22 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def answers(net: Devnet) -> bool:
+def answers(folder: Path) -> bool:
     try:
-        return bool(agent_client.get(net.folder / "agent.sock", "/v1/state"))
+        return bool(agent_client.get(folder / "agent.sock", "/v1/state"))
     except AgentUnreachable:
         return False
 
 
 @contextmanager
-def agent(net: Devnet) -> Iterator[subprocess.Popen[bytes]]:
-    """`openlora run`, from when it answers; killed at the end if it still runs."""
-    with (net.folder / "node.log").open("ab") as log:
-        command = [sys.executable, "-m", "openlora.node", "run", "--config", str(net.node_config)]
+def agent(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`openlora run` on the `node.toml` in `folder`, from when it answers; killed at the end if it still runs."""
+    with (folder / "node.log").open("ab") as log:
+        command = [sys.executable, "-m", "openlora.node", "run", "--config", str(folder / "node.toml")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_until(lambda: answers(net) or process.poll() is not None, "the agent's start")
-        assert process.poll() is None, (net.folder / "node.log").read_text()[-2000:]
+        wait_until(lambda: answers(folder) or process.poll() is not None, "the agent's start")
+        assert process.poll() is None, (folder / "node.log").read_text()[-2000:]
         yield process
     finally:
         process.kill()

@@ -58,7 +58,7 @@ def rpc(net: Devnet, method: str, *params: object) -> object:
 
 @pytest.mark.parametrize("moment", ["claim", "generation", "commit", "commit dropped"])
 def test_a_killed_node_finishes_its_job_exactly_once(net: Devnet, moment: str):
-    with agent(net) as process:
+    with agent(net.folder) as process:
         if moment == "claim":
             job_id = submit(net)
             rpc(net, "evm_setIntervalMining", 0)  # the claim stays in the pool
@@ -78,7 +78,7 @@ def test_a_killed_node_finishes_its_job_exactly_once(net: Devnet, moment: str):
     rpc(net, "evm_setIntervalMining", BLOCK_TIME_S)
 
     restarted_s = time.monotonic()
-    with agent(net):
+    with agent(net.folder):
         recovered_s = time.monotonic() - restarted_s
         wait_until(lambda: journal_state(net, job_id) == "finalized", "the job's end")
 

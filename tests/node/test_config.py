@@ -9,7 +9,9 @@ from openlora.node.errors import ConfigError
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-KEY = KeyConfig(keystore=Path("/etc/openlora/hot.json"), password_file=Path("/run/credentials/openlora-node.service/hot.password"))
+KEY = KeyConfig(
+    keystore=Path("/etc/openlora/hot.json"), password_file=Path("/run/credentials/openlora-node.service/hot.password")
+)
 
 
 def write(folder: Path) -> Path:

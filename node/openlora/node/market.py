@@ -125,10 +125,21 @@ class Market:
     # ---- nodes ----
 
     async def register_node(self, hot_key: ChecksumAddress, stake_wei: int) -> None:
-        """Makes this key an operator whose hot key is `hot_key`, with `stake_wei` of its tokens at stake."""
-        await self.transact(self.nodes.register(hot_key, bytes(32), bytes(32), b""))
-        await self.deposit(stake_wei)
-        await self.transact(self.nodes.stake(stake_wei))
+        """Makes this key an operator whose hot key is `hot_key`, with at least `stake_wei` of its tokens at stake.
+
+        Takes up where an earlier call was interrupted; tokens come from the key's Vault balance first.
+        """
+        known = await self.chain.call(self.nodes.node(self.key.address))
+        if int(known.hot_key, 16) == 0:
+            await self.transact(self.nodes.register(hot_key, bytes(32), bytes(32), b""))
+        elif known.hot_key != hot_key:
+            await self.transact(self.nodes.set_hot_key(hot_key))
+        missing_wei = stake_wei - known.stake
+        if missing_wei > 0:
+            balance_wei = await self.chain.call(self.vault.balance_of(self.key.address))
+            if balance_wei < missing_wei:
+                await self.deposit(missing_wei - balance_wei)
+            await self.transact(self.nodes.stake(missing_wei))
 
     # ---- models, data, adapters ----
 

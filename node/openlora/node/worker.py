@@ -1,8 +1,8 @@
 """One job, from the queue to its committed receipt.
 
 `run_job` takes a job from wherever the journal has it, so a first run and a restart are the same code: whatever was
-sent before is sent again byte for byte or recognised on chain, and an answer that was lost is generated again,
-identically, because the seed is fixed by the claim.
+sent before is sent again byte for byte or recognised on chain, and an answer that was lost is generated again under the
+same seed, which the claim has fixed.
 """
 
 import asyncio

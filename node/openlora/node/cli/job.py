@@ -3,14 +3,13 @@
 import asyncio
 import sys
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openlora.node import agent_client
-from openlora.node.cli.output import TOKEN_WEI, ClientFile, JsonFlag, Output, tokens
+from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, tokens
 from openlora.node.config import ClientConfig, load
 from openlora.node.documents import ChatMessage, InputDocument, JobSampling, encode
 from openlora.node.errors import ConfigError, RequestError
@@ -131,13 +130,10 @@ def _watch(client: Path, job_id: int, output: Output) -> None:
 
 def parse_price(text: str) -> tuple[int, int]:
     """ "0.1:0.2" in tokens → wei, for 1,000 prompt and 1,000 output tokens. Raises ConfigError."""
-    try:
-        in_tokens, out_tokens = (Decimal(part) for part in text.split(":"))
-    except (InvalidOperation, ValueError):
-        raise ConfigError(f"--price {text} is not IN:OUT, two numbers of tokens such as 0.1:0.2") from None
-    if not (0 <= in_tokens < 10**9 and 0 <= out_tokens < 10**9):
-        raise ConfigError(f"--price {text}: prices lie between 0 and 10^9 tokens")
-    return int(in_tokens * TOKEN_WEI), int(out_tokens * TOKEN_WEI)
+    in_tokens, colon, out_tokens = text.partition(":")
+    if not colon:
+        raise ConfigError(f"--price {text} is not IN:OUT, two numbers of tokens such as 0.1:0.2")
+    return parse_tokens(in_tokens, "--price"), parse_tokens(out_tokens, "--price")
 
 
 def parse_term(text: str, find: "Callable[[str], RegisteredAdapter]") -> "Term":

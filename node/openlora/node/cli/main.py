@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("serve", rich_help_panel="Inference")(serve.serve)
 app.command("init", rich_help_panel="Node operators")(operator.init)
+app.command("register", rich_help_panel="Node operators")(operator.register)
 app.command("run", rich_help_panel="Node operators")(operator.run)
 app.command("status", rich_help_panel="Node operators")(operator.status)
 app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)

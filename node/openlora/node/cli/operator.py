@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 from eth_typing import ChecksumAddress
-from eth_utils.address import is_address, to_checksum_address
+from eth_utils.address import is_checksum_address, is_hex_address, to_checksum_address
 
-from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, tokens
+from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, parse_tokens, tokens
 from openlora.node.errors import ConfigError
 
 
@@ -41,6 +41,30 @@ def init(
     output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
     output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")
     output.result({"config": str(node_file), "hot_key": hot, "operator": operator})
+
+
+def register(
+    stake: Annotated[str, typer.Option(help="Tokens to put at stake; a claim locks a part of them.")],
+    config: NodeFile = Path("node.toml"),
+    client: ClientFile = Path("operator.toml"),
+    json: JsonFlag = False,
+) -> None:
+    """Register the operator key of --client with the node's hot key, and stake."""
+    from openlora.node.config import NodeConfig, load
+    from openlora.node.keys import load_key
+    from openlora.node.market import open_market
+
+    output = Output(json)
+    stake_wei = parse_tokens(stake, "--stake")
+    hot_key = load_key(load(config, NodeConfig).hot_key).address
+
+    async def send() -> None:
+        async with open_market(client) as person:
+            await person.register_node(hot_key, stake_wei)
+        output.say(f"{person.key.address} is registered with hot key {hot_key} and {tokens(stake_wei)} OLRA at stake")
+        output.result({"operator": person.key.address, "hot_key": hot_key, "stake_wei": stake_wei})
+
+    asyncio.run(send())
 
 
 def run(config: NodeFile = Path("node.toml")) -> None:
@@ -108,6 +132,8 @@ def withdraw(
 
 def parse_address(text: str) -> ChecksumAddress:
     """An address whose checksum, if it has one, is right: money sent to a mistyped one is gone. Raises ConfigError."""
-    if not is_address(text):
+    digits = text.removeprefix("0x")
+    unmarked = digits in (digits.lower(), digits.upper())
+    if not is_hex_address(text) or not (unmarked or is_checksum_address(text)):
         raise ConfigError(f"{text} is no address, or is mistyped: its checksum does not fit")
     return to_checksum_address(text)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from openlora.node.errors import ConfigError
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NodeFile = Annotated[Path, typer.Option("--config", help="The node's configuration.")]
 ClientFile = Annotated[Path, typer.Option("--client", help="The configuration of the key to act for.")]
 
 TOKEN_WEI = 10**18
+MAX_WEI = 10**9 * TOKEN_WEI
 
 
 class Output:
@@ -46,6 +49,18 @@ def tokens(wei: int) -> str:
     """Token wei as a decimal number of tokens, all digits kept."""
     text = f"{Decimal(wei) / TOKEN_WEI:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def parse_tokens(text: str, flag: str) -> int:
+    """A decimal number of tokens as wei. Raises ConfigError naming the flag."""
+    try:
+        wei = Decimal(text) * TOKEN_WEI
+        whole = int(wei)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise ConfigError(f"{flag} {text} is no number of tokens; write 0.1, say") from None
+    if whole != wei or not 0 <= whole < MAX_WEI:
+        raise ConfigError(f"{flag} {text}: give at most 18 decimals, and between 0 and 10^9 tokens")
+    return whole
 
 
 def _hex(data: bytes) -> str:
