@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import time
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from openlora.node.errors import ChainError, JournalUnwritable
-from openlora.node.job import Job, JobId, JobState, SkipCode
+from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.tasks import task_group
 from openlora.node.worker import Worker
@@ -16,6 +18,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S: Final = 5.0  # until a job whose run met chain trouble is taken up again
 RECONSIDER_S: Final = 10.0  # how often jobs that were passed over are looked at again
+MAX_SECOND_LOOKS: Final = 1_000
 
 # A restart takes up the live ones first: they hold a bond.
 WANTED: Final = (JobState.COMMITTING, JobState.CLAIMED, JobState.CLAIMING, JobState.SEEN)
@@ -38,8 +41,12 @@ class Dispatcher:
     worker: Worker
     journal: Journal
     max_live: int
+    retry_s: float = RETRY_S
+    reconsider_s: float = RECONSIDER_S
     _active: set[JobId] = field(default_factory=set)
     _not_before: dict[JobId, float] = field(default_factory=dict)  # job → monotonic seconds
+    _again: deque[JobId] = field(default_factory=deque)  # passed over, to be looked at once more
+    _look_again_at_s: float = 0.0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -47,29 +54,30 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatches until cancelled. Raises JournalError but for a full disk, which may pass."""
-        next_reconsider_s = 0.0
         async with task_group() as group:
             while True:
                 self._changed.clear()
-                now_s = time.monotonic()
-                wanted = [job for state in WANTED for job in self.journal.jobs(state)]
-                if now_s >= next_reconsider_s:
-                    wanted += self._passed_over()
-                    next_reconsider_s = now_s + RECONSIDER_S
-                for job in wanted:
-                    if len(self._active) >= self.max_live:
-                        break
-                    if job.id not in self._active and self._not_before.get(job.id, 0.0) <= now_s:
-                        self._active.add(job.id)
-                        group.create_task(self._run(job.id), name=f"job-{job.id}")
-                await self._wait()
+                while len(self._active) < self.max_live and (job_id := self._next()) is not None:
+                    self._active.add(job_id)
+                    group.create_task(self._run(job_id), name=f"job-{job_id}")
+                with suppress(TimeoutError):  # then it is time to look for retries
+                    async with asyncio.timeout(min(self.retry_s, self.reconsider_s)):
+                        await self._changed.wait()
 
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(RETRY_S):
-                await self._changed.wait()
-        except TimeoutError:
-            pass  # time to look for retries
+    def _next(self) -> JobId | None:
+        """A job that is not under way and may be: live and new ones first, then the passed-over ones in turn."""
+        now_s = time.monotonic()
+        for state in WANTED:
+            for job in self.journal.jobs(state):
+                if job.id not in self._active and self._not_before.get(job.id, 0.0) <= now_s:
+                    return job.id
+        if not self._again and now_s >= self._look_again_at_s:
+            self._again.extend(self._passed_over())
+            self._look_again_at_s = now_s + self.reconsider_s
+        while self._again:
+            if (job_id := self._again.popleft()) not in self._active:
+                return job_id
+        return None
 
     async def _run(self, job_id: JobId) -> None:
         try:
@@ -77,14 +85,14 @@ class Dispatcher:
             self._not_before.pop(job_id, None)
         except (ChainError, JournalUnwritable) as error:
             log.warning("event=job_waits job_id=%d reason=%r", job_id, str(error))
-            self._not_before[job_id] = time.monotonic() + RETRY_S
+            self._not_before[job_id] = time.monotonic() + self.retry_s
         finally:
             self._active.discard(job_id)
             self.wake()
 
-    def _passed_over(self) -> list[Job]:
+    def _passed_over(self) -> list[JobId]:
+        """Jobs whose reason may have passed, newest first."""
         now_s = time.time()
-        jobs = self.journal.jobs(JobState.SKIPPED, JobState.LOST)
-        return [
-            job for job in jobs if job.spec.deadline > now_s and (job.state is JobState.LOST or job.skip in PASSING)
-        ]
+        jobs = self.journal.jobs(JobState.SKIPPED, JobState.LOST, limit=MAX_SECOND_LOOKS, newest_first=True)
+        hopeful = (job for job in jobs if job.state is JobState.LOST or job.skip in PASSING)
+        return [job.id for job in hopeful if job.spec.deadline > now_s]

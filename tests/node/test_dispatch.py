@@ -1,0 +1,129 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from openlora.node.dispatch import Dispatcher
+from openlora.node.errors import JournalError, RpcDown
+from openlora.node.job import JobId, JobState, SkipCode
+from openlora.node.journal import Journal
+from openlora.node.tasks import task_group
+from tests.node.facts import block, open_journal, spec, spec_hash
+
+
+@dataclass
+class Worker:
+    """Runs a job until the test lets it go, then leaves it committed, or does as told."""
+
+    journal: Journal
+    started: list[int] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    fails: dict[int, list[Exception]] = field(default_factory=dict)
+    stays: set[int] = field(default_factory=set)
+
+    async def run_job(self, job_id: JobId) -> None:
+        self.started.append(job_id)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.go.wait()
+            if self.fails.get(job_id):
+                raise self.fails[job_id].pop()
+            if job_id not in self.stays:
+                self.journal.move(job_id, JobState.SKIPPED, skip=SkipCode.PRICE_TOO_LOW)
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def journal(tmp_path) -> Iterator[Journal]:
+    with open_journal(tmp_path) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def dispatching(journal: Journal, worker: Worker, max_live: int = 8) -> AsyncIterator[Dispatcher]:
+    duck: Any = worker
+    dispatcher = Dispatcher(duck, journal, max_live, retry_s=0.02, reconsider_s=0.02)
+    async with task_group() as group:
+        task = group.create_task(dispatcher.run())
+        yield dispatcher
+        task.cancel()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for belongs to the code under test
+            await asyncio.sleep(0.005)
+
+
+def see(journal: Journal, *job_ids: int, deadline: int = 4_000_000_000) -> None:
+    for job_id in job_ids:
+        journal.see(JobId(job_id), spec(deadline=deadline), spec_hash(job_id), None, block(1))
+
+
+async def test_each_job_runs_once_and_never_too_many_at_a_time(journal):
+    see(journal, *range(1, 11))
+    worker = Worker(journal)
+    async with dispatching(journal, worker, max_live=3) as dispatcher:
+        await until(lambda: worker.running == 3)
+        dispatcher.wake()
+        await asyncio.sleep(0.05)
+        assert worker.most == 3
+        worker.go.set()
+        await until(lambda: len(worker.started) == 10)
+    assert sorted(worker.started) == list(range(1, 11))
+    assert worker.most == 3
+
+
+async def test_a_restart_takes_up_what_holds_a_bond_first(journal):
+    see(journal, 1, 2)
+    journal.move(JobId(2), JobState.CLAIMING)
+    journal.move(JobId(2), JobState.CLAIMED, block=block(2))
+    worker = Worker(journal)
+    async with dispatching(journal, worker, max_live=1):
+        await until(lambda: worker.started == [2])
+
+
+async def test_a_new_job_starts_when_the_journal_has_it(journal):
+    worker = Worker(journal)
+    async with dispatching(journal, worker) as dispatcher:
+        see(journal, 1)
+        dispatcher.wake()
+        await until(lambda: worker.started == [1])
+
+
+async def test_chain_trouble_delays_a_job_and_spares_the_others(journal):
+    see(journal, 1, 2)
+    worker = Worker(journal, fails={1: [RpcDown("nobody answers"), RpcDown("still nobody")]})
+    worker.go.set()
+    async with dispatching(journal, worker):
+        await until(lambda: worker.started.count(1) == 3 and worker.started.count(2) == 1)
+
+
+async def test_a_contradiction_in_the_journal_ends_it(journal):
+    see(journal, 1)
+    worker = Worker(journal, fails={1: [JournalError("two receipts")]})
+    worker.go.set()
+    with pytest.raises(JournalError, match="two receipts"):
+        async with dispatching(journal, worker):
+            await asyncio.sleep(5)
+
+
+async def test_passed_over_jobs_are_looked_at_again_all_of_them_in_turn(journal):
+    see(journal, *range(1, 8))
+    for job_id in range(1, 8):
+        code = SkipCode.PRICE_TOO_LOW if job_id == 7 else SkipCode.TAKEN
+        journal.move(JobId(job_id), JobState.SKIPPED, skip=code)
+    see(journal, 8, deadline=1)
+    journal.move(JobId(8), JobState.SKIPPED, skip=SkipCode.TAKEN)
+    worker = Worker(journal, stays=set(range(1, 9)))
+    worker.go.set()
+    async with dispatching(journal, worker, max_live=2):
+        await until(lambda: all(worker.started.count(job_id) >= 2 for job_id in range(1, 7)))
+    assert not {7, 8} & set(worker.started)
