@@ -191,19 +191,6 @@ def test_jobs_are_listed_by_state(journal: Journal) -> None:
     assert journal.counts()[JobState.SEEN] == 2
 
 
-def test_forget_keeps_what_we_held(tmp_path: Path) -> None:
-    now = 0.0
-    with Journal(tmp_path, OURS, clock=lambda: now) as journal:
-        for number in (1, 2, 3):
-            see(journal, JobId(number))
-        journal.move(JobId(1), JobState.SKIPPED, skip=SkipCode.TAKEN)
-        claim(journal, JobId(2))
-        journal.move(JobId(2), JobState.LOST)
-        now = 100.0
-        assert journal.forget(before=50.0) == 1
-        assert [job.id for job in journal.jobs()] == [2, 3]
-
-
 # ---- receipts -------------------------------------------------------------------------------------------------------
 
 

@@ -294,18 +294,6 @@ class Journal(Database):
             for state, skip, reason, number, digest, at in self.rows(sql, job_id)
         ]
 
-    def forget(self, before: float) -> int:
-        """Deletes jobs that this node never held and that have not changed since `before`; returns how many."""
-        states = (JobState.SKIPPED, JobState.LOST, JobState.CANCELLED, JobState.EXPIRED)
-        with self.transaction() as db:
-            deleted = db.execute(
-                "DELETE FROM jobs WHERE state IN (SELECT value FROM json_each(?))"
-                " AND changed_at < ? AND claim_number IS NULL",
-                (json.dumps(states), before),
-            ).rowcount
-            db.execute("DELETE FROM transitions WHERE job_id NOT IN (SELECT id FROM jobs)")
-            return deleted
-
     def _check(self, job_id: JobId, to: JobState) -> None:
         state = self.job(job_id).state
         if to not in TRANSITIONS[state]:
