@@ -3,7 +3,7 @@ import pytest
 from openlora.node.catalogue import RegisteredAdapter
 from openlora.node.cli.job import parse_price, parse_term
 from openlora.node.cli.operator import parse_address
-from openlora.node.cli.output import parse_tokens, tokens
+from openlora.node.cli.output import Output, parse_tokens, tokens
 from openlora.node.errors import ConfigError
 
 
@@ -51,3 +51,27 @@ def test_a_mistyped_address_is_noticed():
     for wrong in (right[:-1] + "9", "0x" + right[2:].swapcase(), "0x12", "me"):
         with pytest.raises(ConfigError, match="address"):
             parse_address(wrong)
+
+
+def test_a_table_never_cuts_what_people_copy(capsys):
+    cid = "bafybei" + "a" * 120
+    Output(as_json=False).table(("name", "cid"), [("pirate", cid)])
+    assert cid in capsys.readouterr().out
+
+
+def test_json_is_the_only_thing_printed_and_bytes_are_hex(capsys):
+    output = Output(as_json=True)
+    output.say("hello")
+    output.table(("a",), [("b",)])
+    output.result({"digest": b"\x01\x02"})
+    assert capsys.readouterr().out == '{"digest": "0x0102"}\n'
+
+
+def test_a_strangers_text_cannot_steer_the_terminal(capsys):
+    output = Output(as_json=False)
+    output.table(("name",), [("\x1b[2J[bold]pirate\x07",)])
+    output.say("a\x1b]0;title\x07b [red]c\nd")
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "[bold]pirate" in shown
+    assert "b [red]c\nd" in shown

@@ -161,7 +161,7 @@ class Node:
                 "adapters": list(engine.adapters),
                 "generated_tokens": engine.generated_tokens,
             },
-            "jobs": {str(state): count for state, count in self.journal.counts().items()},
+            "jobs": {str(state): count for state, count in self.journal.counts().items() if count},
         }
 
 

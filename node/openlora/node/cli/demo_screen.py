@@ -4,7 +4,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from openlora.node.cli.output import Output, tokens
+from openlora.node.cli.output import Output, printable, tokens
 from openlora.node.demo import DemoJob, DemoResult, DemoView, Ledger
 
 STYLES = {"paid": "green", "committed": "cyan", "cancelled": "yellow"}
@@ -66,7 +66,7 @@ class DemoScreen(DemoView):
         for job in self._jobs:
             answer = Text(job.prompt, style="dim")
             if job.text:
-                answer.append("\n" + job.text.strip(), style="default")
+                answer.append("\n" + printable(job.text.strip()), style="default")
             state = job.state.split()[0]
             number = str(job.job.job_id if job.job else "")
             table.add_row(number, job.recipe, Text(state, style=STYLES.get(state, "")), answer)

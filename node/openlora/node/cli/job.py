@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openlora.node import agent_client
-from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, tokens
+from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, printable, tokens
 from openlora.node.config import ClientConfig, load
 from openlora.node.documents import ChatMessage, InputDocument, JobSampling, encode
 from openlora.node.errors import ConfigError, RequestError
@@ -120,7 +120,7 @@ def _watch(client: Path, job_id: int, output: Output) -> None:
         if not text.startswith(printed):  # the engine began anew
             sys.stdout.write("\n")
             printed = ""
-        sys.stdout.write(text[len(printed) :])
+        sys.stdout.write(printable(text[len(printed) :]))
         sys.stdout.flush()
         printed = text
     if printed:

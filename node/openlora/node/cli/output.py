@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from openlora.node.errors import ConfigError
@@ -29,15 +30,17 @@ class Output:
         self.console = Console(quiet=as_json, highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(printable(text))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
         table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in columns:
             table.add_column(column, justify="right" if column.endswith(("OLRA", "tokens", "#")) else "left")
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
-        self.console.print(table)
+            table.add_row(*(printable(str(cell)) for cell in row))
+        unbounded = self.console.options.update(max_width=10_000)
+        width = Measurement.get(self.console, unbounded, table).maximum  # identities are copied: none is ever cut
+        Console(width=width, quiet=self.as_json, highlight=False, markup=False).print(table, soft_wrap=True)
 
     def result(self, document: Mapping[str, Any] | Sequence[Any]) -> None:
         if self.as_json:
@@ -49,6 +52,11 @@ def tokens(wei: int) -> str:
     """Token wei as a decimal number of tokens, all digits kept."""
     text = f"{Decimal(wei) / TOKEN_WEI:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def printable(text: str) -> str:
+    """Names and answers are strangers' text: what could steer a terminal is shown as a replacement character."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
 def parse_tokens(text: str, flag: str) -> int:
