@@ -12,9 +12,10 @@ from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
 
 from openlora.contracts.toolchain import find_tool
 from openlora.node.errors import ChainError, ConfigError
-from openlora.node.supervise import die_with_parent
+from openlora.node.supervise import die_with_parent, stop
 
 START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 5.0
 MNEMONIC = "test test test test test test test test test test test junk"  # anvil's own; worthless everywhere else
 
 
@@ -64,11 +65,7 @@ async def anvil(
     finally:
         if process.returncode is None:
             process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), 5)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        await stop(process, STOP_TIMEOUT_S)
 
 
 async def _until_ready(chain: Anvil, process: asyncio.subprocess.Process, log: Path) -> None:

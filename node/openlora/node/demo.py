@@ -6,7 +6,6 @@ through the chain alone, answers come back through its socket, and the books are
 
 import asyncio
 import shutil
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,10 +24,11 @@ from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, MODEL_NAME
 from openlora.node.documents import ChatMessage, InputDocument
 from openlora.node.errors import AgentUnreachable, OpenLoraError
 from openlora.node.market import Market, Offer, SubmittedJob, Term, open_market
-from openlora.node.supervise import die_with_parent
+from openlora.node.supervise import die_with_parent, stop
 from openlora.node.tasks import task_group
 
 NODE_START_TIMEOUT_S: Final = 60.0
+NODE_STOP_TIMEOUT_S: Final = 15.0
 FINISH_TIMEOUT_S: Final = 180.0
 MAX_OUT_TOKENS: Final = 48
 POLL_S: Final = 0.25
@@ -139,12 +139,8 @@ async def running_node(net: Devnet) -> AsyncIterator[RunningNode]:
         yield await _until_it_answers(net, process, log_path)
     finally:
         if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), 15)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+            process.terminate()
+        await stop(process, NODE_STOP_TIMEOUT_S)
 
 
 async def _until_it_answers(net: Devnet, process: asyncio.subprocess.Process, log_path: Path) -> RunningNode:
