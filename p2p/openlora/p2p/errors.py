@@ -1,11 +1,15 @@
 """Every error of the peer-to-peer library, as one tree.
 
 P2PError
-└── ContentRefused      bytes from a stranger that are not what they should be
-    ├── MalformedCid    text or bytes that are no CID of ours
-    ├── MalformedBlock  a block that does not match its CID, or is no canonical dag-pb or UnixFS
-    └── OverBudget      well-formed, but larger, deeper or more than the caller allows
-BlockMissing is a P2PError too: the store does not have the block.
+├── ContentRefused      bytes from a stranger that are not what they should be
+│   ├── MalformedCid    text or bytes that are no CID of ours
+│   ├── MalformedBlock  a block that does not match its CID, or is no canonical dag-pb or UnixFS
+│   └── OverBudget      well-formed, but larger, deeper or more than the caller allows
+├── BlockMissing        neither the store nor any peer that was asked has the block
+├── GossipRefused       a gossiped message that is not used and not relayed; carries a code
+├── PeerUnreachable     no connection, or the peer does not speak the protocol
+└── StreamLost          the peer or the path went away in the middle
+    └── StreamRefused   the peer broke a limit, or says that we did; the message says which
 """
 
 
@@ -30,4 +34,24 @@ class OverBudget(ContentRefused):
 
 
 class BlockMissing(P2PError):
-    """The block is not in the store."""
+    """The block is not in the store, nor with any peer that was asked."""
+
+
+class GossipRefused(P2PError):
+    """A gossiped message is not used and not relayed. `code` is stable: it is counted and shown."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PeerUnreachable(P2PError):
+    """No connection to the peer, or it does not speak the protocol."""
+
+
+class StreamLost(P2PError):
+    """The peer or the path went away in the middle of a conversation."""
+
+
+class StreamRefused(StreamLost):
+    """The peer broke a limit, or says that we did."""
