@@ -8,7 +8,7 @@ from typing import Final
 from openlora.contracts import Recipe
 from openlora.node import documents
 from openlora.node.config import MarketConfig
-from openlora.node.content import BlockContent, adapter_cid
+from openlora.node.content import Content, adapter_cid
 from openlora.node.documents import InputDocument
 from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
@@ -43,7 +43,7 @@ class Admission:
     base_id: bytes
     model: ModelInfo
     text: TextModel
-    content: BlockContent
+    content: Content
     market: MarketConfig
     storage_dir: Path
     min_free_bytes: int

@@ -1,6 +1,8 @@
 """Content by CID, as the agent and the command line see it.
 
-`BlockContent` serves from a block store on this machine; a network brings further implementations with these methods.
+`Content` is the seam. `BlockContent` is the store on this machine; `network.content.NetworkContent` asks other nodes
+for what that store lacks, and `kubo.KuboContent` leaves both to a Kubo.
+
 What is on chain is a sha2-256 digest: a document's is that of its one raw block, an adapter's that of the dag-pb root
 of its folder, and the CID follows from the digest and the kind.
 """
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from openlora.node.documents import MAX_DOCUMENT_BYTES
 from openlora.node.errors import ContentError, ContentNotFound
@@ -38,19 +40,47 @@ def adapter_cid(digest: bytes) -> str:
 
 def adapter_digest(cid: str) -> bytes:
     """The digest that names an adapter on chain. Raises ContentError for text that is not the CID of a folder."""
-    with _as_content_errors():
+    with content_errors():
         parsed = Cid.parse(cid)
     if parsed.codec != Codec.DAG_PB:
         raise ContentError(f"{cid} is one raw block; an adapter's CID is that of its folder (bafybei…)")
     return parsed.digest
 
 
-class BlockContent:
-    """Content in the block store at `root`, which several processes may share.
+class Content(Protocol):
+    """Content by CID, wherever it comes from.
 
-    Every method that names content raises ContentNotFound if a block is missing and ContentError if it is not what it
-    should be. What a method has stored survives a crash after its return.
+    Whatever a method returns or writes has been checked against its name, block by block. Every method that names
+    content raises ContentNotFound if no reachable store has a block of it, and ContentError if it is not what it should
+    be or the store cannot be used. What a method has stored survives a crash after its return.
     """
+
+    async def get_block(self, cid: str) -> bytes:
+        """One block of at most 2 MiB: a document, or the root of a folder."""
+        ...
+
+    async def put_document(self, data: bytes) -> bytes:
+        """Store a document of at most 1 MiB as one raw block; returns its digest."""
+        ...
+
+    async def get_document(self, digest: bytes) -> bytes:
+        """The document of at most 1 MiB whose sha2-256 is `digest`."""
+        ...
+
+    async def publish_directory(self, path: Path) -> str:
+        """Store the folder at `path`; returns its CID, the one that `ipfs add -r --cid-version=1` gives it."""
+        ...
+
+    async def fetch_directory(self, cid: str, destination: Path, *, max_bytes: int) -> None:
+        """Write the folder `cid` to `destination`, which must not exist and appears whole or not at all.
+
+        `max_bytes` bounds the bytes of all blocks, a block that occurs twice counting twice.
+        """
+        ...
+
+
+class BlockContent:
+    """The block store at `root`, which several processes may share. Asks nobody else."""
 
     def __init__(self, root: Path) -> None:
         self._blocks = BlockStore(root)
@@ -60,52 +90,60 @@ class BlockContent:
         return await self._run(lambda: self._blocks.get(Cid.parse(cid)))
 
     async def put_document(self, data: bytes) -> bytes:
-        """Store a document of at most 1 MiB as one raw block; returns its digest."""
-        _check_document_size(data)
-        cid = Cid.of(Codec.RAW, data)
+        cid = document_block(data)
         await self._run(lambda: self._blocks.put(cid, data))
         return cid.digest
 
     async def get_document(self, digest: bytes) -> bytes:
-        data = await self._run(lambda: self._blocks.get(Cid(Codec.RAW, digest)))
-        _check_document_size(data)
-        return data
+        return check_document(await self._run(lambda: self._blocks.get(Cid(Codec.RAW, digest))))
 
     async def publish_directory(self, path: Path) -> str:
-        """Store the folder at `path`; returns its CID, the one that `ipfs add -r --cid-version=1` gives it."""
         return await self._run(lambda: str(add_directory(path, self._blocks.put)))
 
     async def fetch_directory(self, cid: str, destination: Path, *, max_bytes: int) -> None:
-        """Write the folder `cid` to `destination`, which must not exist and appears whole or not at all.
-
-        `max_bytes` bounds the bytes of all blocks, a block that occurs twice counting twice.
-        """
-        await self._run(lambda: self._fetch(Cid.parse(cid), destination, max_bytes))
-
-    def _fetch(self, cid: Cid, destination: Path, max_bytes: int) -> None:
-        if destination.exists():
-            raise ContentError(f"{destination} exists already; name a folder that does not")
-        unfinished = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}")
-        unfinished.mkdir(parents=True)
-        try:
-            run_export(export_directory(cid, unfinished, Budget(max_bytes)), self._blocks.get)
-            unfinished.rename(destination)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+        await self._run(lambda: export_folder(Cid.parse(cid), destination, max_bytes, self._blocks.get))
 
     async def _run(self, work: Callable[[], T]) -> T:
-        with _as_content_errors():
+        with content_errors():
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _check_document_size(data: bytes) -> None:
+# ---- what every implementation needs --------------------------------------------------------------------------------
+
+
+def export_folder(root: Cid, destination: Path, max_bytes: int, get: Callable[[Cid], bytes]) -> None:
+    """Write the folder `root` to `destination`, whole or not at all, from a source of blocks that need not be trusted.
+
+    Blocks on `get` and on the disk. `get` raises BlockMissing for what it has not. Raises ContentRefused, BlockMissing,
+    and ContentError if `destination` exists.
+    """
+    if destination.exists():
+        raise ContentError(f"{destination} exists already; name a folder that does not")
+    unfinished = destination.with_name(f".{destination.name}.{secrets.token_hex(8)}")
+    unfinished.mkdir(parents=True)
+    try:
+        run_export(export_directory(root, unfinished, Budget(max_bytes)), get)
+        unfinished.rename(destination)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def document_block(data: bytes) -> Cid:
+    """The block that a document is. Raises ContentError above 1 MiB."""
+    return Cid.of(Codec.RAW, check_document(data))
+
+
+def check_document(data: bytes) -> bytes:
+    """`data`, if it is at most 1 MiB; else ContentError."""
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ContentError(f"a document has at most {MAX_DOCUMENT_BYTES} bytes, not {len(data)}")
+    return data
 
 
 @contextmanager
-def _as_content_errors() -> Iterator[None]:
+def content_errors() -> Iterator[None]:
+    """The errors of the content library and of the disk, as this module's."""
     try:
         yield
     except BlockMissing as error:

@@ -42,7 +42,7 @@ from openlora.node.chain.history import events, events_of
 from openlora.node.chain.transact import transact
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import ClientConfig, load
-from openlora.node.content import BlockContent
+from openlora.node.content import BlockContent, Content
 from openlora.node.deployment import load_deployment
 from openlora.node.documents import InputDocument, OutputDocument
 from openlora.node.errors import ChainError
@@ -82,7 +82,7 @@ class SubmittedJob:
 class Market:
     """Binds one key to one deployment. Every method raises ChainError, or Reverted with the contract's reason."""
 
-    def __init__(self, chain: ChainClient, deployment: Deployment, key: LocalAccount, content: BlockContent) -> None:
+    def __init__(self, chain: ChainClient, deployment: Deployment, key: LocalAccount, content: Content) -> None:
         self.chain = chain
         self.deployment = deployment
         self.key = key

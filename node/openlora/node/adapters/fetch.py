@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE, LinearShape
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.adapters.verify import verify_adapter
-from openlora.node.content import BlockContent, adapter_cid, adapter_digest
+from openlora.node.content import Content, adapter_cid, adapter_digest
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 
 MAX_REFUSALS: Final = 1024
@@ -27,7 +27,7 @@ class AdapterFetcher:
     """
 
     def __init__(
-        self, store: AdapterStore, content: BlockContent, layout: Mapping[str, LinearShape], *, max_adapter_bytes: int
+        self, store: AdapterStore, content: Content, layout: Mapping[str, LinearShape], *, max_adapter_bytes: int
     ) -> None:
         self._store = store
         self._content = content
@@ -70,7 +70,7 @@ class AdapterFetcher:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def publish_adapter(directory: Path, content: BlockContent, layout: Mapping[str, LinearShape]) -> bytes:
+async def publish_adapter(directory: Path, content: Content, layout: Mapping[str, LinearShape]) -> bytes:
     """Verify the adapter in `directory` and store it; returns its digest, the name it has on chain.
 
     Only the adapter's two files are published: what training leaves beside them (a README, checkpoints) stays behind.
