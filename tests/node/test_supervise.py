@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openlora.node.errors import ConfigError, EngineDied
+from openlora.node.errors import ChildDied, ConfigError
 from openlora.node.supervise import Backoff, ending, spawn
 from tests.node import fake_engine
 
@@ -30,13 +30,13 @@ def test_waits_double_and_begin_anew_after_a_healthy_life() -> None:
 
 
 async def test_a_child_that_ends_instead_of_connecting_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineDied, match="ended with exit code 3 before it connected"):
+    with pytest.raises(ChildDied, match="ended with exit code 3 before it connected"):
         await spawn((sys.executable, "-c", "raise SystemExit(3)"), tmp_path / "s", timeout_s=20)
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_silent_child_is_killed_after_the_time_limit(tmp_path: Path) -> None:
-    with pytest.raises(EngineDied, match="did not connect within"):
+    with pytest.raises(ChildDied, match="did not connect within"):
         await spawn(SILENT, tmp_path / "s", timeout_s=0.05)
 
 

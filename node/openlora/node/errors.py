@@ -7,7 +7,12 @@
     │   └── AdapterCheckFailed    the check died or took too long; it may be tried again
     ├── RequestError              an inference request refused (HTTP 4xx); carries a code
     │   └── Overloaded            the queue is full; try again later (HTTP 429)
-    ├── EngineDied                the engine child ended while work was in flight
+    ├── ChildDied                 a child process ended, or hangs, while it was needed
+    │   └── EngineDied            the engine
+    ├── NetworkError              the peer-to-peer network: no peer answered, or it went away in the middle
+    │   ├── PeerRefused           the peer answered with a refusal, which is the message
+    │   └── NetworkDown           our own network process (also a ChildDied)
+    ├── LeaseTooShort             a claimed job that cannot be answered in time; it is given back
     ├── FrameError                bytes between processes that break the framing
     │   ├── FrameTooLarge         over the size limit; refused before it is decoded
     │   ├── FrameTruncated        the peer ended in the middle of a frame
@@ -60,8 +65,28 @@ class Overloaded(RequestError):
     """The bounded queue is full."""
 
 
-class EngineDied(OpenLoraError):
+class ChildDied(OpenLoraError):
+    """A child process ended or hangs; its supervisor restarts it."""
+
+
+class EngineDied(ChildDied):
     """The engine child ended; the supervisor restarts it and the work may be submitted again."""
+
+
+class NetworkError(OpenLoraError):
+    """The peer-to-peer network: no peer answered, or it went away in the middle. It may be tried again, elsewhere."""
+
+
+class PeerRefused(NetworkError):
+    """A peer refused a request; the message is its own words, cut to a line."""
+
+
+class NetworkDown(NetworkError, ChildDied):
+    """Our own network process ended or restarts; it may be tried again."""
+
+
+class LeaseTooShort(OpenLoraError):
+    """A claimed job cannot be answered within its lease; the claim is given back before it costs the bond."""
 
 
 class FrameError(OpenLoraError):

@@ -1,4 +1,4 @@
-"""Children's lives: started, connected, stopped, and never left behind.
+"""Children's lives: started, connected, kept alive, stopped, and never left behind.
 
 A child is given the path of a Unix socket and connects to it; from then on it speaks frames. It ends when we say so,
 when that socket closes, or, should it be too busy to notice, when the kernel sees that our process is gone.
@@ -6,17 +6,21 @@ when that socket closes, or, should it be too busy to notice, when the kernel se
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from openlora.node.errors import ConfigError, EngineDied
+from openlora.node.errors import ChildDied, ConfigError, OpenLoraError
+from openlora.node.tasks import running
+
+log = logging.getLogger(__name__)
 
 _STDERR = 2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -74,7 +78,7 @@ async def spawn(command: Sequence[str], socket_path: Path, timeout_s: float) -> 
     """Start `command --socket socket_path` and wait until it has connected.
 
     The child's stdout goes to our stderr, and signals of our terminal do not reach it: we end it, not Ctrl-C.
-    Raises EngineDied if it ends or is silent for `timeout_s` instead, ConfigError for a path that no socket can have.
+    Raises ChildDied if it ends or is silent for `timeout_s` instead, ConfigError for a path that no socket can have.
     """
     connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
     connected = asyncio.get_running_loop().create_future()
@@ -147,8 +151,8 @@ async def _unless_ended(
     if connected.done():
         return connected.result()
     if process.returncode is not None:
-        raise EngineDied(f"the child process {ending(process)} before it connected; its log says why")
-    raise EngineDied(f"the child process did not connect within {timeout_s:g} s")
+        raise ChildDied(f"the child process {ending(process)} before it connected; its log says why")
+    raise ChildDied(f"the child process did not connect within {timeout_s:g} s")
 
 
 @contextmanager
@@ -165,3 +169,126 @@ def _bound(path: Path) -> Iterator[socket.socket]:
             yield sock
         finally:
             path.unlink(missing_ok=True)
+
+
+class Link(Protocol):
+    """Our end of one life of a child, hands shaken."""
+
+    async def read(self) -> None:
+        """Delivers what the child says; returns when it has ended."""
+        ...
+
+    async def probe(self) -> None:
+        """Returns once the child has answered. Raises ChildDied if it has ended."""
+        ...
+
+    def shut_down(self) -> None:
+        """Asks the child to end."""
+        ...
+
+
+LinkT = TypeVar("LinkT", bound=Link)
+HeldT = TypeVar("HeldT", bound=Link, contravariant=True)
+
+
+class Holder(Protocol[HeldT]):
+    """Who uses whichever link is alive: the client that the rest of the node holds."""
+
+    async def attach(self, link: HeldT) -> None:
+        """Use `link`, which is being read. Raises ChildDied if it ends meanwhile."""
+        ...
+
+    def detach(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long we wait for a child, and for what."""
+
+    start_timeout_s: float = 600.0
+    stop_timeout_s: float = 10.0
+    hang_timeout_s: float = 300.0  # without an answer to a probe; then it is killed
+    probe_interval_s: float = 15.0
+    restart_first_s: float = 0.5
+    restart_max_s: float = 30.0
+    restart_wait_s: float = 30.0  # how long a call waits for the next child before it fails
+
+
+@dataclass(frozen=True, slots=True)
+class Life(Generic[LinkT]):
+    """A child that is ready."""
+
+    child: Child
+    link: LinkT
+
+    async def stop(self, grace_s: float) -> None:
+        self.link.shut_down()
+        await self.child.stop(grace_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor(Generic[LinkT]):
+    """Keeps a child alive: whenever one ends, or answers nothing for `hang_timeout_s`, the next is started.
+
+    A child that never answers again looks the same as one that takes long; hence the patience. `greet` makes the link
+    of a child that has connected, once it is ready.
+    """
+
+    name: str  # in logs and errors: "engine"
+    command: Sequence[str]
+    socket_path: Path
+    patience: Patience
+    greet: Callable[[Child], Awaitable[LinkT]]
+
+    async def start(self) -> Life[LinkT]:
+        """Raises ChildDied if the child ends or is not ready in time, and what `greet` raises."""
+        child = await spawn(self.command, self.socket_path, self.patience.start_timeout_s)
+        try:
+            async with asyncio.timeout(self.patience.start_timeout_s):
+                link = await self.greet(child)
+        except TimeoutError:
+            await child.stop(0)
+            raise ChildDied(f"the {self.name} was not ready after {self.patience.start_timeout_s:g} s") from None
+        except BaseException:
+            await child.stop(1.0)
+            raise
+        return Life(child, link)
+
+    async def keep_alive(self, life: Life[LinkT], holder: Holder[LinkT]) -> None:
+        """Runs until it is cancelled, beginning with `life`; then no child is left."""
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(self.patience.restart_first_s, self.patience.restart_max_s)
+        while True:
+            started_s = loop.time()
+            try:
+                await self._serve(life.link, holder)
+            finally:
+                holder.detach()
+                await life.stop(self.patience.stop_timeout_s)
+            life_s = loop.time() - started_s
+            log.error("event=%s_ended how=%r life_s=%.1f", self.name, ending(life.child.process), life_s)
+            life = await self._restart(backoff, life_s)
+            log.info("event=%s_restarted pid=%d", self.name, life.child.process.pid)
+
+    async def _serve(self, link: LinkT, holder: Holder[LinkT]) -> None:
+        """Returns when the child has ended, or hangs."""
+        async with running(link.read(), f"{self.name}-reader") as reader:
+            try:
+                await holder.attach(link)
+                while not reader.done():
+                    await asyncio.wait({reader}, timeout=self.patience.probe_interval_s)
+                    async with asyncio.timeout(self.patience.hang_timeout_s):
+                        await link.probe()
+            except ChildDied:
+                return
+            except TimeoutError:
+                log.error("event=%s_hangs timeout_s=%g", self.name, self.patience.hang_timeout_s)
+
+    async def _restart(self, backoff: Backoff, life_s: float) -> Life[LinkT]:
+        while True:
+            await asyncio.sleep(backoff.after(life_s))
+            try:
+                return await self.start()
+            except OpenLoraError as error:
+                log.error("event=%s_restart_failed reason=%r", self.name, str(error))
+                life_s = 0.0

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from openlora.node.engine.messages import (
     VERSION,
@@ -60,24 +60,22 @@ ReplyKey: TypeAlias = tuple[type[Reply], str]
 
 
 class Connection:
-    """One life of an engine. `handshake` first; then `read` must run for the others to be answered."""
+    """One life of an engine. `read` must run for the others to be answered."""
 
-    def __init__(self, frames: AsyncFrames[Event]) -> None:
+    def __init__(self, frames: AsyncFrames[Event], info: ModelInfo) -> None:
+        self.info = info
         self._frames = frames
         self._requests: dict[str, asyncio.Queue[Token | OpenLoraError]] = {}
         self._replies: dict[ReplyKey, deque[asyncio.Future[Reply]]] = {}
         self._numbers = itertools.count(1)
         self._ended: str | None = None
 
-    @property
-    def ended(self) -> bool:
-        return self._ended is not None
-
-    async def handshake(self) -> ModelInfo:
-        """What the engine serves. Raises ModelError with the engine's own sentence, EngineDied, FrameError."""
-        match await self._frames.receive():
+    @classmethod
+    async def greet(cls, frames: AsyncFrames[Event]) -> Self:
+        """Waits until the engine is ready. Raises ModelError with the engine's own sentence, EngineDied, FrameError."""
+        match await frames.receive():
             case Ready(version=version, model=model) if version == VERSION:
-                return model
+                return cls(frames, model)
             case Ready(version=version):
                 raise EngineDied(f"the engine speaks version {version} of the messages, this node version {VERSION}")
             case Failed(message=message):
@@ -86,6 +84,10 @@ class Connection:
                 raise EngineDied("the engine ended before it had loaded the model; its log says why")
             case event:
                 raise FrameMalformed(f"the engine began with {type(event).__name__} instead of Ready")
+
+    @property
+    def ended(self) -> bool:
+        return self._ended is not None
 
     async def read(self) -> None:
         """Deliver events until the engine ends; then everything that waits fails with EngineDied."""
@@ -136,11 +138,11 @@ class Connection:
         assert isinstance(reply, Status)
         return reply
 
+    async def probe(self) -> None:
+        await self.status()
+
     def shut_down(self) -> None:
         self._frames.post(Shutdown())
-
-    def close(self) -> None:
-        self._frames.close()
 
     async def _send(self, command: Command) -> None:
         if self._ended is not None:
@@ -253,15 +255,15 @@ class EngineClient:
     async def status(self) -> Status:
         return await (await self._connected()).status()
 
-    async def attach(self, connection: Connection) -> None:
-        """Use `connection`, which is being read, once it has the adapters; one that it now refuses is dropped."""
+    async def attach(self, link: Connection) -> None:
+        """Use `link`, which is being read, once it has the adapters; one that it now refuses is dropped."""
         for key, path in tuple(self._adapters.items()):
             try:
-                await connection.load_adapter(key, path)
+                await link.load_adapter(key, path)
             except AdapterError as error:
                 self._adapters.pop(key, None)
                 log.error("event=adapter_lost key=%s reason=%r", key, str(error))
-        self._connection = connection
+        self._connection = link
         self._attached.set()
 
     def detach(self) -> None:
@@ -290,13 +292,14 @@ async def in_process_engine(engine: Steps) -> AsyncIterator[EngineClient]:
 
     thread = threading.Thread(target=serve, name="engine")
     thread.start()
-    connection = Connection(AsyncFrames[Event](*await asyncio.open_unix_connection(sock=ours), Event))
+    frames = AsyncFrames[Event](*await asyncio.open_unix_connection(sock=ours), Event)
     try:
-        client = EngineClient(await connection.handshake())
+        connection = await Connection.greet(frames)
+        client = EngineClient(connection.info)
         async with running(connection.read(), "engine-reader"):
             await client.attach(connection)
             yield client
     finally:
-        connection.shut_down()
-        connection.close()
+        frames.post(Shutdown())
+        frames.close()
         await asyncio.to_thread(thread.join)
