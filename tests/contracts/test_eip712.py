@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from openlora.contracts import JobSpec, Receipt, eip712
 from openlora.contracts.eip712 import Domain, InvalidSignature
 
 CONTRACTS = Path(__file__).parents[2] / "contracts"
+NODE_PEER_DIGEST = "e49fd3dc806fa227e263b2dbc64d3063ae9a3cf4a1d9d36c19ec486d4f2f6e9d"
+WATCH_JOB_DIGEST = "f6e94ce85b1c3c87d04097cf5dc81e60125eb78aea2b2f1be47ae1ba2b1cedb7"
 VECTORS: list[dict[str, Any]] = json.loads((CONTRACTS / "test/vectors/eip712.json").read_text())["vectors"]
 
 
@@ -37,7 +40,7 @@ def domain_of(vector: dict[str, Any]) -> Domain:
     return Domain(vector["chainId"], vector["verifyingContract"])
 
 
-def typed_data(domain: Domain, type_string: str, value: JobSpec | Receipt) -> bytes:
+def typed_data(domain: Domain, type_string: str, values: Iterable[Any]) -> bytes:
     """The digest by eth_account, from the type string alone."""
     name, _, members = type_string.rstrip(")").partition("(")
     listed = [dict(zip(("type", "name"), member.split(" "), strict=True)) for member in members.split(",")]
@@ -49,7 +52,7 @@ def typed_data(domain: Domain, type_string: str, value: JobSpec | Receipt) -> by
             "verifyingContract": domain.verifying_contract,
         },
         {name: listed},
-        dict(zip((field["name"] for field in listed), value.to_abi(), strict=True)),
+        dict(zip((field["name"] for field in listed), values, strict=True)),
     )
     return bytes(_hash_eip191_message(message))
 
@@ -65,8 +68,24 @@ def test_digests_match_vectors_and_an_independent_encoder(vector: dict[str, Any]
     spec, receipt = struct(JobSpec, vector["spec"]), struct(Receipt, vector["receipt"])
     assert eip712.spec_digest(domain, spec) == unhex(vector["specDigest"])
     assert eip712.receipt_digest(domain, receipt) == unhex(vector["receiptDigest"])
-    assert eip712.spec_digest(domain, spec) == typed_data(domain, eip712.JOB_SPEC_TYPE, spec)
-    assert eip712.receipt_digest(domain, receipt) == typed_data(domain, eip712.RECEIPT_TYPE, receipt)
+    assert eip712.spec_digest(domain, spec) == typed_data(domain, eip712.JOB_SPEC_TYPE, spec.to_abi())
+    assert eip712.receipt_digest(domain, receipt) == typed_data(domain, eip712.RECEIPT_TYPE, receipt.to_abi())
+
+
+@given(peer_id=st.binary(max_size=64), job_id=st.integers(0, 2**256 - 1))
+def test_peer_digests_match_an_independent_encoder(peer_id: bytes, job_id: int) -> None:
+    domain, operator = domain_of(VECTORS[0]), VECTORS[0]["signer"]
+    bound = eip712.node_peer_digest(domain, operator, peer_id)
+    assert bound == typed_data(domain, eip712.NODE_PEER_TYPE, (operator, peer_id))
+    watched = eip712.watch_job_digest(domain, job_id, peer_id)
+    assert watched == typed_data(domain, eip712.WATCH_JOB_TYPE, (job_id, peer_id))
+
+
+def test_peer_digests_are_fixed() -> None:
+    domain, operator = domain_of(VECTORS[0]), VECTORS[0]["signer"]
+    peer_id = bytes.fromhex("002408011220") + bytes(range(32))
+    assert eip712.node_peer_digest(domain, operator, peer_id).hex() == NODE_PEER_DIGEST
+    assert eip712.watch_job_digest(domain, 42, peer_id).hex() == WATCH_JOB_DIGEST
 
 
 @pytest.mark.parametrize("vector", VECTORS)

@@ -1,6 +1,7 @@
 """EIP-712 digests, signatures and the arithmetic that specs and receipts fix, as JobQueue computes them.
 
-The committed vectors in contracts/test/vectors are checked here and in Solidity.
+The committed vectors in contracts/test/vectors are checked here and in Solidity. NodePeer and WatchJob are checked by
+nodes alone, never by a contract: they tie a libp2p peer to the keys that the contracts know.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ RECEIPT_TYPE = (
     "uint32 inTokens,uint32 outTokens,uint64 seed,bytes32 fingerprintRoot,bytes32 dataAttrRoot,uint16 engineProfile,"
     "uint8 finishReason,uint40 finishedAt,uint96 fee)"
 )
+NODE_PEER_TYPE = "NodePeer(address operator,bytes peerId)"
+WATCH_JOB_TYPE = "WatchJob(uint256 jobId,bytes peerId)"
 
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # of secp256k1
 
@@ -38,7 +41,7 @@ class InvalidSignature(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Where a signature counts: one chain, one JobQueue."""
+    """Where a signature counts: one chain, one contract (JobQueue; NodeRegistry for NodePeer)."""
 
     chain_id: int
     verifying_contract: ChecksumAddress
@@ -66,6 +69,20 @@ def spec_digest(domain: Domain, spec: JobSpec) -> bytes:
 def receipt_digest(domain: Domain, receipt: Receipt) -> bytes:
     """The receiptHash: what the node's hot key signs."""
     return _digest(domain, keccak(encode(["bytes32", Receipt.ABI], [keccak(text=RECEIPT_TYPE), receipt.to_abi()])))
+
+
+def node_peer_digest(domain: Domain, operator: ChecksumAddress, peer_id: bytes) -> bytes:
+    """What an operator's hot key signs to say that this libp2p peer (its binary id) is the operator's node.
+
+    `domain` is NodeRegistry's."""
+    members = ["bytes32", "address", "bytes32"]
+    return _digest(domain, keccak(encode(members, [keccak(text=NODE_PEER_TYPE), operator, keccak(peer_id)])))
+
+
+def watch_job_digest(domain: Domain, job_id: int, peer_id: bytes) -> bytes:
+    """What a job's client signs to have its answer streamed to this libp2p peer (its binary id); JobQueue's domain."""
+    members = ["bytes32", "uint256", "bytes32"]
+    return _digest(domain, keccak(encode(members, [keccak(text=WATCH_JOB_TYPE), job_id, keccak(peer_id)])))
 
 
 def sign_digest(private_key: bytes, digest: bytes) -> bytes:
