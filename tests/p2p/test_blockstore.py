@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from openlora.p2p.content.blockstore import BlockStore
 from openlora.p2p.content.cid import Cid, Codec
 from openlora.p2p.content.unixfs import MAX_BLOCK_BYTES
-from openlora.p2p.errors import BlockMissing, MalformedBlock, OverBudget
+from openlora.p2p.errors import BlockMissing, MalformedBlock, OverBudget, StoreFull
 
 BLOCK = b"a block"
 CID = Cid.of(Codec.RAW, BLOCK)
@@ -96,8 +97,74 @@ def test_a_failed_put_leaves_nothing(store: BlockStore, tmp_path: Path) -> None:
     assert list((tmp_path / "blocks" / "unfinished").iterdir()) == []
 
 
+def numbered(n: int, size: int = 100) -> tuple[Cid, bytes]:
+    block = n.to_bytes(4, "big") * (size // 4)
+    return Cid.of(Codec.RAW, block), block
+
+
+def test_a_full_store_takes_no_more_until_there_is_room(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path, max_bytes=250)
+    store.put(*numbered(1))
+    store.put(*numbered(2))
+    with pytest.raises(StoreFull, match="200 bytes; 250"):
+        store.put(*numbered(3))
+    store.put(*numbered(1))  # present: no new bytes
+    assert store.size() == 200
+    store.delete(numbered(1)[0])
+    store.put(*numbered(3))
+    assert store.size() == 200
+    assert sorted(store.cids()) == sorted(numbered(n)[0] for n in (2, 3))
+
+
+def test_what_lies_in_the_store_counts_from_the_start(store: BlockStore, tmp_path: Path) -> None:
+    store.put(*numbered(1))
+    with pytest.raises(StoreFull):
+        BlockStore(tmp_path / "blocks", max_bytes=150).put(*numbered(2))
+
+
+def test_room_that_another_process_made_is_seen(tmp_path: Path) -> None:
+    seconds = iter(range(100))
+    store, other = BlockStore(tmp_path, max_bytes=100, clock=lambda: next(seconds)), BlockStore(tmp_path)
+    store.put(*numbered(1))
+    other.delete(numbered(1)[0])
+    store.put(*numbered(2))
+    assert store.size() == 100
+
+
+def test_a_failed_or_damaged_block_does_not_count(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path, max_bytes=100)
+    cid, block = numbered(1)
+    shard = tmp_path / str(cid)[-3:-1]
+    shard.touch()
+    with pytest.raises(OSError, match="exists"):
+        store.put(cid, block)
+    shard.unlink()
+    store.put(cid, block)
+    (shard / str(cid)).write_bytes(bytes(100))
+    with pytest.raises(BlockMissing):
+        store.get(cid)
+    assert store.size() == 0
+    store.put(cid, block)
+
+
+def test_threads_do_not_pass_the_quota_together(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path, max_bytes=1000)
+
+    def put(n: int) -> bool:
+        try:
+            store.put(*numbered(n))
+        except StoreFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(put, range(40))) == 10
+    assert store.size() == 1000
+
+
 WRITER = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from openlora.p2p.content.blockstore import BlockStore
 from openlora.p2p.content.cid import Cid, Codec

@@ -6,6 +6,7 @@ P2PError
 │   ├── MalformedBlock  a block that does not match its CID, or is no canonical dag-pb or UnixFS
 │   └── OverBudget      well-formed, but larger, deeper or more than the caller allows
 ├── BlockMissing        neither the store nor any peer that was asked has the block
+├── StoreFull           the block store's quota has no room for a block
 ├── GossipRefused       a gossiped message that is not used and not relayed; carries a code
 ├── PeerUnreachable     no connection, or the peer does not speak the protocol
 └── StreamLost          the peer or the path went away in the middle
@@ -35,6 +36,10 @@ class OverBudget(ContentRefused):
 
 class BlockMissing(P2PError):
     """The block is not in the store, nor with any peer that was asked."""
+
+
+class StoreFull(P2PError):
+    """The block store's quota has no room for the block."""
 
 
 class GossipRefused(P2PError):
