@@ -86,6 +86,17 @@ async def test_a_folder_that_cannot_be_read(content: BlockContent, tmp_path: Pat
         await content.publish_directory(tmp_path / "nowhere")
 
 
+async def test_the_size_of_a_tree_is_what_its_budget_must_allow(content: BlockContent, tmp_path: Path) -> None:
+    cid = await content.publish_directory(folder(tmp_path / "in"))
+    size = await content.size(cid)
+    await content.fetch_directory(cid, tmp_path / "out", max_bytes=size)
+    with pytest.raises(ContentError, match="larger than allowed"):
+        await content.fetch_directory(cid, tmp_path / "more", max_bytes=size - 1)
+    assert await content.size(document_cid(await content.put_document(b"{}"))) == 2
+    with pytest.raises(ContentNotFound):
+        await content.size(adapter_cid(bytes(32)))
+
+
 async def test_two_stores_on_one_folder(content: BlockContent, tmp_path: Path) -> None:
     digest = await content.put_document(b"shared")
     assert await BlockContent(tmp_path / "blocks").get_document(digest) == b"shared"

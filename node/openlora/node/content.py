@@ -10,7 +10,7 @@ of its folder, and the CID follows from the digest and the kind.
 import asyncio
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +21,8 @@ from openlora.node.errors import ContentError, ContentNotFound
 from openlora.p2p.content.blockstore import BlockStore
 from openlora.p2p.content.cid import Cid, Codec
 from openlora.p2p.content.export import Budget, export_directory, run_export
-from openlora.p2p.content.unixfs import add_directory
-from openlora.p2p.errors import BlockMissing, ContentRefused
+from openlora.p2p.content.unixfs import MAX_DEPTH, FileNode, add_directory, parse_node
+from openlora.p2p.errors import BlockMissing, ContentRefused, OverBudget
 
 T = TypeVar("T")
 _THREADS: Final = 4
@@ -103,6 +103,13 @@ class BlockContent:
     async def fetch_directory(self, cid: str, destination: Path, *, max_bytes: int) -> None:
         await self._run(lambda: export_folder(Cid.parse(cid), destination, max_bytes, self._blocks.get))
 
+    async def size(self, cid: str) -> int:
+        """Bytes of all blocks under `cid`, a block that occurs twice counting twice: what a budget must allow.
+
+        Reads and checks them all; raises ContentNotFound unless all are here.
+        """
+        return await self._run(lambda: tree_bytes(Cid.parse(cid), self._blocks.get))
+
     async def _run(self, work: Callable[[], T]) -> T:
         with content_errors():
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -127,6 +134,28 @@ def export_folder(root: Cid, destination: Path, max_bytes: int, get: Callable[[C
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def tree_bytes(root: Cid, get: Callable[[Cid], bytes]) -> int:
+    """Bytes of all blocks under `root`, counted each time they are named but read once. Raises what `get` raises, and
+    ContentRefused for what is no tree of ours."""
+    totals: dict[Cid, int] = {}
+
+    def total(cid: Cid, depth: int) -> int:
+        if depth > MAX_DEPTH:
+            raise OverBudget(f"the content is nested more than {MAX_DEPTH} deep")
+        if cid not in totals:
+            block = get(cid)
+            children = () if cid.codec == Codec.RAW else _children(block)
+            totals[cid] = len(block) + sum(total(child, depth + 1) for child in children)
+        return totals[cid]
+
+    return total(root, 1)
+
+
+def _children(block: bytes) -> Sequence[Cid]:
+    node = parse_node(block)
+    return [cid for cid, _ in node.parts] if isinstance(node, FileNode) else [link.cid for link in node.entries]
 
 
 def document_block(data: bytes) -> Cid:
