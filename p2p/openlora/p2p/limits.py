@@ -24,27 +24,41 @@ class Limits:
 
     # connections
     connections: int = 128  # each costs some 100 KB and a few tasks
-    connections_per_peer: int = 2  # two, since both sides may dial at once
+    connections_per_peer: int = 2  # two, since both sides may dial at once; a third replaces the first
     inbound_per_ip: int = 32  # a rack or a household behind one address; loopback counts, too
-    handshakes: int = 24  # at once and in all: noise costs 3 ms of CPU each, so this is what a flood may queue
+    handshakes: int = 24  # at once, in all: noise costs 3 ms of CPU each, so this is what a flood may queue
     handshakes_per_ip_per_s: float = 8.0
+    handshake_burst_per_ip: float = 32.0
     handshake_timeout_s: float = 10.0  # a far peer needs five round trips; a slow loris gets no more than this
+    handshake_bytes: int = 16 * _KIB  # before the peer is known: multistream and noise need less than 1 KB
+    keepalive_s: float = 30.0  # between pings; after two without a sign of life the connection is gone
+    write_timeout_s: float = 30.0  # nothing of what waits for a peer was taken for so long
     # streams
     inbound_streams: int = 128  # of one connection at once; bitswap and rpc together want a few dozen
-    refused_streams: int = 256  # over the cap, on one connection, before that peer is struck and cut
-    inbound_streams_per_handler: int = 32  # of one peer and one protocol at once
+    refused_streams: int = 256  # over that, on one connection, before it is cut
+    streams_per_handler: int = 32  # that one peer opened for one protocol, at once
     negotiation_timeout_s: float = 5.0  # from a stream's opening until it has named its protocol
+    negotiation_bytes: int = 4 * _KIB  # for that; a protocol's name has some 30 bytes
+    linger_s: float = 30.0  # for the other side to end a stream that we have ended and no longer read
     # bytes
-    stream_window_bytes: int = 256 * _KIB  # yamux's initial window, below which no peer may hold us
-    largest_window_bytes: int = 1 * _MIB  # what a window grows to while its reader keeps up
-    buffered_bytes_per_connection: int = 4 * _MIB  # received and not read yet: windows are promised within this
+    stream_window_bytes: int = 256 * _KIB  # what yamux lets every stream send unasked
+    largest_window_bytes: int = _MIB  # what a window grows to while its reader keeps up: 10 MB/s at 100 ms
+    buffered_bytes_per_connection: int = 4 * _MIB  # received and not read yet: sixteen streams' worth
     buffered_bytes: int = 32 * _MIB  # of all connections together
+    unsent_bytes: int = 256 * _KIB  # of one connection, until writers wait
+    unsent_replies: int = 1024  # pongs and resets for a peer that asks for them and reads nothing
     bytes_per_s: float = 64.0 * _MIB  # of one peer: above what Python's noise attains, so a fair peer never waits
-    burst_bytes: int = 8 * _MIB
-    frame_cost_bytes: int = 2 * _KIB  # a frame costs us the time of so many bytes, however small it is
+    burst_bytes: float = 8.0 * _MIB
+    frame_cost_bytes: int = 16 * _KIB  # what a frame costs us at least, however small: 4,000 a second
     # gossip
     gossip_message_bytes: int = 64 * _KIB  # a presence record has about 1 KB
     gossip_rpc_bytes: int = 256 * _KIB  # several messages and control entries in one
+    gossip_messages_per_s: float = 100.0  # that one neighbour hands us; each costs a signature check of 0.2 ms
+    gossip_burst: float = 400.0
+    # the DHT
+    dht_message_bytes: int = 64 * _KIB  # twenty peers with their signed addresses have 20 KB
+    dht_records: int = 16_384  # provider records of strangers: some 10 MB
+    dht_records_per_peer: int = 2_048
     # misdeeds
     strikes: int = 10  # then a ban; one is forgiven every forgive_s
     forgive_s: float = 60.0

@@ -203,7 +203,7 @@ class MemoryNetwork:
 
     def accept(self, protocol: str, stream: "_MemoryStream") -> None:
         key = (stream.peer, protocol)
-        if self._serving[key] >= self._hub.limits.inbound_streams_per_handler:
+        if self._serving[key] >= self._hub.limits.streams_per_handler:
             self._refused.note(stream.peer, "streams-of-one-protocol")
             stream.break_off()
             return

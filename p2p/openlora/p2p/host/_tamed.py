@@ -1,5 +1,5 @@
-"""Imports py-libp2p without what its import does to a program: deprecation warnings of what it drags in, and its own
-logging configuration. Importing anything of `openlora.p2p.host` brings this first."""
+"""Imports py-libp2p without what its import does to a program: the deprecation warnings of what it drags in, and its
+own configuration of logging. Importing anything of `openlora.p2p.host` brings this first."""
 
 import logging
 import warnings
@@ -7,7 +7,12 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # websockets.legacy and others, which we do not use
     import libp2p
+    from libp2p.network.connection import swarm_connection
 
+# What matters is raised to us. What it logs are strangers' doings, as errors and with tracebacks, and some of its
+# modules set levels of their own, so only here is a place to stop it all.
 _logger = logging.getLogger(libp2p.__name__)
-_logger.propagate = True  # it clears the handlers and cuts the application's off
-_logger.setLevel(logging.CRITICAL)  # what matters is raised to us; it logs strangers' doings as errors, with tracebacks
+_logger.propagate = False
+_logger.addHandler(logging.NullHandler())
+# This module calls logging.debug() itself, which configures the root logger of a program that has not done so yet.
+setattr(swarm_connection, "logging", _logger)  # noqa: B010 - it is a module there

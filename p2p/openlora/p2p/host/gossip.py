@@ -1,0 +1,117 @@
+"""Gossipsub, with the bounds it lacks: rates and sizes for each neighbour, and errors that end nothing else."""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+
+from openlora.p2p.errors import GossipRefused
+from openlora.p2p.host.guard import Guard
+from openlora.p2p.limits import TokenBucket
+from openlora.p2p.network import PeerId, Validator
+
+_log = logging.getLogger(__name__)
+
+_PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
+_DEGREE: Final = 4
+_SIGNATURE_BYTES: Final = 64
+_SEQUENCE_BYTES: Final = 8
+
+
+class Gossip(Pubsub):
+    """The library's pubsub over gossipsub: signed messages of at most `gossip_message_bytes`, relayed once valid."""
+
+    def __init__(self, host: BasicHost, guard: Guard) -> None:
+        self.gossipsub: Final = GossipSub(
+            _PROTOCOLS,
+            degree=_DEGREE,
+            degree_low=_DEGREE - 1,
+            degree_high=_DEGREE + 2,
+            heartbeat_interval=1,
+            adaptive_gossip_enabled=False,
+            spam_protection_enabled=False,  # it drops over 10 messages a second of a topic, silently: ours counts
+            eclipse_protection_enabled=False,  # it grafts ever new peers while fewer than 3 addresses are known
+        )
+        super().__init__(
+            host,
+            self.gossipsub,
+            max_subscriptions_per_rpc=16,
+            max_subscriptions_per_peer=16,
+            max_inbound_rpc_size=guard.limits.gossip_rpc_bytes,
+        )
+        # It counts messages from the second it started, so one that sent 600 in a minute and restarts repeats numbers,
+        # and peers take the new messages for old ones. Nobody sends one a nanosecond.
+        self.counter = time.time_ns()
+        self._guard = guard
+        self._rates: OrderedDict[ID, TokenBucket] = OrderedDict()
+
+    def deliver(self, topic: str, validate: Validator) -> None:
+        """`validate(neighbour, data)` sees each message of `topic` once, before it is relayed."""
+
+        def accept(neighbour: ID, message: rpc_pb2.Message) -> bool:
+            return neighbour == self.my_id or self._valid(PeerId(str(neighbour)), message, validate)
+
+        self.set_topic_validator(topic, accept, is_async_validator=False)
+
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """The root of each message's task. In the library's, a malformed key or sender id ends all of pubsub."""
+        if msg_forwarder == self.my_id:
+            await super().push_msg(msg_forwarder, msg)
+            return
+        neighbour = PeerId(str(msg_forwarder))
+        if not self._rate(msg_forwarder).try_take(1.0):
+            self._guard.refuse(neighbour, "gossip-rate")
+            return
+        try:
+            await super().push_msg(msg_forwarder, msg)
+        except Exception as error:
+            self._guard.penalise(neighbour, "gossip-malformed")
+            _log.debug("gossip of peer=%s failed", neighbour, exc_info=error)
+
+    def forget_old(self) -> None:
+        """Drops what the library only ever adds to while its adaptive mode is off."""
+        self.gossipsub.recent_message_deliveries.clear()
+        self.gossipsub.recent_peer_connections.clear()
+        self.gossipsub.recent_peer_disconnections.clear()
+
+    def _is_subscribed_to_msg(self, msg: rpc_pb2.Message) -> bool:
+        """Also sorts out, before a task is made of it, what cannot be a signed message of one topic."""
+        return (
+            len(msg.topicIDs) == 1
+            and len(msg.signature) == _SIGNATURE_BYTES
+            and len(msg.seqno) == _SEQUENCE_BYTES
+            and super()._is_subscribed_to_msg(msg)
+        )
+
+    def _valid(self, neighbour: PeerId, message: rpc_pb2.Message, validate: Callable[[PeerId, bytes], None]) -> bool:
+        if message.from_id == self.my_id.to_bytes():
+            return False
+        if len(message.data) > self._guard.limits.gossip_message_bytes:
+            self._guard.penalise(neighbour, "gossip-too-large")
+            return False
+        try:
+            validate(neighbour, message.data)
+        except GossipRefused as refusal:
+            self._guard.refuse(neighbour, refusal.code)
+            return False
+        except Exception:
+            _log.exception("the validator of a topic failed")
+            return False
+        return True
+
+    def _rate(self, neighbour: ID) -> TokenBucket:
+        rate = self._rates.pop(neighbour, None)
+        if rate is None:
+            rate = TokenBucket(self._guard.limits.gossip_messages_per_s, self._guard.limits.gossip_burst)
+        self._rates[neighbour] = rate
+        while len(self._rates) > self._guard.limits.remembered_peers:
+            self._rates.popitem(last=False)
+        return rate
