@@ -1,0 +1,107 @@
+"""What this machine is: read from it, never from the configuration. What cannot be read is left out, not guessed."""
+
+import ctypes
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+NVML: Final = "libnvidia-ml.so.1"
+_TEXT_BYTES: Final = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    index: int  # as the driver counts
+    name: str
+    memory_bytes: int
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    cpu: str  # model name; empty when unknown
+    cores: int  # that this process may use
+    ram_bytes: int  # 0 when unknown
+    gpus: tuple[Gpu, ...]
+
+
+def read_hardware(*, cpuinfo: Path = Path("/proc/cpuinfo"), nvml: str = NVML) -> Hardware:
+    """This machine. Raises nothing for what is missing; takes some 10 ms, most of them NVML's."""
+    return Hardware(_cpu_model(cpuinfo), _cores(), _ram_bytes(), read_gpus(nvml))
+
+
+def _cpu_model(cpuinfo: Path) -> str:
+    """The first processor's `model name`, or what other architectures than x86 call it."""
+    with suppress(OSError):
+        fields: dict[str, str] = {}
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+        for key in ("model name", "Model", "cpu model", "uarch"):
+            if fields.get(key):
+                return " ".join(fields[key].split())
+    return ""
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 0
+
+
+def _ram_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0
+
+
+# ---- NVML: https://docs.nvidia.com/deploy/nvml-api/ -----------------------------------------------------------------
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t"""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def read_gpus(library: str = NVML) -> tuple[Gpu, ...]:
+    """NVIDIA GPUs by the driver's own library; none where it is not installed or does not answer."""
+    try:
+        nvml = ctypes.CDLL(library)
+        if nvml.nvmlInit_v2() != 0:
+            return ()
+        try:
+            return _gpus(nvml)
+        finally:
+            nvml.nvmlShutdown()
+    except (OSError, AttributeError):  # no such library, or one without the functions of the last ten years
+        return ()
+
+
+def _gpus(nvml: ctypes.CDLL) -> tuple[Gpu, ...]:
+    count = ctypes.c_uint()
+    driver = ctypes.create_string_buffer(_TEXT_BYTES)
+    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return ()
+    nvml.nvmlSystemGetDriverVersion(driver, _TEXT_BYTES)
+    found = (_gpu(nvml, index, _text(driver)) for index in range(count.value))
+    return tuple(gpu for gpu in found if gpu is not None)
+
+
+def _gpu(nvml: ctypes.CDLL, index: int, driver: str) -> Gpu | None:
+    """None for a GPU that this process may not see, or that has fallen off the bus."""
+    device, memory = ctypes.c_void_p(), _Memory()
+    name = ctypes.create_string_buffer(_TEXT_BYTES)
+    if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) != 0:
+        return None
+    if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
+        return None
+    nvml.nvmlDeviceGetName(device, name, _TEXT_BYTES)
+    return Gpu(index, _text(name), int(memory.total), driver)
+
+
+def _text(buffer: "ctypes.Array[ctypes.c_char]") -> str:
+    return buffer.value.decode("utf-8", "replace")
