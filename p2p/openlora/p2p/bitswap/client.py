@@ -7,14 +7,14 @@ import trio
 
 from openlora.p2p.bitswap.counters import Counters
 from openlora.p2p.bitswap.limits import BitswapLimits
-from openlora.p2p.bitswap.messages import MAX_WANTS, Message, write_message
+from openlora.p2p.bitswap.line import Line
+from openlora.p2p.bitswap.messages import MAX_WANTS, Message
 from openlora.p2p.bitswap.messages import Want as Entry
-from openlora.p2p.bitswap.server import give_up, open_stream
 from openlora.p2p.bitswap.tasks import DiskStore, Tasks
 from openlora.p2p.bitswap.wants import Interested, Probe, Source, Want, choose
 from openlora.p2p.content.cid import Cid
 from openlora.p2p.errors import P2PError, PeerUnreachable, StreamLost
-from openlora.p2p.network import Network, PeerId, Stream
+from openlora.p2p.network import Network, PeerId
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ class BlockClient:
         want.fetches.append(fetch)
         wake(fetch.sources.values())
         return want
+
+    def wanted(self, cid: Cid) -> bool:
+        return cid in self._wants
 
     def release(self, want: Want, fetch: Interested) -> None:
         """The fetch waits no longer; the last one takes the want back from those who were asked."""
@@ -100,15 +103,9 @@ class BlockClient:
                 self._lied(peer, source)
                 return
             await self._brought(source, cid, block)
-        if source is not None:
-            source.wake.set()
 
     def _said(self, source: Source, cid: Cid, have: bool) -> None:
-        probe = source.probes.get(cid)
-        if probe is not None:
-            source.answered_after(trio.current_time() - probe.asked_at)
-            probe.have = have
-            probe.answered.set()
+        source.answer_probe(cid, have)
         want = source.owed.get(cid)
         if want is None or have:
             return
@@ -119,6 +116,7 @@ class BlockClient:
             self._bench(source, self._limits.bench_s, "has not what it says")
 
     async def _brought(self, source: Source, cid: Cid, block: bytes) -> None:
+        source.answer_probe(cid, True)  # some send a small block where they were asked whether they have it
         want = self._wants.get(cid)
         if want is None:
             self._counters.duplicate_blocks += 1
@@ -129,26 +127,30 @@ class BlockClient:
         except (P2PError, OSError) as error:
             failure = error
         if self._wants.get(cid) is not want:
-            return  # brought by another meanwhile, or given up
-        now = trio.current_time()
-        asked_at = want.asked.get(source.peer)
-        if asked_at is not None:
-            source.answered_after(now - asked_at)
-        source.last_block_at, source.broken_promises, source.benched_until = now, 0, 0.0
+            return  # another's copy was faster, or nobody waits any more
+        source.delivered(want)
         if failure is None:
             self._counters.fetched_blocks += 1
             self._counters.fetched_bytes += len(block)
-        want.block, want.failure = block, failure
-        self._end(want, brought_by=source)
+        want.block, want.failure = (block, None) if failure is None else (None, failure)
+        self._outrun(want)
+        self._end(want)
 
-    def _end(self, want: Want, brought_by: Source | None = None) -> None:
+    def _outrun(self, want: Want) -> None:
+        """Who has sat on a block until another brought it is given a rest, so that it does not sit on the next."""
+        overdue = trio.current_time() - self._limits.patience_s
+        for peer, asked_at in list(want.asked.items()):
+            if asked_at < overdue and peer in self._sources:
+                self._sources[peer].cancels.append(want.cid)
+                self._bench(self._sources[peer], self._limits.retry_s, "is slower than others")
+
+    def _end(self, want: Want) -> None:
         del self._wants[want.cid]
-        for peer in list(want.asked):
+        for peer in want.asked:
             source = self._sources.get(peer)
             if source is not None:
                 source.owed.pop(want.cid, None)
-                if source is not brought_by:
-                    source.cancels.append(want.cid)
+                source.cancels.append(want.cid)
                 source.wake.set()
         want.asked.clear()
         want.tell()
@@ -170,6 +172,10 @@ class BlockClient:
                 _log.debug("lost the source peer=%s: %s", source.peer, error)
                 self._lose(source)
                 continue
+            except Exception:
+                _log.exception("failed to ask peer=%s", source.peer)
+                self._lose(source)
+                continue
             with trio.move_on_after(self._limits.asked_lately_s) as scope:
                 await source.wake.wait()
             if scope.cancelled_caught and not source.busy:
@@ -178,27 +184,21 @@ class BlockClient:
 
     async def _talk(self, source: Source) -> None:
         """Asks and takes back, on one stream, until the source has been idle for a while."""
-        stream: Stream | None = None
-        done = False
+        line = Line(self._network, source.peer, self._limits)
         try:
             while True:
                 source.wake = trio.Event()
                 self._check(source)
                 message = self._next_message(source)
                 if message is not None:
-                    stream = stream or await open_stream(self._network, source.peer, self._limits.open_timeout_s)
-                    await write_message(stream, message, timeout_s=self._limits.write_timeout_s)
+                    await line.say(message)
                     continue
                 with trio.move_on_after(_TICK_S if source.busy else self._limits.linger_s):
                     await source.wake.wait()
                 if not source.busy and not source.wake.is_set():
-                    break
-            if stream is not None:
-                await stream.close()
-            done = True
+                    return await line.close()
         finally:
-            if stream is not None and not done:
-                await give_up(stream)
+            await line.hang_up()
 
     def _check(self, source: Source) -> None:
         """Raises StreamLost when the peer is gone; a peer that stalls is benched."""

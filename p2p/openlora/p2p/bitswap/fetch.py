@@ -1,6 +1,7 @@
 """One fetch: a tree of blocks is walked from its root, and what the store lacks is wanted of peers."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -14,8 +15,6 @@ from openlora.p2p.content.cid import Cid, Codec
 from openlora.p2p.content.unixfs import parse_node
 from openlora.p2p.errors import BlockMissing, OverBudget, P2PError
 from openlora.p2p.network import Network, PeerId
-
-_AGAIN_S = 1.0  # a search asks around once more after so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +88,16 @@ class Fetch:
 
     async def _obtain(self, cid: Cid) -> bytes:
         """The block, durable in the store: from there, or else from a peer."""
-        try:
-            return await self._store.get(cid)
-        except BlockMissing:
-            pass
+        if not self._client.wanted(cid):
+            with suppress(BlockMissing):
+                return await self._store.get(cid)
         want = self._client.want(cid, self)
         try:
             while want.block is None:
                 if want.failure is not None:
                     raise want.failure
                 if self._expected(want):
-                    with trio.move_on_after(_AGAIN_S):  # a source may fall out of use without a word
+                    with trio.move_on_after(self._limits.again_s):  # a source may fall out of use without a word
                         await want.changed.wait()
                 else:
                     await self._search(want)
@@ -126,13 +124,13 @@ class Fetch:
 
     async def _look_around(self, want: Want) -> None:
         """Asks the peers we know, and then those that the DHT names."""
-        self._probe(want, [*self._hints, *self._network.connected()])
+        self._probe(want, [*self._hints, *self.sources, *self._network.connected()])
         await self._probes_end(want)
         if not self._expected(want):
             self._probe(want, await self._network.providers(want.cid, self._limits.peers_per_search))
             await self._probes_end(want)
         if not self._expected(want):
-            await trio.sleep(_AGAIN_S)
+            await trio.sleep(self._limits.again_s)
 
     def _probe(self, want: Want, peers: Iterable[PeerId]) -> None:
         chosen = [peer for peer in dict.fromkeys(peers) if peer not in self._probing and self._client.usable(peer)]
@@ -151,7 +149,7 @@ class Fetch:
 
     async def _probes_end(self, want: Want) -> None:
         """Or one of them has been answered well."""
-        with trio.move_on_after(_AGAIN_S):
+        with trio.move_on_after(self._limits.again_s):
             while self._probing and not self._expected(want):
                 self._probed = trio.Event()
                 await self._probed.wait()

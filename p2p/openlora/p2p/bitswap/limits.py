@@ -32,6 +32,7 @@ class BitswapLimits:
     block_timeout_s: float = 10.0  # a peer that owes us a block and sends none for so long has stalled
     patience_s: float = 0.5  # then an idle peer is asked, too, for what another owes us
     missing_timeout_s: float = 10.0  # the search for somebody who has a block
+    again_s: float = 1.0  # such a search asks around once more after so long
     bench_s: float = 30.0  # how long a peer that failed us is left alone
     retry_s: float = 2.0  # the same for one that went away
     peers_per_search: int = 64

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-import trio
-
 from openlora.p2p.content.cid import Cid, Codec
 from openlora.p2p.content.dag_pb import decode_fields, decode_varint, encode_fields, encode_varint
 from openlora.p2p.errors import MalformedBlock, MalformedCid, StreamLost, StreamRefused
@@ -90,7 +88,7 @@ class MessageReader:
     async def length(self) -> int | None:
         """Of the next message; None at the end of the stream. Raises StreamRefused if it is no such number."""
         while True:
-            end = next((at for at, byte in enumerate(self._buffer) if byte < 0x80), None)
+            end = next((at for at, byte in enumerate(self._buffer[:_LENGTH_BYTES]) if byte < 0x80), None)
             if end is not None:
                 break
             if len(self._buffer) >= _LENGTH_BYTES:
@@ -114,14 +112,6 @@ class MessageReader:
         body = bytes(memoryview(self._buffer)[:length])
         del self._buffer[:length]
         return body
-
-
-async def write_message(stream: Stream, message: Message, *, timeout_s: float) -> None:
-    """Returns once the peer's window has taken it. Raises StreamLost, also when that takes longer than `timeout_s`."""
-    with trio.move_on_after(timeout_s) as scope:
-        await stream.write(encode_message(message))
-    if scope.cancelled_caught:
-        raise StreamLost(f"the peer took no whole message in {timeout_s:g} s")
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------

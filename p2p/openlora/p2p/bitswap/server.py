@@ -5,7 +5,6 @@ next block is read when the peer has taken the last, so a peer holds one block o
 """
 
 import logging
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,11 +12,12 @@ import trio
 
 from openlora.p2p.bitswap.counters import Counters
 from openlora.p2p.bitswap.limits import BitswapLimits
-from openlora.p2p.bitswap.messages import PROTOCOLS, Message, Want, write_message
+from openlora.p2p.bitswap.line import Line
+from openlora.p2p.bitswap.messages import Message, Want
 from openlora.p2p.bitswap.tasks import DiskStore, Tasks
 from openlora.p2p.content.cid import Cid
 from openlora.p2p.errors import BlockMissing, PeerUnreachable, StreamLost
-from openlora.p2p.network import Network, PeerId, Stream
+from openlora.p2p.network import Network, PeerId
 
 _log = logging.getLogger(__name__)
 
@@ -75,29 +75,24 @@ class BlockServer:
 
     async def _serve(self, peer: PeerId, queue: _Queue) -> None:
         """Answers until the peer has wanted nothing for a while, or is lost."""
-        stream: Stream | None = None
+        line = Line(self._network, peer, self._limits)
         try:
             while await self._filled(queue):
                 message = await self._next_answer(queue)
                 if message is not None:
-                    stream = stream or await self._open(peer)
-                    await self._send(stream, message)
+                    await line.say(message)
+                    self._count(message)
             del self._queues[peer]  # before the next await: what the peer wants from now on is another task's
-            if stream is not None:
-                await stream.close()
+            await line.close()
         except (StreamLost, PeerUnreachable) as error:
             self._counters.refused["answer-not-taken"] += 1
             _log.debug("stopped serving peer=%s: %s", peer, error)
-            await self._abandon(peer, queue, stream)
-        except OSError:
-            _log.exception("could not read the block store for peer=%s", peer)
-            await self._abandon(peer, queue, stream)
-
-    async def _abandon(self, peer: PeerId, queue: _Queue, stream: Stream | None) -> None:
-        if self._queues.get(peer) is queue:
-            del self._queues[peer]
-        if stream is not None:
-            await give_up(stream)
+        except Exception:
+            _log.exception("failed to serve peer=%s", peer)
+        finally:
+            if self._queues.get(peer) is queue:
+                del self._queues[peer]
+            await line.hang_up()
 
     async def _filled(self, queue: _Queue) -> bool:
         if not queue:
@@ -106,11 +101,7 @@ class BlockServer:
                 await queue.filled.wait()
         return len(queue) > 0
 
-    async def _open(self, peer: PeerId) -> Stream:
-        return await open_stream(self._network, peer, self._limits.open_timeout_s)
-
-    async def _send(self, stream: Stream, message: Message) -> None:
-        await write_message(stream, message, timeout_s=self._limits.write_timeout_s)
+    def _count(self, message: Message) -> None:
         for _, block in message.blocks:
             self._counters.served_blocks += 1
             self._counters.served_bytes += len(block)
@@ -132,16 +123,3 @@ class BlockServer:
         except BlockMissing:
             return Message(presences=((want.cid, False),)) if want.say_missing else None
         return Message(blocks=((want.cid, block),))
-
-
-async def open_stream(network: Network, peer: PeerId, timeout_s: float) -> Stream:
-    """A new bitswap stream to the peer. Raises PeerUnreachable, also when that takes longer than `timeout_s`."""
-    with trio.move_on_after(timeout_s):
-        return await network.open_stream(peer, PROTOCOLS)
-    raise PeerUnreachable(f"no stream to {peer} in {timeout_s:g} s")
-
-
-async def give_up(stream: Stream) -> None:
-    """Resets the stream, whatever state it and we are in."""
-    with trio.CancelScope(shield=True), trio.move_on_after(1.0), suppress(StreamLost):
-        await stream.reset()

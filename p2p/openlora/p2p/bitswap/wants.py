@@ -76,6 +76,23 @@ class Source:
         want.asked[self.peer] = trio.current_time()
         self.asked(want.cid)
 
+    def delivered(self, want: Want) -> None:
+        """It has brought the block, on time or not."""
+        now = trio.current_time()
+        asked_at = want.asked.pop(self.peer, None)
+        if asked_at is not None:
+            self.answered_after(now - asked_at)
+        self.owed.pop(want.cid, None)
+        self.last_block_at, self.broken_promises, self.benched_until = now, 0, 0.0
+        self.wake.set()
+
+    def answer_probe(self, cid: Cid, have: bool) -> None:
+        probe = self.probes.get(cid)
+        if probe is not None and not probe.answered.is_set():
+            self.answered_after(trio.current_time() - probe.asked_at)
+            probe.have = have
+            probe.answered.set()
+
     def take_cancels(self, count: int) -> list[Cid]:
         taken, self.cancels = self.cancels[:count], self.cancels[count:]
         return taken
