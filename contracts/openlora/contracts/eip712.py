@@ -5,6 +5,7 @@ nodes alone, never by a contract: they tie a libp2p peer to the keys that the co
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from eth_abi.abi import encode
 from eth_keys.datatypes import PrivateKey, Signature
@@ -47,18 +48,7 @@ class Domain:
     verifying_contract: ChecksumAddress
 
     def separator(self) -> bytes:
-        return keccak(
-            encode(
-                ["bytes32", "bytes32", "bytes32", "uint256", "address"],
-                [
-                    keccak(text=DOMAIN_TYPE),
-                    keccak(text=NAME),
-                    keccak(text=VERSION),
-                    self.chain_id,
-                    self.verifying_contract,
-                ],
-            )
-        )
+        return _separator(self)
 
 
 def spec_digest(domain: Domain, spec: JobSpec) -> bytes:
@@ -71,10 +61,10 @@ def receipt_digest(domain: Domain, receipt: Receipt) -> bytes:
     return _digest(domain, keccak(encode(["bytes32", Receipt.ABI], [keccak(text=RECEIPT_TYPE), receipt.to_abi()])))
 
 
-def node_peer_digest(domain: Domain, operator: ChecksumAddress, peer_id: bytes) -> bytes:
+def node_peer_digest(domain: Domain, operator: str, peer_id: bytes) -> bytes:
     """What an operator's hot key signs to say that this libp2p peer (its binary id) is the operator's node.
 
-    `domain` is NodeRegistry's."""
+    `domain` is NodeRegistry's. The address may be in any case: peers check many of these, and a checksum costs."""
     members = ["bytes32", "address", "bytes32"]
     return _digest(domain, keccak(encode(members, [keccak(text=NODE_PEER_TYPE), operator, keccak(peer_id)])))
 
@@ -126,6 +116,14 @@ def fee_wei(spec: JobSpec, in_tokens: int, out_tokens: int) -> int:
 
 def _weigh(spec: JobSpec, in_tokens: int, out_tokens: int) -> int:
     return in_tokens * spec.in_price_per_k + out_tokens * spec.out_price_per_k
+
+
+@lru_cache(maxsize=64)
+def _separator(domain: Domain) -> bytes:
+    """Takes longer than all the rest of a digest, and a process uses a handful."""
+    members = ["bytes32", "bytes32", "bytes32", "uint256", "address"]
+    constants = [keccak(text=DOMAIN_TYPE), keccak(text=NAME), keccak(text=VERSION)]
+    return keccak(encode(members, [*constants, domain.chain_id, domain.verifying_contract]))
 
 
 def _digest(domain: Domain, struct_hash: bytes) -> bytes:

@@ -6,8 +6,6 @@ from typing import Final
 
 import base58
 from eth_account.signers.local import LocalAccount
-from eth_typing import ChecksumAddress
-from eth_utils.address import to_checksum_address
 
 from openlora.contracts import Domain, InvalidSignature
 from openlora.contracts.eip712 import node_peer_digest, recover, sign_digest
@@ -17,14 +15,14 @@ from openlora.p2p.presence.record import Presence
 _REMEMBERED: Final = 16_384  # good bindings, more than a table of peers has records
 
 
-def sign_binding(hot_key: LocalAccount, domain: Domain, operator: ChecksumAddress, peer: str) -> bytes:
+def sign_binding(hot_key: LocalAccount, domain: Domain, operator: str, peer: str) -> bytes:
     """65 bytes by which `hot_key` says that `peer` is the operator's node. `domain` is NodeRegistry's."""
     return sign_digest(bytes(hot_key.key), _digest(domain, operator, peer))
 
 
 def binding_signer(domain: Domain, operator: str, peer: str, binding: bytes) -> str:
     """The hot key that signed a binding, as a lower-case address. Raises InvalidSignature."""
-    return recover(_digest(domain, to_checksum_address(operator), peer), binding).lower()
+    return recover(_digest(domain, operator, peer), binding).lower()
 
 
 def authoriser(domain: Domain, staked: Mapping[str, str]) -> Callable[[Presence], None]:
@@ -58,5 +56,5 @@ def _check(domain: Domain, presence: Presence) -> None:
         raise GossipRefused("binding_forged", f"the binding of {presence.operator} is not its hot key's")
 
 
-def _digest(domain: Domain, operator: ChecksumAddress, peer: str) -> bytes:
+def _digest(domain: Domain, operator: str, peer: str) -> bytes:
     return node_peer_digest(domain, operator, base58.b58decode(peer))
