@@ -175,7 +175,10 @@ class MemoryNetwork:
         self._topics[topic] = validate
 
     async def publish(self, topic: str, data: bytes) -> None:
+        """Raises GossipRefused for more than `gossip_message_bytes`."""
         await trio.lowlevel.checkpoint()
+        if len(data) > self._hub.limits.gossip_message_bytes:
+            raise GossipRefused("gossip-too-large", f"a message of {len(data)} bytes")
         self._published += 1
         self._relay(topic, (self.peer_id, self._published), data)
 

@@ -19,6 +19,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo, info_from_p2p_addr
+from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
@@ -136,7 +137,7 @@ class Discovery:
     def _known_addresses(self, peer: ID) -> list[Multiaddr]:
         try:
             addresses = self._host.get_peerstore().addrs(peer)
-        except BaseLibp2pError:
+        except PeerStoreError:
             return []
         # A stranger's loopback address is ours: try it last.
         return sorted(
@@ -199,7 +200,7 @@ class Discovery:
             needed = {self._host.get_id(), *self._swarm.connections, *self._routing.known_peers()}
             strangers = [peer for peer in store.peer_ids() if peer not in needed]
             for peer in strangers[: max(0, len(strangers) - self._guard.limits.remembered_peers)]:
-                with suppress(BaseLibp2pError):
+                with suppress(PeerStoreError):
                     store.clear_peerdata(peer)
 
     async def _listen_to_mdns(self) -> None:

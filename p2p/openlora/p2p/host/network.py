@@ -53,7 +53,15 @@ async def open_network(
     identity: Identity, options: HostOptions, limits: Limits | None = None
 ) -> AsyncIterator["Libp2pNetwork"]:
     """A running host; leaving the context closes every connection. Raises P2PError if it cannot listen."""
-    limits = limits or Limits()
+    try:
+        async with _open(identity, options, limits or Limits()) as network:
+            yield network
+    except BaseExceptionGroup as group:
+        raise _only(group) from None
+
+
+@asynccontextmanager
+async def _open(identity: Identity, options: HostOptions, limits: Limits) -> AsyncIterator["Libp2pNetwork"]:
     guard = Guard(limits)
     host, swarm = build_host(identity, limits, guard, options.announce, observe_addresses=options.nat)
     gossip = Gossip(host, guard)
@@ -244,6 +252,13 @@ class _Notifee(INotifee):
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
         pass
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one error inside six nurseries; a group if there are several."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def _keep_clean(gossip: Gossip) -> None:

@@ -76,8 +76,6 @@ class YamuxStream(IMuxedStream):
             if self._ended_by_peer:
                 raise MuxedStreamEOF("the peer has ended the stream")
             await self._changed.wait()
-        if self._broken:
-            raise MuxedStreamReset("the stream was reset")
         data = bytes(self._received if n is None or n < 0 else self._received[:n])
         del self._received[: len(data)]
         if self.budget_bytes is not None:
@@ -86,8 +84,9 @@ class YamuxStream(IMuxedStream):
                 self.muxed_conn.refuse("negotiation-bytes")
                 self.break_off()
                 raise MuxedStreamReset("too much was said before the protocol")
-        self.muxed_conn.buffer(-len(data))
-        self._grant(len(data))
+        if not self._broken:
+            self.muxed_conn.buffer(-len(data))
+            self._grant()
         return data
 
     async def write(self, data: bytes) -> None:
@@ -121,18 +120,18 @@ class YamuxStream(IMuxedStream):
         if not self.over:
             self.muxed_conn.send(_WINDOW_UPDATE, _RST, self.stream_id, 0)
         self.broken()
+        self._received.clear()
 
     def discard(self) -> None:
         """Nobody will read this stream any more: whatever comes is dropped, and no window is granted for it."""
-        self.muxed_conn.buffer(-len(self._received))
+        self._uncount()
         self._received.clear()
         self.discarding_since_s = trio.current_time()
 
     def broken(self) -> None:
-        """It is over at once, for both sides."""
+        """It is over at once, for both sides. What had come before can be read by whoever still holds the stream."""
+        self._uncount()
         self._broken = True
-        self.muxed_conn.buffer(-len(self._received))
-        self._received.clear()
         self._tell()
         self.muxed_conn.forget_if_over(self)
 
@@ -183,9 +182,9 @@ class YamuxStream(IMuxedStream):
                 return
             await self._changed.wait()
 
-    def _grant(self, count: int) -> None:
+    def _grant(self) -> None:
         """Hands the window back in halves. A reader that keeps up gets a larger one: it is what bounds the sender."""
-        if self._ended_by_peer or self._broken:
+        if self._ended_by_peer:
             return
         outstanding = self._target_window - self._receive_window - len(self._received)
         if outstanding < self._target_window // 2:
@@ -196,6 +195,10 @@ class YamuxStream(IMuxedStream):
             self._target_window = max(self._target_window, grown)
         self._receive_window += outstanding
         self.muxed_conn.send(_WINDOW_UPDATE, 0, self.stream_id, outstanding)
+
+    def _uncount(self) -> None:
+        if not self._broken:
+            self.muxed_conn.buffer(-len(self._received))
 
     def _tell(self) -> None:
         self._changed.set()
