@@ -21,6 +21,7 @@ from openlora.contracts import (
     DatanetCreated,
     Deployment,
     DevToken,
+    Job,
     JobCancelled,
     JobCommitted,
     JobQueue,
@@ -208,11 +209,19 @@ class Market:
 
     async def cancel(self, job_id: int) -> int:
         """Takes back a job of this key's that nobody has claimed. Returns the refund in token wei."""
+        receipt = await self.transact(self.queue.cancel(job_id, await self.spec(job_id)))
+        return _one(receipt, JobCancelled).refund
+
+    async def job(self, job_id: int) -> Job:
+        """What the chain says of a job now: its state, an elapsed lease included, and who holds it."""
+        return await self.chain.call(self.queue.job(job_id))
+
+    async def spec(self, job_id: int) -> JobSpec:
+        """What was submitted. Raises ChainError for a job that never was."""
         submitted = await self._job_event(JobSubmitted, job_id)
         if submitted is None:
             raise ChainError(f"no job {job_id} was ever submitted here")
-        receipt = await self.transact(self.queue.cancel(job_id, submitted.spec))
-        return _one(receipt, JobCancelled).refund
+        return submitted.spec
 
     async def output(self, job_id: int) -> OutputDocument | None:
         """A committed job's output, whose digest is the one on chain; None before the commit.

@@ -1,7 +1,7 @@
 """Groups of tasks whose errors callers can catch by type."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -26,3 +26,26 @@ async def running(coroutine: Coroutine[Any, Any, Result], name: str) -> AsyncIte
         task = group.create_task(coroutine, name=name)
         yield task
         task.cancel()
+
+
+async def with_pauses(items: AsyncGenerator[Result, None], pause_s: float) -> AsyncGenerator[Result | None, None]:
+    """`items`, and a None for every `pause_s` that the next one takes. Closing this closes `items`."""
+    coming: asyncio.Future[Result] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(items))
+            await asyncio.wait([coming], timeout=pause_s)
+            if not coming.done():
+                yield None
+                continue
+            done, coming = coming, None
+            try:
+                item = done.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await items.aclose()

@@ -3,7 +3,6 @@
 None of them shows a prompt and, but for the stream of one job, none shows an answer.
 """
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -16,13 +15,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from openlora.node.api.limits import Limits
 from openlora.node.api.server import Server
 from openlora.node.errors import JournalError
-from openlora.node.job import LIVE, Job, JobId, JobState
+from openlora.node.job import Job, JobId
 from openlora.node.journal import Journal
+from openlora.node.progress import Progress, progress, until_known
 from openlora.node.streams import JobStreams
-
-POLL_S = 0.1
-UNKNOWN_JOB_WAIT_S = 10.0  # a submission is mined before the follower has read its block
-ENDED = frozenset(JobState) - LIVE - {JobState.SEEN} | {JobState.COMMITTED}
 
 Snapshot = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -72,45 +68,16 @@ def _router(journal: Journal, streams: JobStreams, snapshot: Snapshot) -> APIRou
 
         A null `text` begins the answer anew: the engine was restarted. A job just submitted is waited for.
         """
-        await _until_known(journal, JobId(job_id))
-        return StreamingResponse(_events(journal, streams, JobId(job_id)), media_type="text/event-stream")
+        await until_known(journal, JobId(job_id))
+        steps = progress(journal, streams, JobId(job_id))
+        return StreamingResponse(_server_sent(steps), media_type="text/event-stream")
 
     return router
 
 
-async def _until_known(journal: Journal, job_id: JobId) -> None:
-    """Returns once the journal has the job; raises JournalError if it has not after some blocks' time."""
-    for _ in range(int(UNKNOWN_JOB_WAIT_S / POLL_S)):
-        try:
-            journal.job(job_id)
-        except JournalError:
-            await asyncio.sleep(POLL_S)
-        else:
-            return
-    journal.job(job_id)
-
-
-async def _events(journal: Journal, streams: JobStreams, job_id: JobId) -> AsyncIterator[bytes]:
-    shown, run = "", None
-    while True:
-        state = journal.job(job_id).state
-        if (current := streams.run_of(job_id)) is not None and current != run:
-            if run is not None:
-                yield _event(state, None)
-            run = current
-            async for text in streams.read(job_id):
-                yield _event(journal.job(job_id).state, text)
-        elif state != shown:
-            shown = state
-            yield _event(state, "")
-        elif state in ENDED:
-            return
-        else:
-            await asyncio.sleep(POLL_S)
-
-
-def _event(state: JobState, text: str | None) -> bytes:
-    return b"data: " + msgspec.json.encode({"state": state, "text": text}) + b"\n\n"
+async def _server_sent(steps: AsyncIterator[Progress]) -> AsyncIterator[bytes]:
+    async for step in steps:
+        yield b"data: " + msgspec.json.encode(step) + b"\n\n"
 
 
 def _job_view(job: Job) -> Mapping[str, Any]:

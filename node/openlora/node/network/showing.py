@@ -1,0 +1,107 @@
+"""A node shows the jobs it works on to those who pay for them.
+
+On "/openlora/1/infer": `Watch` → `Progress`, until the node is done with the job; or a refusal. The job's client signs
+for one peer id, so whoever else sees the request cannot watch with it.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+import base58
+import msgspec
+from eth_account.signers.local import LocalAccount
+
+from openlora.contracts import Domain, InvalidSignature
+from openlora.contracts.eip712 import recover, sign_digest, watch_job_digest
+from openlora.node.errors import JournalError, RequestError
+from openlora.node.job import JobId
+from openlora.node.journal import Journal
+from openlora.node.network.rates import PeerRates, RateLimits
+from openlora.node.progress import Progress, progress
+from openlora.node.streams import JobStreams
+
+INFER: Final = "/openlora/1/infer"
+MAX_PIECE_CHARACTERS: Final = 15_000  # of text in one reply: at most 60 KB in UTF-8
+
+
+class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="watch"):
+    """Show me this job. `signature` is its client's, over WatchJob(jobId, the asker's peer id)."""
+
+    job_id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    signature: Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
+
+
+def signed_watch(domain: Domain, job_id: int, peer: str, key: LocalAccount) -> Watch:
+    """The request of the job's client, for its own peer. `domain` is JobQueue's."""
+    return Watch(job_id, sign_digest(bytes(key.key), _digest(domain, job_id, peer)))
+
+
+@dataclass(frozen=True, slots=True)
+class ShowingLimits:
+    watchers: int = 48  # at once, of all jobs together
+    watchers_per_peer: int = 24
+    rates: RateLimits = field(default_factory=lambda: RateLimits(per_s=4.0, burst=64))
+
+
+class Showing:
+    """Answers `Watch`: `network.handle(INFER, showing.answer)`. `domain` is JobQueue's."""
+
+    def __init__(
+        self, journal: Journal, streams: JobStreams, domain: Domain, limits: ShowingLimits = ShowingLimits()
+    ) -> None:
+        self._journal, self._streams, self._domain, self._limits = journal, streams, domain, limits
+        self._rates = PeerRates(limits.rates)
+        self._watchers: list[str] = []  # peers
+
+    async def answer(self, peer: str, body: bytes) -> AsyncIterator[bytes]:
+        """Refuses with a RequestError: rate_limited, malformed, busy, unknown_job, not_your_job."""
+        self._rates.check(peer)
+        watch = _decode(body)
+        others = len(self._watchers)
+        if others >= self._limits.watchers or self._watchers.count(peer) >= self._limits.watchers_per_peer:
+            raise RequestError("busy", "the node shows as many answers as it can; ask again later")
+        self._authorise(peer, watch)
+        self._watchers.append(peer)
+        try:
+            async with aclosing(progress(self._journal, self._streams, JobId(watch.job_id))) as steps:
+                async for step in steps:
+                    for piece in _pieces(step):
+                        yield msgspec.msgpack.encode(piece)
+        finally:
+            self._watchers.remove(peer)
+
+    def _authorise(self, peer: str, watch: Watch) -> None:
+        try:
+            client = self._journal.job(JobId(watch.job_id)).spec.client
+        except JournalError:
+            raise RequestError("unknown_job", f"the node does not know job {watch.job_id}") from None
+        try:
+            signer = recover(_digest(self._domain, watch.job_id, peer), watch.signature)
+        except InvalidSignature:
+            signer = None
+        if signer != client:
+            raise RequestError("not_your_job", f"job {watch.job_id} is not yours: its client has not signed for you")
+
+
+def _decode(body: bytes) -> Watch:
+    try:
+        return _request_decoder.decode(body)
+    except msgspec.MsgspecError:
+        raise RequestError("malformed", "this is no request that the node knows") from None
+
+
+def _pieces(step: Progress) -> list[Progress]:
+    text = step.text
+    if text is None or len(text) <= MAX_PIECE_CHARACTERS:
+        return [step]
+    starts = range(0, len(text), MAX_PIECE_CHARACTERS)
+    return [Progress(step.state, text[start : start + MAX_PIECE_CHARACTERS]) for start in starts]
+
+
+def _digest(domain: Domain, job_id: int, peer: str) -> bytes:
+    return watch_job_digest(domain, job_id, base58.b58decode(peer))
+
+
+_request_decoder: Final = msgspec.msgpack.Decoder(Watch)
