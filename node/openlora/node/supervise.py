@@ -11,8 +11,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -254,8 +254,16 @@ class Supervisor(Generic[LinkT]):
             raise
         return Life(child, link)
 
-    async def keep_alive(self, life: Life[LinkT], holder: Holder[LinkT]) -> None:
-        """Runs until it is cancelled, beginning with `life`; then no child is left."""
+    @asynccontextmanager
+    async def kept_alive(self, life: Life[LinkT], holder: Holder[LinkT]) -> AsyncIterator[None]:
+        """While the block runs `holder` is attached to a living child, `life` or a later one; then none is left."""
+        try:
+            async with running(self._keep_alive(life, holder), f"{self.name}-supervisor"):
+                yield
+        finally:  # also where the block ended before that task began
+            await life.stop(self.patience.stop_timeout_s)
+
+    async def _keep_alive(self, life: Life[LinkT], holder: Holder[LinkT]) -> None:
         loop = asyncio.get_running_loop()
         backoff = Backoff(self.patience.restart_first_s, self.patience.restart_max_s)
         while True:

@@ -16,7 +16,6 @@ from openlora.node.engine.client import Connection, EngineClient
 from openlora.node.engine.messages import Event
 from openlora.node.frames import AsyncFrames
 from openlora.node.supervise import Child, Patience, Supervisor
-from openlora.node.tasks import running
 
 ENGINE_COMMAND = (sys.executable, "-m", "openlora.node.engine.process")
 
@@ -43,7 +42,7 @@ async def supervised_engine(options: EngineOptions, state_dir: Path) -> AsyncIte
     supervisor = Supervisor("engine", (*options.command, *arguments), state_dir / "engine.sock", options, _greet)
     life = await supervisor.start()
     client = EngineClient(life.link.info, options.restart_wait_s)
-    async with running(supervisor.keep_alive(life, client), "engine-supervisor"):
+    async with supervisor.kept_alive(life, client):
         yield client
 
 
