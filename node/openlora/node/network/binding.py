@@ -2,20 +2,22 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import base58
-from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import Domain, InvalidSignature
 from openlora.contracts.eip712 import node_peer_digest, recover, sign_digest
 from openlora.p2p.errors import GossipRefused
 from openlora.p2p.presence.record import Presence
 
+if TYPE_CHECKING:  # the network process, which has no such key, need not load 12 MB for its type
+    from eth_account.signers.local import LocalAccount
+
 _REMEMBERED: Final = 16_384  # good bindings, more than a table of peers has records
 
 
-def sign_binding(hot_key: LocalAccount, domain: Domain, operator: str, peer: str) -> bytes:
+def sign_binding(hot_key: "LocalAccount", domain: Domain, operator: str, peer: str) -> bytes:
     """65 bytes by which `hot_key` says that `peer` is the operator's node. `domain` is NodeRegistry's."""
     return sign_digest(bytes(hot_key.key), _digest(domain, operator, peer))
 

@@ -20,7 +20,6 @@ from openlora.node.network.messages import Event
 from openlora.node.network.nodes import NodeTable
 from openlora.node.network.options import NetworkOptions
 from openlora.node.supervise import Child, Patience, Supervisor
-from openlora.node.tasks import running
 
 NETWORK_COMMAND: Final = (sys.executable, "-m", "openlora.node.network.process")
 _PATIENCE: Final = Patience(start_timeout_s=60.0, stop_timeout_s=5.0, hang_timeout_s=30.0)
@@ -49,5 +48,5 @@ async def supervised_network(
     supervisor = Supervisor("network", (*command, *arguments), state_dir / "network.sock", patience, greet)
     life = await supervisor.start()
     client = NetworkClient(life.link.ready, nodes, handlers, patience.restart_wait_s)
-    async with running(supervisor.keep_alive(life, client), "network-supervisor"):
+    async with supervisor.kept_alive(life, client):
         yield client

@@ -1,0 +1,292 @@
+"""Real network processes on loopback: content, requests and presence travel, and a killed process costs nothing."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from openlora.node.errors import ContentError, ContentNotFound, NetworkDown, NetworkError, PeerRefused, RequestError
+from openlora.node.network.options import NetworkOptions
+from openlora.node.network.supervisor import supervised_network
+from tests.node.network.nodes import PATIENCE, REGISTRY, Node, node, nodes, operator, staked
+
+INFER = "/openlora/1/infer"
+MIB = 1 << 20
+
+
+def test_the_process_starts_light() -> None:
+    """No torch, transformers or web3, and the interpreter's own recursion limit."""
+    script = (
+        "import sys, openlora.node.network.process\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "heavy = {'torch', 'transformers', 'web3', 'eth_account', 'fastapi'}\n"
+        "print(sorted(loaded & heavy), sys.getrecursionlimit())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[] 1000\n"
+
+
+# ---- content --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_folder_travels_by_its_cid(tmp_path: Path) -> None:
+    """The third node knows only the first, which has nothing: the DHT names the second."""
+    source = folder(tmp_path / "source", 3 * MIB)
+    async with asyncio.timeout(60), nodes(tmp_path, 3) as (_, has, wants):
+        cid = await has.content.publish_directory(source)
+        await provided(wants, cid)
+        await wants.content.fetch_directory(cid, tmp_path / "copy", max_bytes=8 * MIB)
+        document = await wants.content.put_document(b'{"v":1}')
+        await wants.network.connect(has.network.addresses)
+        assert await has.content.get_document(document) == b'{"v":1}'
+    assert contents(tmp_path / "copy") == contents(source)
+
+
+@pytest.mark.slow
+async def test_what_is_too_large_or_nowhere_is_refused_by_name(tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", MIB)
+    async with asyncio.timeout(60), nodes(tmp_path, 2) as (has, wants):
+        cid = await has.content.publish_directory(source)
+        with pytest.raises(ContentError, match=r"budget|more than|limit"):
+            await wants.content.fetch_directory(cid, tmp_path / "copy", max_bytes=MIB // 2)
+        with pytest.raises(ContentNotFound):
+            await wants.content.get_document(bytes(32))
+        with pytest.raises(ContentError):
+            await wants.network.fetch("no cid", max_bytes=1)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+async def test_a_full_store_says_so(tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", MIB)
+    async with (
+        asyncio.timeout(60),
+        node(tmp_path, 0) as has,
+        node(tmp_path, 1, has.network.addresses, max_content_bytes=MIB // 2) as wants,
+    ):
+        cid = await has.content.publish_directory(source)
+        with pytest.raises(ContentError, match=r"full|room|quota"):
+            await wants.content.fetch_directory(cid, tmp_path / "copy", max_bytes=8 * MIB)
+
+
+@pytest.mark.slow
+async def test_a_fetch_survives_kills_of_its_process(tmp_path: Path) -> None:
+    """Each life goes on from the blocks that are there: three kills refetch a few blocks, not the folder."""
+    source = folder(tmp_path / "source", 32 * MIB)
+    async with asyncio.timeout(100), nodes(tmp_path, 2) as (has, wants):
+        cid = await has.content.publish_directory(source)
+        fetching = asyncio.create_task(wants.content.fetch_directory(cid, tmp_path / "copy", max_bytes=64 * MIB))
+        for share in (1, 2, 3):
+            await until(lambda goal=share * 8 * MIB: stored(wants) >= goal or fetching.done())  # type: ignore[misc]
+            os.kill(child_pid(wants), signal.SIGKILL)
+        await fetching
+        served = (await has.network.stats()).block_bytes_served
+    assert contents(tmp_path / "copy") == contents(source)
+    assert served < 32 * MIB + 3 * 40 * (256 << 10)
+
+
+# ---- requests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_requests_stream_are_refused_and_end_with_their_peer(tmp_path: Path) -> None:
+    stopped = asyncio.Event()
+
+    async def answer(peer: str, body: bytes) -> AsyncIterator[bytes]:
+        match body:
+            case b"count":
+                for number in range(1000):
+                    yield f"{number} for {peer}".encode()
+            case b"no":
+                yield b"first"
+                raise RequestError("no", "not at this price")
+            case _:
+                try:
+                    yield b"waiting"
+                    await asyncio.Event().wait()
+                finally:
+                    stopped.set()
+
+    async with asyncio.timeout(60), nodes(tmp_path, 2) as (server, asker):
+        server.network.handle(INFER, answer)
+        peer, ask = server.network.peer_id, asker.network.ask
+        counted = [data async for data in ask(peer, INFER, b"count")]
+        assert counted == [f"{number} for {asker.network.peer_id}".encode() for number in range(1000)]
+        with pytest.raises(PeerRefused, match=r"^not at this price$"):
+            _ = [data async for data in ask(peer, INFER, b"no")]
+        async with aclosing(ask(peer, INFER, b"wait")) as replies:
+            assert await anext(replies) == b"waiting"
+        await stopped.wait()  # the asker left, and the handler of the other node was cancelled
+        with pytest.raises(NetworkError, match="peer"):
+            _ = [data async for data in ask(asker.network.peer_id, INFER, b"", timeout_s=2)]
+        async with aclosing(ask(peer, INFER, b"wait")) as replies:
+            await anext(replies)
+            os.kill(child_pid(server), signal.SIGKILL)
+            with pytest.raises(NetworkError):
+                await anext(replies)
+        await until(lambda: server.network.alive)
+        addresses = server.network.addresses
+        await asker.network.connect(addresses)
+        assert len([data async for data in ask(peer, INFER, b"count", addresses=addresses)]) == 1000
+
+
+@pytest.mark.slow
+async def test_requests_in_flight_fail_with_the_process(tmp_path: Path) -> None:
+    async def wait(peer: str, body: bytes) -> AsyncIterator[bytes]:
+        yield b"waiting"
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(60), nodes(tmp_path, 2) as (server, asker):
+        server.network.handle(INFER, wait)
+        async with aclosing(asker.network.ask(server.network.peer_id, INFER, b"")) as replies:
+            await anext(replies)
+            os.kill(child_pid(asker), signal.SIGKILL)
+            with pytest.raises(NetworkDown, match="try it again"):
+                await anext(replies)
+
+
+@pytest.mark.slow
+async def test_a_fifth_request_of_one_peer_is_refused(tmp_path: Path) -> None:
+    async def wait(peer: str, body: bytes) -> AsyncIterator[bytes]:
+        yield b"waiting"
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(60), nodes(tmp_path, 2) as (server, asker):
+        server.network.handle(INFER, wait)
+        asked = [asker.network.ask(server.network.peer_id, INFER, b"") for _ in range(5)]
+        for replies in asked[:4]:
+            await anext(replies)
+        with pytest.raises(PeerRefused, match="4 of your requests are under way"):
+            await anext(asked[4])
+        for replies in asked:
+            await replies.aclose()
+        assert (await server.network.stats()).refused["asked_too_much_by_peer"] == 1
+
+
+# ---- presence -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_records_come_and_go_with_trust(tmp_path: Path) -> None:
+    async with asyncio.timeout(60), nodes(tmp_path, 2) as (one, two):
+        await two.network.trust(staked(2))
+        await two.announce()
+        await asyncio.sleep(1)
+        assert one.seen() == set()  # nobody is staked, as far as it knows
+        await one.network.trust(staked(2))
+        await until(lambda: one.seen() == {operator(1).lower()})
+        await one.network.trust(staked(1))
+        await until(lambda: one.seen() == set())
+        await one.network.trust(staked(2))
+        os.kill(child_pid(one), signal.SIGKILL)
+        await until(lambda: one.network.alive)
+        await until(lambda: one.seen() == {operator(1).lower()})
+
+
+@pytest.mark.slow
+async def test_ten_nodes_see_each_other_and_cost_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    count = 10
+    async with asyncio.timeout(110), nodes(tmp_path, count) as all_nodes:
+        for each in all_nodes:
+            await each.network.trust(staked(count))
+        began_s = time.monotonic()
+        for each in all_nodes:
+            await each.announce()
+        await until(lambda: all(len(each.seen()) == count - 1 for each in all_nodes), limit_s=30)
+        seen_s = time.monotonic() - began_s
+        await asyncio.sleep(5)
+        processes = [psutil.Process(child_pid(each)) for each in all_nodes]
+        before = [process.cpu_times() for process in processes]
+        await asyncio.sleep(10)
+        used = [
+            (now.user + now.system - then.user - then.system) / 10
+            for now, then in zip((process.cpu_times() for process in processes), before, strict=True)
+        ]
+        resident = [process.memory_info().rss for process in processes]
+    with capsys.disabled():
+        print(
+            f"\nten nodes: all seen after {seen_s:.2f} s; idle CPU {max(used):.2%} at most, {sum(used) / count:.2%} on "
+            f"average; RSS {max(resident) / 1e6:.0f} MB at most"
+        )
+    assert seen_s <= 5
+    assert sum(used) / count <= 0.02
+    assert max(resident) <= 150e6
+
+
+# ---- starting -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        options = NetworkOptions(
+            chain_id=1,
+            registry=REGISTRY,
+            content_dir=str(tmp_path / "blocks"),
+            listen=(f"/ip4/127.0.0.1/tcp/{other.getsockname()[1]}",),
+            mdns=False,
+            nat=False,
+        )
+        with pytest.raises(NetworkError, match=r"cannot be joined: .*taken"):
+            async with supervised_network(options, tmp_path, patience=PATIENCE):
+                pass
+
+
+@pytest.mark.slow
+async def test_an_identity_is_kept(tmp_path: Path) -> None:
+    async with node(tmp_path, 0) as first:
+        peer = first.network.peer_id
+    async with node(tmp_path, 0) as again:
+        assert again.network.peer_id == peer
+    assert (tmp_path / "node0" / "libp2p.key").stat().st_mode & 0o777 == 0o600
+
+
+# ---- helpers --------------------------------------------------------------------------------------------------------
+
+
+def child_pid(each: Node) -> int:
+    (pid,) = [child.pid for child in psutil.Process().children() if str(each.folder) in child.cmdline()]
+    return pid
+
+
+def folder(path: Path, size_bytes: int) -> Path:
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(os.urandom(size_bytes))
+    (path / "adapter_config.json").write_text("{}")
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def stored(each: Node) -> int:
+    return sum(file.stat().st_size for file in (each.folder / "content").glob("??/*"))
+
+
+async def provided(asker: Node, cid: str) -> None:
+    """Until the DHT leads to the folder's root: being provided takes a moment."""
+    for _ in range(20):
+        try:
+            await asker.network.fetch(cid, max_bytes=MIB)
+        except ContentNotFound:
+            await asyncio.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"{cid} was not found")
+
+
+async def until(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not holds():  # noqa: ASYNC110 - other processes do it
+            await asyncio.sleep(0.02)
