@@ -1,11 +1,13 @@
 """Kademlia under our own protocol id: who has what, and who else there is. Provider records only, and bounded."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 import trio
+from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
@@ -28,6 +30,7 @@ _RECORD_LIFE_S: Final = 3600  # nodes come and go within the hour; the library k
 _ANNOUNCE_EVERY_S: Final = _RECORD_LIFE_S / 3
 _ANNOUNCE_PAUSE_S: Final = 0.5  # between two CIDs, so that a thousand of them are no burst
 _QUERY_TIMEOUT_S: Final = 5.0
+_SERVE_TIMEOUT_S: Final = 30.0  # for all queries on one stream
 _QUERIES_AT_ONCE: Final = 3
 _ADDRESS_LIFE_S: Final = 3600
 _ADDRESSES_PER_PROVIDER: Final = 8
@@ -93,6 +96,10 @@ class Routing:
         self._providers = _BoundedProviders(host, self.dht.peer_routing, guard)
         self.dht.provider_store = self._providers
         self.dht._provider_rate_max = 100  # announcements of one peer in 10 s; the library's 10 are one small node's
+        # It serves twelve streams at once, of everybody together, for as long as they stay open: who holds twelve has
+        # stopped the DHT. The host's cap is for each peer, and here is the end of a long silence.
+        self.dht._inbound_limiter = trio.CapacityLimiter(math.inf)
+        host.set_stream_handler(TProtocol(PROTOCOL), self._serve)
 
     async def provide(self, cid: Cid) -> None:
         """Announces `cid` at once, and from then on every twenty minutes."""
@@ -139,6 +146,10 @@ class Routing:
             for cid in tuple(self._provided):
                 await self._announce(cid)
                 await trio.sleep(_ANNOUNCE_PAUSE_S)
+
+    async def _serve(self, stream: INetStream) -> None:
+        with trio.move_on_after(_SERVE_TIMEOUT_S):
+            await self.dht.handle_stream(stream)
 
     async def _announce(self, cid: Cid) -> None:
         with trio.move_on_after(4 * _QUERY_TIMEOUT_S):

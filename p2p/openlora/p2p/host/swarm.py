@@ -10,6 +10,8 @@ What the library does otherwise, and is worked round here:
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from math import ceil
 from types import MappingProxyType
 from typing import Final
 
@@ -53,7 +55,7 @@ class YamuxOnly(MuxerMultistream):
         self._guard = guard
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        await self._selector.select(conn, conn.is_initiator, int(self._guard.limits.handshake_timeout_s))
+        await self._selector.select(conn, conn.is_initiator, ceil(self._guard.limits.handshake_timeout_s))
         socket = metered(conn)
         socket.identify()
         return YamuxConnection(conn, peer_id, self._guard, socket.traffic)
@@ -67,7 +69,7 @@ class GuardedHost(BasicHost):
         self._serving: Counter[tuple[PeerId, str]] = Counter()
         super().__init__(
             swarm,
-            negotiate_timeout=int(guard.limits.negotiation_timeout_s),
+            negotiate_timeout=ceil(guard.limits.negotiation_timeout_s),
             announce_addrs=announce,
             disable_identify_address_discovery=not observe,
         )
@@ -95,12 +97,14 @@ class GuardedHost(BasicHost):
             stream.discard()
 
     async def _negotiate_and_serve(self, net_stream: INetStream, stream: YamuxStream, peer: PeerId) -> None:
-        with trio.move_on_after(self._guard.limits.negotiation_timeout_s) as timeout:
+        protocol: TProtocol | None = None
+        with trio.move_on_after(self._guard.limits.negotiation_timeout_s), suppress(BaseLibp2pError, ValueError):
             protocol, handler = await self.multiselect.negotiate(
-                MultiselectCommunicator(net_stream), int(2 * self._guard.limits.negotiation_timeout_s)
+                MultiselectCommunicator(net_stream), ceil(2 * self._guard.limits.negotiation_timeout_s)
             )
-        if timeout.cancelled_caught or protocol is None or handler is None:
-            self._guard.refuse(peer, "negotiation")
+        if protocol is None or handler is None:
+            if not stream.muxed_conn.is_closed:
+                self._guard.refuse(peer, "negotiation")
             stream.break_off()
             return
         stream.budget_bytes = None
@@ -162,8 +166,8 @@ def build_host(
             max_connections_per_peer=limits.connections_per_peer + 1,
             inbound_upgrade_timeout=limits.handshake_timeout_s,
             outbound_upgrade_timeout=limits.handshake_timeout_s,
-            inbound_stream_protocol_negotiation_timeout=limits.negotiation_timeout_s,
-            outbound_stream_protocol_negotiation_timeout=limits.negotiation_timeout_s,
+            inbound_stream_protocol_negotiation_timeout=ceil(limits.negotiation_timeout_s),
+            outbound_stream_protocol_negotiation_timeout=ceil(limits.negotiation_timeout_s),
             dial_timeout=limits.handshake_timeout_s,
             auto_connect_interval=_NEVER_S,
         ),
