@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from openlora.node.content import BlockContent, adapter_cid
-from openlora.node.errors import OpenLoraError
+from openlora.node.errors import OpenLoraError, RpcDown
 from openlora.node.network import replication
 from openlora.node.network.rates import RateLimits
 from openlora.node.network.replication import CONTROL, Keep, Keeper, KeeperLimits, Kept, Replicas, replicate, room
@@ -36,6 +36,7 @@ class Node:
     clock: Clock
     room_bytes: int = 1 << 30
     wants: bool = True
+    trouble: Exception | None = None
     asked_about: list[str] = field(default_factory=list)
 
 
@@ -45,6 +46,8 @@ def node_in(peers: FakePeers, name: str, limits: KeeperLimits = DEFAULTS, **trai
 
     async def wanted(cid: str) -> str | None:
         node.asked_about.append(cid)
+        if node.trouble is not None:
+            raise node.trouble
         return "an adapter" if node.wants else None
 
     keeper = Keeper(network, local, wanted, lambda: node.room_bytes, limits, clock)
@@ -201,15 +204,23 @@ async def test_what_is_here_in_part_is_completed(peers: FakePeers, author: Autho
 
 async def test_more_than_was_declared_is_refused(peers: FakePeers, author: Author) -> None:
     node = node_in(peers, "node")
-    with pytest.raises(OpenLoraError, match="larger than allowed"):
+    with pytest.raises(OpenLoraError, match="not what its CID and size say"):
         await author.ask(node, msgspec.msgpack.encode(Keep(author.cid, author.size - 1)))
 
 
 async def test_what_the_publisher_does_not_have(peers: FakePeers, author: Author) -> None:
     node = node_in(peers, "node")
-    with pytest.raises(OpenLoraError, match="no peer has"):
+    with pytest.raises(OpenLoraError, match="could not find all of it"):
         await author.ask(node, msgspec.msgpack.encode(Keep(adapter_cid(bytes(32)), 1)))
     assert node.network.provided == []
+
+
+async def test_a_refusal_names_neither_our_machines_nor_our_files(peers: FakePeers, author: Author) -> None:
+    node = node_in(peers, "node")
+    node.trouble = RpcDown("https://rpc.example/v1/SECRET does not answer")
+    with pytest.raises(OpenLoraError, match="cannot look into it now") as refusal:
+        await author.ask(node)
+    assert "SECRET" not in str(refusal.value)
 
 
 async def test_a_busy_keeper_and_what_is_on_its_way_counts(peers: FakePeers, author: Author) -> None:

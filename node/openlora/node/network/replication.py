@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
@@ -23,7 +23,7 @@ from typing import Annotated, Final
 import msgspec
 
 from openlora.node.content import BlockContent
-from openlora.node.errors import ContentNotFound, NetworkDown, NetworkError, RequestError
+from openlora.node.errors import ChainError, ContentError, ContentNotFound, NetworkDown, NetworkError, RequestError
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.rates import PeerRates, RateLimits
 from openlora.node.tasks import task_group
@@ -193,20 +193,22 @@ class Keeper:
         self._coming: Counter[str] = Counter()  # bytes promised for what is being fetched, by CID
 
     async def answer(self, peer: str, body: bytes) -> AsyncIterator[bytes]:
-        """Refuses with a RequestError, or the error that the fetch ended with."""
+        """Refuses with a RequestError: rate_limited, malformed, not_wanted, busy, no_room, too_slow, missing, refused,
+        not_now."""
         self._rates.check(peer)
         try:
             keep = _request_decoder.decode(body)
         except msgspec.MsgspecError:
             raise RequestError("malformed", "this is no request that the node knows") from None
-        reason = await self._wanted(keep.cid)
-        if reason is None:
-            raise RequestError("not_wanted", "the node has no use for it")
-        if not await self._is_here(keep.cid):
-            async with aclosing(self._fetch(peer, keep)) as progress:
-                async for reply in progress:
-                    yield reply
-        await self._network.provide([keep.cid])
+        with _in_plain_words(keep):
+            reason = await self._wanted(keep.cid)
+            if reason is None:
+                raise RequestError("not_wanted", "the node has no use for it")
+            if not await self._is_here(keep.cid):
+                async with aclosing(self._fetch(peer, keep)) as progress:
+                    async for reply in progress:
+                        yield reply
+            await self._network.provide([keep.cid])
         log.info("event=kept cid=%s bytes=%d peer=%s reason=%r", keep.cid, keep.bytes, peer, reason)
         yield msgspec.msgpack.encode(Kept())
 
@@ -237,3 +239,18 @@ class Keeper:
             del self._coming[keep.cid]
             fetch.cancel()
             await asyncio.gather(fetch, return_exceptions=True)
+
+
+@contextmanager
+def _in_plain_words(keep: Keep) -> Iterator[None]:
+    """What goes wrong here, without the addresses and paths that our own errors name."""
+    try:
+        yield
+    except ContentNotFound:
+        raise RequestError("missing", "the node could not find all of it") from None
+    except ContentError as error:
+        log.warning("event=not_kept cid=%s reason=%r", keep.cid, str(error))
+        raise RequestError("refused", "it is not what its CID and size say, or cannot be stored") from None
+    except (ChainError, NetworkDown) as error:
+        log.warning("event=not_kept cid=%s reason=%r", keep.cid, str(error))
+        raise RequestError("not_now", "the node cannot look into it now; ask again later") from None
