@@ -20,10 +20,10 @@ from openlora.p2p.network import PeerId, Stream
 
 DEADLINE_S = 20.0
 LIMITS = BitswapLimits(
-    block_timeout_s=0.5,
+    block_timeout_s=0.3,
     patience_s=0.1,
     have_timeout_s=0.3,
-    missing_timeout_s=0.5,
+    missing_timeout_s=0.3,
     again_s=0.1,
     bench_s=5.0,
     retry_s=0.1,

@@ -41,6 +41,10 @@ class Bitswap:
         self._client = BlockClient(network, self._store, self._tasks, self._limits, self.counters)
         self._turns: dict[PeerId, _Turn] = {}
 
+    @property
+    def running(self) -> bool:
+        return self._tasks.started.is_set()
+
     async def run(self) -> None:
         """Serves until cancelled. Fetches wait until it has begun."""
         async with self._tasks.running():
