@@ -20,12 +20,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
 def test_help_is_the_map():
     shown = typer.testing.CliRunner().invoke(app, ["--help"]).output
-    for verb in ("init", "run", "devnet", "demo", "status", "job", "adapter", "model", "earnings", "withdraw", "serve"):
+    for verb in (
+        "init",
+        "run",
+        "network",
+        "devnet",
+        "demo",
+        "status",
+        "job",
+        "adapter",
+        "model",
+        "earnings",
+        "withdraw",
+        "serve",
+    ):
         assert f" {verb} " in shown, verb
 
 
 def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, model_dir):
-    client, operator = ("--client", net.client_config), ("--client", net.folder / "operator.toml")
+    client, operator = ("--client", net.client_config), ("--client", net.nodes[0].operator_config)
 
     def result(*arguments: object) -> dict:
         done = openlora(*arguments, "--json", timeout_s=120)
@@ -36,7 +49,7 @@ def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, mo
     assert listed.keys() == net.adapters.keys()
     assert result("model", "verify", model_dir)["base_id"] == "0x" + base_model_id(model_dir).hex()
 
-    with agent(net.folder):
+    with agent(net.nodes[0].folder):
         ensemble = ("--adapter", "pirate:0.7", "--adapter", f"{listed['haiku']['cid']}:0.3")
         done = openlora("job", "submit", "Why is the sky blue?", *ensemble, "--max-tokens", 12, "--watch", *client)
         assert done.returncode == 0, done.stderr
@@ -48,10 +61,15 @@ def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, mo
         assert output["text"] == "\n".join(answer) == watched["text"]
         assert output["usage"]["completion_tokens"] <= 12
 
-        state = result("status", "--config", net.node_config)
+        state = result("status", "--config", net.nodes[0].config)
         assert state["chain_id"] == net.chain.chain_id
         assert len(state["engine"]["adapters"]) == 2
-        human = openlora("status", "--config", net.node_config)
+        assert state["network"]["nodes"] == 1
+        (seen,) = result("network", *client)
+        assert seen["operator"] == state["operator"].lower()
+        assert seen["adapters"]["slots"]["total"] == 2
+        assert result("network", "--config", net.nodes[0].config)[0]["peer_id"] == seen["peer_id"]
+        human = openlora("status", "--config", net.nodes[0].config)
         assert state["operator"] in human.stdout
 
         wait_until(lambda: result("earnings", *operator)["withdrawable_wei"], "the fee")
@@ -81,6 +99,7 @@ def test_a_newcomer_inits_registers_and_runs(openlora, net: Devnet, model_dir, t
     """On the network of an RPC: keys of its own, funded by others, and a node that answers."""
     state = tmp_path / "mine"
     flags = ("--rpc", net.chain.rpc_url, "--chain-id", net.chain.chain_id, "--model", model_dir, "--state", state)
+    flags += ("--listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", net.nodes[0].address)
     done = openlora("init", *flags, "--deployment", net.folder / "deployment.json", "--json")
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)

@@ -12,14 +12,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 def test_everyone_is_paid_and_nothing_is_left_behind(openlora, model_dir, tmp_path):
     before = {process.pid for process in psutil.process_iter()}
     done: subprocess.CompletedProcess[str] = openlora(
-        "demo", "--state", tmp_path / "demo", "--model", model_dir, "--json", timeout_s=300
+        "demo", "--state", tmp_path / "demo", "--model", model_dir, "--json", timeout_s=400
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["ok"] is True
-    assert (result["nodes"], result["jobs"], result["finalized"], result["requeued"]) == (1, 12, 11, 0)
+    assert (result["nodes"], result["jobs"], result["finalized"]) == (3, 24, 23)
+    assert result["requeued"] >= 1
+    assert result["travelled_bytes"] > 1_000_000
     assert result["paid_wei"] + result["refunded_wei"] == result["escrow_wei"] > result["paid_wei"] > 0
-    assert result["tokens"] > 11
+    assert result["tokens"] > 23
     assert result["first_paid_job_s"] <= result["seconds"]
     left = [process for process in psutil.process_iter(["cmdline"]) if process.pid not in before]
     ours = [

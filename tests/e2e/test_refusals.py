@@ -18,9 +18,10 @@ UNKNOWN_CID = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
 @pytest.fixture
 def node_toml(net: Devnet, tmp_path: Path) -> Path:
     """A node's folder of the test's own, on the module's network."""
-    for path in net.folder.iterdir():
-        if path.suffix in (".toml", ".json", ".password"):
-            shutil.copy(path, tmp_path)
+    for folder in (net.nodes[0].folder, net.client_config.parent):
+        for path in folder.iterdir():
+            if path.suffix in (".toml", ".json", ".password"):
+                shutil.copy(path, tmp_path)
     return tmp_path / "node.toml"
 
 

@@ -20,13 +20,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
 
 def journal_state(net: Devnet, job_id: int) -> str | None:
-    with sqlite3.connect(f"file:{net.folder}/journal.sqlite?mode=ro", uri=True) as db:
+    with sqlite3.connect(f"file:{net.nodes[0].folder}/journal.sqlite?mode=ro", uri=True) as db:
         found = db.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
     return found[0] if found else None
 
 
 def receipts(net: Devnet, job_id: int) -> list[tuple[bytes, bytes]]:
-    with sqlite3.connect(f"file:{net.folder}/journal.sqlite?mode=ro", uri=True) as db:
+    with sqlite3.connect(f"file:{net.nodes[0].folder}/journal.sqlite?mode=ro", uri=True) as db:
         return db.execute("SELECT digest, signature FROM receipts WHERE job_id = ?", (job_id,)).fetchall()
 
 
@@ -58,14 +58,14 @@ def rpc(net: Devnet, method: str, *params: object) -> object:
 
 @pytest.mark.parametrize("moment", ["claim", "generation", "commit", "commit dropped"])
 def test_a_killed_node_finishes_its_job_exactly_once(net: Devnet, moment: str):
-    with agent(net.folder) as process:
+    with agent(net.nodes[0].folder) as process:
         if moment == "claim":
             job_id = submit(net)
             rpc(net, "evm_setIntervalMining", 0)  # the claim stays in the pool
             wait_until(lambda: journal_state(net, job_id) in ("claiming", "claimed"), "the claim")
         else:
             job_id = submit(net)
-            text = agent_client.watch(net.folder / "agent.sock", job_id)
+            text = agent_client.watch(net.nodes[0].socket, job_id)
             wait_until(lambda: next(text)[1], "the first token")
             if moment != "generation":
                 rpc(net, "evm_setIntervalMining", 0)
@@ -78,7 +78,7 @@ def test_a_killed_node_finishes_its_job_exactly_once(net: Devnet, moment: str):
     rpc(net, "evm_setIntervalMining", BLOCK_TIME_S)
 
     restarted_s = time.monotonic()
-    with agent(net.folder):
+    with agent(net.nodes[0].folder):
         recovered_s = time.monotonic() - restarted_s
         wait_until(lambda: journal_state(net, job_id) == "finalized", "the job's end")
 

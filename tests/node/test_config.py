@@ -45,6 +45,7 @@ def test_the_written_file_names_every_key_with_its_default(tmp_path):
         assert set(raw[field.name]) == {part.name for part in msgspec.structs.fields(type(table))}
     assert config.engine == type(config.engine)()
     assert config.market == type(config.market)()
+    assert config.network == type(config.network)()
 
 
 def test_the_example_is_what_init_writes(tmp_path):
@@ -89,14 +90,15 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
         load(tmp_path / "node.toml", NodeConfig)
 
 
-@pytest.mark.parametrize("socket", [None, "agent.sock"])
-def test_client_files_with_and_without_an_agent(tmp_path, socket):
+@pytest.mark.parametrize(
+    "bootstrap", [(), ("/ip4/10.0.0.1/tcp/4001/p2p/12D3KooW", "/dns4/a.example/tcp/4001/p2p/12D3KooX")]
+)
+def test_client_files_name_the_peers_to_join_by(tmp_path, bootstrap):
     path = tmp_path / "client.toml"
-    agent_socket = None if socket is None else tmp_path / socket
     chain = ChainEntry(1, "http://127.0.0.1:1", tmp_path / "d.json")
-    write_client_config(path, chain, key=KEY, content_dir=tmp_path / "content", agent_socket=agent_socket)
+    write_client_config(path, chain, key=KEY, content_dir=tmp_path / "content", bootstrap=bootstrap)
     config = load(path, ClientConfig)
-    assert config.agent_socket == agent_socket
+    assert config.network.bootstrap == bootstrap
     assert config.key == KEY
 
 

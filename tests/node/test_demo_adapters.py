@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openlora.node.adapters.format import AdapterWeights, LinearShape, read_adapter
-from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_PROMPTS, DemoAdapter
+from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS, DEMO_PROMPTS, DemoAdapter, DemoText
 
 MAX_ADAPTER_BYTES = 1_500_000
 MAX_OUTPUT_TOKENS = 48
@@ -131,12 +132,17 @@ def test_its_config_is_plain_lora(adapter: DemoAdapter) -> None:
 
 
 @each_adapter
-def test_the_datanet_names_the_training_text(adapter: DemoAdapter, repository: Path) -> None:
+def test_its_datanet_holds_the_training_text(adapter: DemoAdapter, repository: Path) -> None:
     text = training_text(repository, adapter).read_bytes()
-    assert adapter.datanet == adapter.name
-    assert adapter.datanet_digest == hashlib.sha256(text).digest()
-    record = json.loads((adapter.path.parents[1] / "datanets" / f"{adapter.datanet}.json").read_text())
-    assert record["documents"] == len(text.splitlines())
+    (datanet,) = (datanet for datanet in DEMO_DATANETS if datanet.name == adapter.datanet)
+    assert DemoText(len(text.splitlines()), hashlib.sha256(text).digest()) in datanet.texts
+
+
+def test_a_datanet_is_named_by_all_its_texts() -> None:
+    one, two = DEMO_DATANETS
+    assert (
+        len({one.root, two.root, replace(one, texts=one.texts[:1]).root, replace(one, texts=one.texts[::-1]).root}) == 4
+    )
 
 
 @each_adapter

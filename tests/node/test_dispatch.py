@@ -11,6 +11,7 @@ from openlora.node.errors import JournalError, RpcDown
 from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.tasks import task_group
+from openlora.node.turns import NotYet
 from tests.node.facts import block, open_journal, spec, spec_hash
 
 
@@ -127,3 +128,14 @@ async def test_passed_over_jobs_are_looked_at_again_all_of_them_in_turn(journal)
     async with dispatching(journal, worker, max_live=2):
         await until(lambda: all(worker.started.count(job_id) >= 2 for job_id in range(1, 7)))
     assert not {7, 8} & set(worker.started)
+
+
+async def test_a_job_whose_turn_comes_later_runs_then(journal):
+    see(journal, 1)
+    worker = Worker(journal, fails={1: [NotYet(0.1)]})
+    worker.go.set()
+    started_s = asyncio.get_running_loop().time()
+    async with dispatching(journal, worker):
+        await until(lambda: journal.job(JobId(1)).state is JobState.SKIPPED)
+    assert asyncio.get_running_loop().time() - started_s >= 0.1
+    assert worker.started == [1, 1]

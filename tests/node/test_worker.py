@@ -26,6 +26,7 @@ from openlora.node.job import JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
+from openlora.node.turns import Contender, NotYet, Turns
 from openlora.node.worker import Worker
 from tests.node.facts import IDENTITY, OPERATOR, block, open_journal, spec, spec_hash
 from tests.node.fake_engine import POISON, REFUSE, FakeEngine
@@ -81,8 +82,11 @@ class Adapters:
 
     folder: Path
     refuses: dict[bytes, OpenLoraError] = field(default_factory=dict)
+    late: set[bytes] = field(default_factory=set)  # these never come
 
     async def ensure(self, digest: bytes) -> Path:
+        if digest in self.late:
+            await asyncio.Event().wait()
         if digest in self.refuses:
             raise self.refuses[digest]
         return write_adapter(self.folder / digest.hex())
@@ -106,6 +110,7 @@ class Scene:
     transactions: Transactions
     adapters: Adapters
     content: BlockContent
+    rivals: list[Contender]
 
     def submit(self, prompt: str = "Hello", sampling: JobSampling = GREEDY, **changes: Any) -> None:
         self.submit_bytes(documents.encode(InputDocument(v=1, prompt=prompt, sampling=sampling)), **changes)
@@ -134,6 +139,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     engine, facts, transactions = FakeEngine(script=b"Ahoy there"), Facts(), Transactions()
     content = Content(tmp_path / "content")
     store = AdapterStore(tmp_path / "adapters", 1 << 30)
+    rivals: list[Contender] = []
     adapters = Adapters(tmp_path / "fetched")
     sender: Any = transactions
     fetcher: Any = adapters
@@ -156,6 +162,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                         storage_dir=tmp_path,
                         min_free_bytes=1,
                     ),
+                    turns=Turns(60.0, lambda: Contender(OPERATOR, (), ()), lambda job, recipe: rivals),
                     sender=sender,
                     residency=AdapterResidency(fetcher, store, client, 1 << 30),
                     engine=client,
@@ -169,6 +176,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                 transactions=transactions,
                 adapters=adapters,
                 content=content,
+                rivals=rivals,
             )
 
 
@@ -287,10 +295,34 @@ async def test_what_the_engine_refuses_gives_the_claim_back(scene: Scene, order)
     assert scene.transactions.sent[-1] == "release:1:1"
 
 
-async def test_a_refused_release_still_ends_the_job(scene: Scene):
+async def test_a_claim_that_cannot_be_given_back_is_not_ours_any_more(scene: Scene):
     scene.submit(chr(REFUSE))
-    scene.transactions.reverts["release"] = "WrongState"
+    scene.transactions.reverts["release"] = "LeaseExpired"
+    assert await scene.run() is JobState.LOST
+
+
+async def test_an_adapter_that_does_not_come_gives_the_claim_back_before_the_lease_ends(scene: Scene):
+    scene.submit(lease_secs=1)
+    scene.use(PIRATE)
+    scene.adapters.late.add(PIRATE)
+    scene.journal.move(JOB, JobState.CLAIMING)
+    claimed = scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
     assert await scene.run() is JobState.FAILED
+    assert scene.transactions.sent == ["release:1:1"]
+    assert scene.journal.job(JOB).reason == "its adapters did not come within 50% of its lease of 1 s"
+    assert 0.4 < scene.journal.job(JOB).changed_at - claimed.changed_at < 0.9
+
+
+async def test_a_job_that_suits_another_node_better_is_left_to_it_for_a_turn(scene: Scene):
+    scene.submit()
+    scene.use(PIRATE)
+    scene.rivals.append(Contender("0x0b", loaded=(), stored=(PIRATE,)))
+    with pytest.raises(NotYet) as later:
+        await scene.run()
+    assert 50 < later.value.wait_s <= 60
+    assert scene.journal.job(JOB).state is JobState.SEEN
+    scene.rivals.clear()
+    assert await scene.run() is JobState.COMMITTED
 
 
 async def test_a_commit_that_the_chain_refuses_is_lost_and_never_signed_again(scene: Scene):

@@ -21,7 +21,7 @@ MNEMONIC = "test test test test test test test test test test test junk"  # anvi
 
 @dataclass(frozen=True, slots=True)
 class Anvil:
-    """A running chain. `private_keys` are its ten funded accounts."""
+    """A running chain. `private_keys` are its funded accounts."""
 
     rpc_url: str
     chain_id: int
@@ -39,7 +39,7 @@ class Anvil:
 
 @asynccontextmanager
 async def anvil(
-    log: Path, *, chain_id: int = 31337, port: int = 0, block_time_s: float | None = None
+    log: Path, *, chain_id: int = 31337, port: int = 0, block_time_s: float | None = None, accounts: int = 10
 ) -> AsyncIterator[Anvil]:
     """Runs anvil until the block ends; mines on every transaction, or every `block_time_s` seconds.
 
@@ -50,7 +50,7 @@ async def anvil(
         raise ConfigError("anvil is not installed: run `make setup`, or put Foundry's anvil on the PATH")
     port = _claim_port(port)
     command = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--chain-id", str(chain_id)]
-    command += ["--mnemonic", MNEMONIC, "--prune-history", "64"]
+    command += ["--mnemonic", MNEMONIC, "--accounts", str(accounts), "--prune-history", "64"]
     if block_time_s is not None:
         command += ["--block-time", str(block_time_s)]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ async def anvil(
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent
         )
-    chain = Anvil(f"http://127.0.0.1:{port}", chain_id, _private_keys())
+    chain = Anvil(f"http://127.0.0.1:{port}", chain_id, _private_keys(accounts))
     try:
         await _until_ready(chain, process, log)
         yield chain
@@ -93,6 +93,6 @@ def _claim_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _private_keys() -> tuple[bytes, ...]:
+def _private_keys(accounts: int) -> tuple[bytes, ...]:
     seed = seed_from_mnemonic(MNEMONIC, "")
-    return tuple(key_from_seed(seed, f"m/44'/60'/0'/0/{index}") for index in range(10))
+    return tuple(key_from_seed(seed, f"m/44'/60'/0'/0/{index}") for index in range(accounts))

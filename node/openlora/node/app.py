@@ -3,6 +3,8 @@
     follow     the chain's events → journal
     dispatch   journal → jobs under way, within `max_live_jobs`
     settle     committed jobs whose window has passed → paid
+    trust      the chain's stakes → whose presence counts
+    announce   what this node is and holds → the network
     serve      agent.sock
 
 A stop, however rude, loses nothing: what is under way is in the journal, and the next start takes it up.
@@ -19,7 +21,7 @@ from typing import Any, Final
 import msgspec
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import AdapterRegistry, JobQueue, NodeRegistry, eip712
+from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, eip712
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
@@ -30,7 +32,7 @@ from openlora.node.chain.client import ChainClient
 from openlora.node.chain.follower import Batch, Follower
 from openlora.node.chain.sender import Sender, SenderOptions
 from openlora.node.config import NodeConfig
-from openlora.node.content import BlockContent
+from openlora.node.content import BlockContent, Content
 from openlora.node.deployment import load_deployment
 from openlora.node.dispatch import Dispatcher
 from openlora.node.engine.models.config import DecoderConfig
@@ -38,14 +40,29 @@ from openlora.node.engine.supervisor import EngineOptions, supervised_engine
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import ChainError, ConfigError, Reverted
 from openlora.node.facts import ChainFacts
+from openlora.node.hardware import read_hardware
 from openlora.node.job import JobId, JobState
 from openlora.node.journal import Identity, Journal
 from openlora.node.keys import load_key
+from openlora.node.kubo import KuboContent
+from openlora.node.network.announcing import Announcer, Workload, hardware_record, rivals
+from openlora.node.network.binding import sign_binding
+from openlora.node.network.client import NetworkClient
+from openlora.node.network.content import NetworkContent
+from openlora.node.network.options import NetworkOptions
+from openlora.node.network.replication import CONTROL, Keeper, room
+from openlora.node.network.showing import INFER, Showing
+from openlora.node.network.staked import StakeDirectory
+from openlora.node.network.supervisor import supervised_network
+from openlora.node.network.trusting import keep_trusted
+from openlora.node.network.wanted import Wanted
 from openlora.node.queue_events import QueueEvents
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
+from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
+from openlora.p2p.presence.record import Model, plain_text
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +107,9 @@ class Node:
     events: QueueEvents
     worker: Worker
     dispatcher: Dispatcher
+    network: NetworkClient
+    announcer: Announcer
+    directory: StakeDirectory
 
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
@@ -99,6 +119,8 @@ class Node:
             group.create_task(self._follow(), name="follow")
             group.create_task(self.dispatcher.run(), name="dispatch")
             group.create_task(self._settle(), name="settle")
+            group.create_task(keep_trusted(self.network, self.directory), name="trust")
+            group.create_task(self.announcer.run(), name="announce")
             group.create_task(self._serve(), name="serve")
 
     async def _catch_up(self) -> None:
@@ -138,7 +160,8 @@ class Node:
             await asyncio.sleep(self.config.chain.poll_s)
 
     async def _serve(self) -> None:
-        await serve_unix(create_agent_api(self.journal, self.worker.streams, self.snapshot), self.config.socket)
+        api = create_agent_api(self.journal, self.worker.streams, self.snapshot, self.network.nodes)
+        await serve_unix(api, self.config.socket)
 
     async def snapshot(self) -> Mapping[str, Any]:
         """The node's state as /v1/state shows it."""
@@ -161,8 +184,26 @@ class Node:
                 "adapters": list(engine.adapters),
                 "generated_tokens": engine.generated_tokens,
             },
+            "network": await self._network_snapshot(),
             "jobs": {str(state): count for state, count in self.journal.counts().items() if count},
         }
+
+    async def _network_snapshot(self) -> Mapping[str, Any]:
+        shown: dict[str, Any] = {
+            "peer_id": self.network.peer_id,
+            "addresses": list(self.network.addresses),
+            "alive": self.network.alive,
+            "nodes": len(self.network.nodes()),
+        }
+        if self.network.alive:
+            stats = await self.network.stats()
+            shown |= {
+                "peers": stats.peers,
+                "fetched_bytes": stats.block_bytes_fetched,
+                "served_bytes": stats.block_bytes_served,
+                "refused": stats.refused,
+            }
+        return shown
 
 
 @asynccontextmanager
@@ -183,19 +224,26 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         await sender.start()
         text = await asyncio.to_thread(TextModel.load, config.model.path)
         base_id = await asyncio.to_thread(base_model_id, config.model.path)
+        directory = StakeDirectory(chain, nodes, queue, deployment.block)
+        await directory.refresh()
+        network = await stack.enter_async_context(
+            supervised_network(_network_options(config, deployment), config.state_dir)
+        )
+        await network.trust(directory.staked)
         engine_options = EngineOptions(
             config.model.path, config.model.dtype, limits=msgspec.structs.asdict(config.engine)
         )
         engine = await stack.enter_async_context(supervised_engine(engine_options, config.state_dir))
-        content = BlockContent(config.storage.content_dir)
+        content = _content(config, network)
         store = AdapterStore(config.state_dir / "adapters" / base_id.hex(), config.storage.max_adapter_bytes)
         fetcher = AdapterFetcher(store, content, layout, max_adapter_bytes=MAX_ADAPTER_BYTES)
+        residency = AdapterResidency(fetcher, store, engine, config.engine.adapter_bytes)
+        registry = AdapterRegistry(deployment.adapter_registry)
+        streams = JobStreams()
         worker = Worker(
             queue=queue,
             journal=journal,
-            facts=ChainFacts(
-                chain, queue, nodes, AdapterRegistry(deployment.adapter_registry), operator, hot_key.address
-            ),
+            facts=ChainFacts(chain, queue, nodes, registry, operator, hot_key.address),
             admission=Admission(
                 base_id=base_id,
                 model=engine.info,
@@ -205,8 +253,13 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
                 storage_dir=config.state_dir,
                 min_free_bytes=config.storage.min_free_bytes,
             ),
+            turns=Turns(
+                config.market.turn_s,
+                lambda: Contender(operator, residency.loaded, store.digests(), dispatcher.crowded),
+                lambda job, recipe: rivals(network.nodes(), operator, job, recipe),
+            ),
             sender=sender,
-            residency=AdapterResidency(fetcher, store, engine, config.engine.adapter_bytes),
+            residency=residency,
             engine=engine,
             settlement=Settlement(
                 queue=queue,
@@ -216,21 +269,61 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
                 journal=journal,
                 sender=sender,
             ),
-            streams=JobStreams(),
+            streams=streams,
             confirmations=config.chain.confirmations,
         )
-        follower = Follower(chain, journal, [queue.address], deployment.block, poll_s=config.chain.poll_s)
+        dispatcher = Dispatcher(worker, journal, config.market.max_live_jobs)
+        network.handle(INFER, Showing(journal, streams, worker.settlement.domain).answer)
+        keeper = Keeper(
+            network,
+            BlockContent(config.storage.content_dir),
+            Wanted(worker.facts, journal, base_id),
+            room(config.storage.content_dir, config.storage.max_content_bytes, config.storage.min_free_bytes),
+        )
+        network.handle(CONTROL, keeper.answer)
+        domain = eip712.Domain(config.chain.chain_id, nodes.address)
+        announcer = Announcer(
+            network=network,
+            operator=operator,
+            hot_key=hot_key.address,
+            binding=sign_binding(hot_key, domain, operator, network.peer_id),
+            hardware=hardware_record(await asyncio.to_thread(read_hardware)),
+            model=Model(base_id.hex(), plain_text(config.model.path.stem), engine.info.dtype, engine.info.max_context),
+            market=config.market,
+            residency=residency,
+            store=store,
+            workload=lambda: Workload(journal.counts()[JobState.SEEN], dispatcher.active),
+        )
         yield Node(
             config=config,
             operator=operator,
             chain=chain,
             journal=journal,
             sender=sender,
-            follower=follower,
+            follower=Follower(chain, journal, [queue.address], deployment.block, poll_s=config.chain.poll_s),
             events=QueueEvents(journal, operator),
             worker=worker,
-            dispatcher=Dispatcher(worker, journal, config.market.max_live_jobs),
+            dispatcher=dispatcher,
+            network=network,
+            announcer=announcer,
+            directory=directory,
         )
+
+
+def _network_options(config: NodeConfig, deployment: Deployment) -> NetworkOptions:
+    return NetworkOptions(
+        chain_id=config.chain.chain_id,
+        registry=deployment.node_registry,
+        content_dir=str(config.storage.content_dir),
+        max_content_bytes=config.storage.max_content_bytes,
+        **msgspec.structs.asdict(config.network),
+    )
+
+
+def _content(config: NodeConfig, network: NetworkClient) -> Content:
+    if config.storage.kubo_rpc:
+        return KuboContent(config.storage.kubo_rpc)
+    return NetworkContent(BlockContent(config.storage.content_dir), network)
 
 
 async def _operator(chain: ChainClient, nodes: NodeRegistry, hot_key: ChecksumAddress) -> ChecksumAddress:

@@ -47,12 +47,28 @@ class MarketConfig(Table, frozen=True):
     min_out_price_wei_per_k: int = 0  # ask: token wei per 1,000 output tokens
     max_live_jobs: int = 8  # claimed and not yet committed
     min_time_left_s: int = 15  # a job whose deadline or lease is nearer is not claimed
+    turn_s: float = 4.0  # what each node that is better placed for a job is given to claim it first
 
 
 class StorageConfig(Table, frozen=True):
     content_dir: Path  # the block store
+    max_content_bytes: int = 50 << 30  # blocks: what jobs needed, what the node made, what it keeps for others
     max_adapter_bytes: int = 20 << 30  # verified adapters on disk
     min_free_bytes: int = 2 << 30  # below this no job is claimed
+    kubo_rpc: str = ""  # multiaddr of a Kubo's RPC to fetch and publish through, instead of the node's own bitswap
+
+
+class NetworkConfig(Table, frozen=True):
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)  # multiaddrs
+    bootstrap: tuple[str, ...] = ()  # multiaddrs of peers to join by, each ending in /p2p/<peer id>
+    announce: tuple[str, ...] = ()  # multiaddrs to tell others, where they differ from `listen`
+    mdns: bool = True  # look for peers on the local network
+    nat: bool = True  # ask the router for a port
+    memory_bytes: int = 768 << 20  # of the process that speaks with strangers
+
+
+class ClientNetworkConfig(Table, frozen=True):
+    bootstrap: tuple[str, ...] = ()  # multiaddrs of peers to join by, each ending in /p2p/<peer id>
 
 
 class NodeConfig(Table, frozen=True):
@@ -65,6 +81,7 @@ class NodeConfig(Table, frozen=True):
     storage: StorageConfig
     engine: EngineConfig = EngineConfig()
     market: MarketConfig = MarketConfig()
+    network: NetworkConfig = NetworkConfig()
 
     @property
     def socket(self) -> Path:
@@ -77,7 +94,7 @@ class ClientConfig(Table, frozen=True):
     chain: ChainConfig
     key: KeyConfig
     content_dir: Path
-    agent_socket: Path | None = None  # a node whose streams to watch
+    network: ClientNetworkConfig = ClientNetworkConfig()
 
 
 Config = TypeVar("Config", NodeConfig, ClientConfig)

@@ -1,9 +1,10 @@
 """The configuration files that `openlora init` and the dev network write: every key, with its unit and default."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from openlora.node.config import KeyConfig
+from openlora.node.config import KeyConfig, NetworkConfig
 
 NODE_TOML = """\
 # A node operator's configuration. Paths are relative to this file; an unknown key is an error.
@@ -35,17 +36,31 @@ min_in_price_wei_per_k = {in_price}     # ask: token wei per 1,000 prompt tokens
 min_out_price_wei_per_k = {out_price}   # ask: token wei per 1,000 output tokens
 max_live_jobs = 8                       # claimed and not yet committed
 min_time_left_s = 15                    # a job whose deadline or lease ends sooner is not claimed
+turn_s = {turn_s}                       # what each node better placed for a job is given to claim it first
+
+[network]
+listen = {listen}  # multiaddrs
+bootstrap = {bootstrap}                 # multiaddrs of peers to join by, each ending in /p2p/<peer id>
+announce = {announce}                   # multiaddrs to tell others, where they differ from `listen`
+mdns = {mdns}                           # look for peers on the local network
+nat = {nat}                             # ask the router for a port
+memory_bytes = 805306368                # of the process that speaks with strangers
 
 [storage]
 content_dir = {content_dir}             # the block store
+max_content_bytes = 53687091200         # blocks: what jobs needed, what the node made, what it keeps for others
 max_adapter_bytes = 21474836480         # verified adapters on disk
 min_free_bytes = 2147483648             # below this, no job is claimed
+kubo_rpc = ""                           # multiaddr of a Kubo's RPC to fetch and publish through, if any
 """
 
 CLIENT_TOML = """\
 # A job submitter's, adapter developer's or payee's configuration. Paths are relative to this file.
 content_dir = {content_dir}             # the block store that inputs, adapters and outputs travel through
-{agent_socket}
+
+[network]
+bootstrap = {bootstrap}                 # multiaddrs of nodes to join by, each ending in /p2p/<peer id>
+
 [chain]
 chain_id = {chain_id}
 rpc_urls = [{rpc_url}]
@@ -56,6 +71,9 @@ poll_s = {poll_s}
 keystore = {keystore}
 password_file = {password_file}
 """
+
+
+NETWORK = NetworkConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +97,8 @@ def write_node_config(
     confirmations: int = 2,
     in_price_wei_per_k: int = 0,
     out_price_wei_per_k: int = 0,
+    turn_s: float = 4.0,
+    network: NetworkConfig = NETWORK,
 ) -> None:
     """Writes a complete `node.toml`."""
     _write(
@@ -92,16 +112,20 @@ def write_node_config(
         confirmations=confirmations,
         in_price=in_price_wei_per_k,
         out_price=out_price_wei_per_k,
+        turn_s=turn_s,
+        listen=network.listen,
+        bootstrap=network.bootstrap,
+        announce=network.announce,
+        mdns=network.mdns,
+        nat=network.nat,
     )
 
 
 def write_client_config(
-    path: Path, chain: ChainEntry, *, key: KeyConfig, content_dir: Path, agent_socket: Path | None = None
+    path: Path, chain: ChainEntry, *, key: KeyConfig, content_dir: Path, bootstrap: Sequence[str] = ()
 ) -> None:
     """Writes a complete `client.toml`."""
-    watch = "agent_socket = {agent_socket}  # a node whose streams to watch\n" if agent_socket else ""
-    template = CLIENT_TOML.replace("{agent_socket}", watch)
-    _write(path, template, chain, key, content_dir=content_dir, agent_socket=agent_socket)
+    _write(path, CLIENT_TOML, chain, key, content_dir=content_dir, bootstrap=tuple(bootstrap))
 
 
 def _write(path: Path, template: str, chain: ChainEntry, key: KeyConfig, **values: object) -> None:
@@ -120,6 +144,10 @@ def _toml(value: object, folder: Path) -> str:
     """A value as TOML; a path below the file's own folder is written relative to it."""
     if isinstance(value, Path) and value.is_relative_to(folder):
         value = value.relative_to(folder)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item, folder) for item in value) + "]"
     if isinstance(value, Path | str):
         return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)

@@ -1,43 +1,52 @@
-"""The demonstration: a dev network, one real node, twelve jobs, and an account of every wei.
+"""The demonstration: a dev network, three nodes, twenty-four jobs, one murder, and an account of every wei.
 
-Nothing is staged: the node is the same `openlora run` that an operator starts, in a process of its own; jobs reach it
-through the chain alone, answers come back through its socket, and the books are read from the chain's events.
+Nothing is staged: each node is the same `openlora run` that an operator starts, in a process of its own; jobs reach the
+nodes through the chain alone, adapters and answers travel over libp2p, and the books are read from the chain's events.
 """
 
 import asyncio
 import shutil
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from openlora.contracts import JobCancelled, JobCommitted, JobFinalized
-from openlora.node import agent_client
+from openlora.contracts import (
+    ForfeitPaid,
+    JobCancelled,
+    JobClaimed,
+    JobCommitted,
+    JobFinalized,
+    JobReleased,
+    LeaseLapsed,
+)
 from openlora.node.base_model import pull
 from openlora.node.books import Books
 from openlora.node.chain.history import events
+from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_PROMPTS
+from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
 from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, MODEL_NAME, Devnet, devnet
 from openlora.node.documents import ChatMessage, InputDocument
-from openlora.node.errors import AgentUnreachable, OpenLoraError
-from openlora.node.market import Market, Offer, SubmittedJob, Term, open_market
-from openlora.node.supervise import die_with_parent, stop
+from openlora.node.market import Offer, SubmittedJob, Term
+from openlora.node.network.participant import Participant, participant
+from openlora.node.network.replication import replicate
+from openlora.node.network.watching import follow_answer
 from openlora.node.tasks import task_group
 
-NODE_START_TIMEOUT_S: Final = 60.0
-NODE_STOP_TIMEOUT_S: Final = 15.0
-FINISH_TIMEOUT_S: Final = 180.0
-MAX_OUT_TOKENS: Final = 48
+FINISH_TIMEOUT_S: Final = 240.0
+MEET_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.25
+COPIES: Final = 2  # one node short of all, so that adapters must travel when jobs want them
+LEASE_S: Final = 90
+MAX_OUT_TOKENS: Final = 48
+LONG_LEASE_S: Final = 30  # of the job whose node is killed: soon over
+LONG_OUT_TOKENS: Final = 128
+KILL_AFTER_CHARACTERS: Final = 40
+AFTER_RESTART: Final = 4  # jobs that wait until the killed node is back
 
-
-class DemoFailed(OpenLoraError):
-    """A job that did not end as it should, or books that do not balance."""
-
-    exit_code = 1
+ENDED: Final = frozenset({"paid", "cancelled"})
 
 
 @dataclass(slots=True)
@@ -45,10 +54,13 @@ class DemoJob:
     """One job of the demonstration. `terms` is what people read: "pirate 0.7 + haiku 0.3"."""
 
     prompt: str
-    terms: tuple[tuple[str, float], ...]
+    terms: tuple[tuple[str, float], ...] = ()
+    long: bool = False
+    cheap: bool = False  # below every node's ask
     job: SubmittedJob | None = None
     text: str = ""
     state: str = "waiting"
+    node: str = ""  # who holds it, or answered it
 
     @property
     def recipe(self) -> str:
@@ -60,14 +72,14 @@ class DemoJob:
 
 
 def demo_jobs() -> list[DemoJob]:
-    """Eleven jobs to be answered (base alone, each adapter, two ensembles) and one that nobody will take."""
-    names = [adapter.name for adapter in DEMO_ADAPTERS]
-    recipes: list[tuple[tuple[str, float], ...]] = [()]
-    recipes += [((name, 1.0),) for name in names]
-    recipes += [((names[0], 0.6), (names[1], 0.6)), ()]
-    recipes += [((name, 1.0),) for name in names]
-    recipes += [((names[0], 0.8), (names[1], 0.4), (names[2], 0.2)), ((names[0], 1.0),), ()]
-    return [DemoJob(prompt, terms) for prompt, terms in zip(DEMO_PROMPTS, recipes, strict=True)]
+    """Base model, single adapters and ensembles in turn; one long answer, and one price that nobody takes."""
+    first, second, third = (adapter.name for adapter in DEMO_ADAPTERS)
+    recipes: list[tuple[tuple[str, float], ...]] = [(), ((first, 1.0),), ((second, 1.0),), ((third, 1.0),)]
+    recipes += [((first, 0.6), (second, 0.6)), ((first, 0.8), (second, 0.4), (third, 0.2))]
+    jobs = [DemoJob(prompt, recipes[number % len(recipes)]) for number, prompt in enumerate(DEMO_PROMPTS)]
+    jobs[4] = DemoJob("Tell me a long story about a lighthouse.", long=True)
+    jobs[10].cheap = True
+    return jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,7 @@ class DemoResult:
     finalized: int
     requeued: int
     tokens: int
+    travelled_bytes: int
     escrow_wei: int
     paid_wei: int
     refunded_wei: int
@@ -97,7 +110,15 @@ class DemoView:
         """A job has a new state or more text."""
 
 
-async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 0) -> tuple[DemoResult, "Ledger"]:
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The books of the demonstration and who is who in them."""
+
+    books: Books
+    name_of: Callable[[str], str]
+
+
+async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 0) -> tuple[DemoResult, Ledger]:
     """Runs the whole demonstration under `state`, which is emptied of an earlier one but for downloaded models.
 
     No process outlives it, whatever happens. Raises DemoFailed and what its parts raise.
@@ -109,70 +130,23 @@ async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     async with devnet(folder, model, port=port) as net:
-        view.step(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}: contracts deployed, an operator staked,")
-        view.step(f"  base model 0x{net.base_id.hex()[:16]}…, adapters {', '.join(net.adapters)} published by CID")
-        async with open_market(net.client_config) as client, running_node(net) as node:
-            view.step(f"node {node.operator} serves {MODEL_NAME} ({node.dtype})")
-            demo = _Demo(net, client, demo_jobs(), view, started_s, net.deployment.block)
+        view.step(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}: contracts deployed, operators staked,")
+        view.step(f"  base model 0x{net.base_id.hex()[:16]}…, two datanets, adapters {', '.join(net.adapters)}")
+        async with node_processes(net.nodes) as nodes, participant(net.client_config) as client:
+            await asyncio.gather(*(node.start() for node in nodes))
+            demo = _Demo(net, client, nodes, demo_jobs(), view, started_s, net.deployment.block)
+            await demo.meet()
+            await demo.replicate()
+            await net.developers_leave()
+            view.step("the developers' machine is off; from here on the nodes have only each other")
             return await demo.run()
-
-
-@dataclass(frozen=True, slots=True)
-class RunningNode:
-    operator: str
-    dtype: str
-
-
-@asynccontextmanager
-async def running_node(net: Devnet) -> AsyncIterator[RunningNode]:
-    """`openlora run` in a process of its own, from when it answers until the block ends. Its log is `node.log`."""
-    log_path = net.folder / "node.log"
-    with log_path.open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "openlora.node", "run", "--config", str(net.node_config)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=die_with_parent,
-        )
-    try:
-        yield await _until_it_answers(net, process, log_path)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await stop(process, NODE_STOP_TIMEOUT_S)
-
-
-async def _until_it_answers(net: Devnet, process: asyncio.subprocess.Process, log_path: Path) -> RunningNode:
-    deadline_s = time.monotonic() + NODE_START_TIMEOUT_S
-    socket = net.folder / "agent.sock"
-    while time.monotonic() < deadline_s and process.returncode is None:
-        try:
-            state = await asyncio.to_thread(agent_client.get, socket, "/v1/state")
-        except AgentUnreachable:
-            await asyncio.sleep(POLL_S)
-        else:
-            return RunningNode(state["operator"], state["model"]["dtype"])
-    raise DemoFailed(f"the node did not start; {log_path} says why: {_last_line(log_path)}")
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "(empty)"
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """The books of the demonstration and who is who in them."""
-
-    books: Books
-    name_of: Callable[[str], str]
 
 
 @dataclass(slots=True)
 class _Demo:
     net: Devnet
-    client: Market
+    client: Participant
+    nodes: Sequence[NodeProcess]
     jobs: list[DemoJob]
     view: DemoView
     started_s: float
@@ -180,23 +154,51 @@ class _Demo:
     history: list[object] = field(default_factory=list)
     first_paid_s: float = 0.0
     tokens: int = 0
+    requeued: int = 0
+    back: asyncio.Event = field(default_factory=asyncio.Event)  # the killed node is
+
+    async def meet(self) -> None:
+        """Waits until the client sees all nodes' signed presence."""
+        async with asyncio.timeout(MEET_TIMEOUT_S):
+            while len(self.client.network.nodes()) < len(self.nodes):  # noqa: ASYNC110 - another process's doing
+                await asyncio.sleep(POLL_S)
+        names = ", ".join(node.name for node in self.nodes)
+        self.view.step(f"{names} serve {MODEL_NAME} and see each other over libp2p")
+
+    async def replicate(self) -> None:
+        """The developers hand each adapter to two nodes, so that it outlives their machine."""
+        while len(self.net.developers.nodes()) < len(self.nodes):  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(POLL_S)
+        names = {node.place.peer_id: node.name for node in self.nodes}
+        local = BlockContent(self.net.developers_content)
+        for name, digest in self.net.adapters.items():
+            cid = adapter_cid(digest)
+            replicas = await replicate(self.net.developers, cid, await local.size(cid), copies=COPIES)
+            if not replicas.enough:
+                raise DemoFailed(f"adapter {name}: {replicas}")
+            holders = " and ".join(sorted(names[peer] for peer in replicas.holders))
+            self.view.step(f"adapter {name}, {cid[:16]}…, is kept by {holders}")
 
     async def run(self) -> tuple[DemoResult, Ledger]:
         async with task_group() as group:
-            for demo_job in self.jobs[:-1]:
-                await self._submit(demo_job, ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K)
-                group.create_task(self._stream(demo_job))
-            await self._submit(self.jobs[-1], ASK_IN_WEI_PER_K // 2, ASK_OUT_WEI_PER_K // 2)  # below the ask
-            group.create_task(self._cancel(self.jobs[-1]))
             group.create_task(self._follow())
+            group.create_task(self._kill_one())
+            for number, demo_job in enumerate(self.jobs):
+                if number == len(self.jobs) - AFTER_RESTART:
+                    await self.back.wait()
+                await self._submit(demo_job)
+                if not demo_job.cheap:
+                    group.create_task(self._stream(demo_job))
         books = Books.of(self.history)
+        travelled = [(await node.ask("/v1/state"))["network"]["fetched_bytes"] for node in self.nodes]
         result = DemoResult(
-            ok=books.balanced and not books.open_wei and books.finalized == len(self.jobs) - 1,
-            nodes=1,
+            ok=books.balanced and not books.open_wei and books.finalized == len(self.jobs) - 1 and self.requeued > 0,
+            nodes=len(self.nodes),
             jobs=books.jobs,
             finalized=books.finalized,
-            requeued=0,
+            requeued=self.requeued,
             tokens=self.tokens,
+            travelled_bytes=sum(travelled),
             escrow_wei=books.escrow_wei,
             paid_wei=books.paid_wei,
             refunded_wei=books.refunded_wei,
@@ -205,76 +207,115 @@ class _Demo:
         )
         return result, Ledger(books, self.net.name_of)
 
-    async def _submit(self, demo_job: DemoJob, in_price: int, out_price: int) -> None:
+    # ---- the client ----
+
+    async def _submit(self, demo_job: DemoJob) -> None:
+        market = self.client.market
         terms = [Term(self.net.adapters[name], weight) for name, weight in demo_job.terms]
-        recipe_id = await self.client.recipe(self.net.base_id, terms)
-        document = InputDocument(v=1, messages=(ChatMessage("user", demo_job.prompt),))
+        recipe_id = await market.recipe(self.net.base_id, terms)
+        discount = 2 if demo_job.cheap else 1
         offer = Offer(
             max_in_tokens=128,
-            max_out_tokens=MAX_OUT_TOKENS,
-            in_price_wei_per_k=in_price,
-            out_price_wei_per_k=out_price,
+            max_out_tokens=LONG_OUT_TOKENS if demo_job.long else MAX_OUT_TOKENS,
+            in_price_wei_per_k=ASK_IN_WEI_PER_K // discount,
+            out_price_wei_per_k=ASK_OUT_WEI_PER_K // discount,
+            lease_s=LONG_LEASE_S if demo_job.long else LEASE_S,
         )
-        demo_job.job = await self.client.submit(recipe_id, document, offer)
-        self._set_state(demo_job, "queued")
+        document = InputDocument(v=1, messages=(ChatMessage("user", demo_job.prompt),))
+        demo_job.job = await market.submit(recipe_id, document, offer)
+        self._set(demo_job, "queued")
 
     async def _stream(self, demo_job: DemoJob) -> None:
-        """Shows the answer as the node generates it."""
+        """Shows the answer as it comes over the network, from whichever node holds the job."""
         assert demo_job.job is not None, "submitted before it is watched"
-        loop, job_id = asyncio.get_running_loop(), demo_job.job.job_id
-
-        def show(text: str) -> None:
+        async for _, text in follow_answer(self.client.market, self.client.network, demo_job.job.job_id):
             demo_job.text = text
             self.view.changed(demo_job)
 
-        def read() -> None:
-            for _, text in agent_client.watch(self.net.folder / "agent.sock", job_id):
-                loop.call_soon_threadsafe(show, text)
+    # ---- the murder ----
 
-        await asyncio.to_thread(read)
+    async def _kill_one(self) -> None:
+        """Kills the node that is answering the long job; once another has taken the job over, starts it again."""
+        (victim,) = (demo_job for demo_job in self.jobs if demo_job.long)
+        while not (victim.state == "running" and len(victim.text) > KILL_AFTER_CHARACTERS):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert victim.job is not None, "a job that runs was submitted"
+        (node,) = (node for node in self.nodes if node.name == victim.node)
+        await node.kill()
+        self.view.step(f"{node.name} was killed while it answered job {victim.job.job_id}; its lease must run out")
+        while not self.requeued:  # noqa: ASYNC110 - the chain's doing
+            await asyncio.sleep(POLL_S)
+        self.view.step(f"job {victim.job.job_id} is taken over by {victim.node}; {node.name} is started again")
+        await node.start()
+        state = (await node.ask(f"/v1/jobs/{victim.job.job_id}"))["state"]
+        self.view.step(f"{node.name} is back, and its journal says of job {victim.job.job_id}: {state}")
+        self.back.set()
 
-    async def _cancel(self, demo_job: DemoJob) -> None:
-        """The client takes back a job that nobody wants at its price, once the node has passed it over."""
-        assert demo_job.job is not None, "submitted before it is cancelled"
-        await asyncio.to_thread(list, agent_client.watch(self.net.folder / "agent.sock", demo_job.job.job_id))
-        await self.client.cancel(demo_job.job.job_id)
+    # ---- the chain ----
 
     async def _follow(self) -> None:
         """Shows what the chain says of each job, until all have ended there. Raises DemoFailed if that takes long."""
         deadline_s = time.monotonic() + FINISH_TIMEOUT_S
         while time.monotonic() < deadline_s:
             for event in await self._new_events():
-                match event:
-                    case JobCommitted():
-                        self.tokens += event.receipt.out_tokens
-                        self._set_chain_state(event.job_id, "committed")
-                    case JobFinalized():
-                        self.first_paid_s = self.first_paid_s or time.monotonic() - self.started_s
-                        self._set_chain_state(event.job_id, "paid")
-                    case JobCancelled():
-                        self._set_chain_state(event.job_id, "cancelled by its client")
-            if all(demo_job.state in ("paid", "cancelled by its client") for demo_job in self.jobs):
+                self._apply(event)
+            unfinished = [job for job in self.jobs if job.state not in ENDED]
+            if not unfinished:
                 return
+            if all(job.cheap for job in unfinished):  # what nobody wants at its price, its client takes back
+                await self._cancel(*unfinished)
             await asyncio.sleep(POLL_S)
-        unfinished = ", ".join(f"{job.job.job_id if job.job else '?'} ({job.state})" for job in self.jobs)
-        raise DemoFailed(
-            f"the jobs did not end in {FINISH_TIMEOUT_S:.0f} s: {unfinished}; see {self.net.folder}/node.log"
-        )
+        stuck = ", ".join(f"{job.job.job_id if job.job else '?'} ({job.state})" for job in unfinished)
+        logs = self.net.folder / "node-*" / "node.log"
+        raise DemoFailed(f"the jobs did not end in {FINISH_TIMEOUT_S:.0f} s: {stuck}; see {logs}")
 
-    def _set_chain_state(self, job_id: int, state: str) -> None:
+    async def _cancel(self, *jobs: DemoJob) -> None:
+        for demo_job in jobs:
+            if demo_job.job is not None and demo_job.state == "queued":
+                await self.client.market.cancel(demo_job.job.job_id)
+                self._set(demo_job, "cancelling")
+
+    def _apply(self, event: object) -> None:
+        match event:
+            case JobClaimed():
+                self._set_by_id(event.job_id, "running", self._node_name(event.node))
+            case LeaseLapsed():
+                self.requeued += 1
+            case JobReleased():
+                self._set_by_id(event.job_id, "queued", "")
+            case JobCommitted():
+                self.tokens += event.receipt.out_tokens
+                self._set_by_id(event.job_id, "committed", self._node_name(event.node))
+            case JobFinalized():
+                self.first_paid_s = self.first_paid_s or time.monotonic() - self.started_s
+                self._set_by_id(event.job_id, "paid")
+            case JobCancelled():
+                self._set_by_id(event.job_id, "cancelled")
+            case ForfeitPaid():
+                who = self.net.name_of(event.beneficiary)
+                self.view.step(f"{who} is credited the bond that the killed node lost")
+
+    def _set_by_id(self, job_id: int, state: str, node: str | None = None) -> None:
         for demo_job in self.jobs:
             if demo_job.job is not None and demo_job.job.job_id == job_id:
-                self._set_state(demo_job, state)
+                demo_job.node = demo_job.node if node is None else node
+                self._set(demo_job, state)
 
-    def _set_state(self, demo_job: DemoJob, state: str) -> None:
-        if demo_job.state != state and not (demo_job.state == "paid" and state == "committed"):
+    def _set(self, demo_job: DemoJob, state: str) -> None:
+        if demo_job.state != state:
             demo_job.state = state
             self.view.changed(demo_job)
 
+    def _node_name(self, operator: str) -> str:
+        """ "node-2" for operator 2."""
+        return self.net.name_of(operator).replace("operator ", "node-")
+
     async def _new_events(self) -> Sequence[object]:
-        """The queue's events since the last call."""
-        head = (await self.client.chain.block("latest")).number
-        new = await events(self.client.chain, self.net.deployment.job_queue, self.next_block, head)
+        """The queue's and the registry's events since the last call."""
+        market, deployment = self.client.market, self.net.deployment
+        head = (await market.chain.block("latest")).number
+        new = await events(market.chain, deployment.job_queue, self.next_block, head)
+        bonds = await events(market.chain, deployment.node_registry, self.next_block, head)
         self.next_block = head + 1
         self.history += new
-        return new
+        return [*new, *(event for event in bonds if isinstance(event, ForfeitPaid))]

@@ -1,11 +1,13 @@
 """A whole market on a private chain, with people in it: for the demo, for tests, and for trying things out.
 
-The people are anvil's ten funded accounts. The chain, the contracts and the content are real; only the money is not.
+The people are anvil's funded accounts. The chain, the contracts, the content and the peers are real; only the money is
+not.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,40 +21,72 @@ from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.transact import create
+from openlora.node.config import NetworkConfig
 from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
-from openlora.node.content import BlockContent
-from openlora.node.demo_data import DEMO_ADAPTERS
+from openlora.node.content import BlockContent, adapter_cid
+from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.keys import create_key
 from openlora.node.market import Market
+from openlora.node.network.client import NetworkClient
+from openlora.node.network.options import NetworkOptions
+from openlora.node.network.supervisor import supervised_network
+from openlora.node.tasks import task_group
+from openlora.p2p.identity import Identity
 
 OLRA: Final = 10**18
 MODEL_NAME: Final = "smollm2-135m-instruct"
 ASK_IN_WEI_PER_K: Final = OLRA // 10
 ASK_OUT_WEI_PER_K: Final = OLRA // 5
+STAKE_WEI: Final = 100 * OLRA
 PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_secs=3_600, max_duration_secs=86_400)
 UNSTAKE_DELAY_S: Final = 60
 BLOCK_TIME_S: Final = 1
+TURN_S: Final = 2.0
 
-# Who is which of anvil's accounts. The hot key and the operator are two keys of one person.
-PEOPLE: Final = (
-    "protocol",
-    "base owner",
-    "operator",
-    "hot key",
-    "client",
-    "developer 1",
-    "developer 2",
-    "developer 3",
-    "data provider 1",
-    "data provider 2",
-)
-KEYSTORES: Final = {"hot": "hot key", "operator": "operator", "client": "client"}  # file name → whose
+NODES: Final = 3
+OPERATORS: Final = tuple(f"operator {number}" for number in range(1, NODES + 1))
+HOT_KEYS: Final = tuple(f"hot key {number}" for number in range(1, NODES + 1))
+DEVELOPERS: Final = tuple(f"developer {number}" for number in range(1, len(DEMO_ADAPTERS) + 1))
+PROVIDERS: Final = ("data provider 1", "data provider 2")
+# Who is which of anvil's accounts. A hot key and the operator of its number are two keys of one person.
+PEOPLE: Final = ("protocol", "base owner", "client", *DEVELOPERS, *PROVIDERS, *OPERATORS, *HOT_KEYS)
+
+
+@dataclass(frozen=True, slots=True)
+class DevNode:
+    """A node that is ready to run: its folder holds `node.toml`, `operator.toml` and keys."""
+
+    name: str
+    folder: Path
+    listen: str  # multiaddr
+    peer_id: str
+
+    @property
+    def address(self) -> str:
+        """Where its peers dial it."""
+        return f"{self.listen}/p2p/{self.peer_id}"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "node.toml"
+
+    @property
+    def operator_config(self) -> Path:
+        return self.folder / "operator.toml"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "agent.sock"
 
 
 @dataclass(frozen=True, slots=True)
 class Devnet:
-    """A running dev network. `adapters` are the registered adapters' digests by name."""
+    """A running dev network. `adapters` are the registered adapters' digests by name.
+
+    `developers` is the machine that the adapters were published from; `developers_leave` turns it off for good, in the
+    task that opened the network.
+    """
 
     chain: Anvil
     deployment: Deployment
@@ -60,43 +94,71 @@ class Devnet:
     people: Mapping[str, LocalAccount]
     base_id: bytes
     adapters: Mapping[str, bytes]
+    nodes: Sequence[DevNode]
+    developers: NetworkClient
+    developers_leave: Callable[[], Awaitable[None]]
 
     @property
-    def node_config(self) -> Path:
-        return self.folder / "node.toml"
+    def developers_content(self) -> Path:
+        return self.folder / "developers" / "content"
 
     @property
     def client_config(self) -> Path:
-        return self.folder / "client.toml"
+        return self.folder / "client" / "client.toml"
 
     def name_of(self, address: str) -> str:
         """Who an address is; the address itself for a stranger's."""
-        return next((name for name, key in self.people.items() if key.address == address), address)
+        return next((name for name, key in self.people.items() if key.address.lower() == address.lower()), address)
 
 
 @asynccontextmanager
 async def devnet(folder: Path, model: Path, *, port: int = 0) -> AsyncIterator[Devnet]:
-    """Runs anvil with the market deployed, `model` registered, the demo adapters published and one operator staked.
+    """Runs anvil with the market deployed, `model` registered, operators staked, and the demo adapters published.
 
-    Writes `node.toml`, `operator.toml`, `client.toml`, `deployment.json` and keystores into `folder`, which should be
-    empty. The chain mines a block a second once all that is done.
+    Writes `deployment.json`, and a folder for each node and for the client, into `folder`, which should be empty. The
+    chain mines a block a second once all that is done.
     """
     layout = DecoderConfig.from_path(model).layout()
     base_id = await asyncio.to_thread(base_model_id, model)
-    async with anvil(folder / "anvil.log", port=port) as chain:
+    developers, *nodes = _plan(folder)
+    async with anvil(folder / "anvil.log", port=port, accounts=len(PEOPLE)) as chain:
         people = {name: Account.from_key(key) for name, key in zip(PEOPLE, chain.private_keys, strict=True)}
-        client = await ChainClient.connect([chain.rpc_url], chain.chain_id)
-        try:
-            deployment = await deploy(client, people["protocol"])
-            content = BlockContent(folder / "content")
-            markets = {name: Market(client, deployment, key, content) for name, key in people.items()}
-            adapters = await _populate(markets, base_id, layout)
-        finally:
-            await client.close()
+        entry = ChainEntry(chain.chain_id, chain.rpc_url, folder / "deployment.json", poll_s=0.25)
+        async with task_group() as group:  # keystores take seconds, on purpose
+            group.create_task(asyncio.to_thread(_write_configs, folder, entry, people, model, developers, nodes))
+            content = BlockContent(developers.folder / "content")
+            deployment, adapters = await _deploy_market(chain, people, content, base_id, layout)
         (folder / "deployment.json").write_text(deployment.to_json())
-        _write_configs(folder, chain, people, model)
-        await chain.rpc("evm_setIntervalMining", BLOCK_TIME_S)
-        yield Devnet(chain, deployment, folder, people, base_id, adapters)
+        options = NetworkOptions(
+            chain_id=chain.chain_id,
+            registry=deployment.node_registry,
+            content_dir=str(developers.folder / "content"),
+            listen=(developers.listen,),
+            mdns=False,
+            nat=False,
+        )
+        async with AsyncExitStack() as stack:
+            peer = await stack.enter_async_context(supervised_network(options, developers.folder))
+            await _trust_operators(peer, people)
+            await peer.provide([adapter_cid(digest) for digest in adapters.values()])
+            await chain.rpc("evm_setIntervalMining", BLOCK_TIME_S)
+            yield Devnet(chain, deployment, folder, people, base_id, adapters, nodes, peer, stack.aclose)
+
+
+async def _deploy_market(
+    chain: Anvil,
+    people: Mapping[str, LocalAccount],
+    content: BlockContent,
+    base_id: bytes,
+    layout: Mapping[str, LinearShape],
+) -> tuple[Deployment, Mapping[str, bytes]]:
+    client = await ChainClient.connect([chain.rpc_url], chain.chain_id)
+    try:
+        deployment = await deploy(client, people["protocol"])
+        markets = {name: Market(client, deployment, key, content) for name, key in people.items()}
+        return deployment, await _populate(markets, base_id, layout)
+    finally:
+        await client.close()
 
 
 async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
@@ -112,40 +174,95 @@ async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
 async def _populate(
     markets: Mapping[str, Market], base_id: bytes, layout: Mapping[str, LinearShape]
 ) -> Mapping[str, bytes]:
-    for name in ("operator", "client"):
+    for name in (*OPERATORS, "client"):
         await markets[name].transact(markets[name].token.mint(markets[name].key.address, 10_000 * OLRA))
     await markets["client"].deposit(1_000 * OLRA)
-    await markets["operator"].register_node(markets["hot key"].key.address, 100 * OLRA)
+    for operator, hot_key in zip(OPERATORS, HOT_KEYS, strict=True):
+        await markets[operator].register_node(markets[hot_key].key.address, STAKE_WEI)
     await markets["base owner"].register_base(base_id, MODEL_NAME)
-    providers = [markets["data provider 1"], markets["data provider 2"]]
+    datanets = await _create_datanets([markets[name] for name in PROVIDERS])
     adapters: dict[str, bytes] = {}
-    for number, demo in enumerate(DEMO_ADAPTERS):
-        provider, developer = providers[number % len(providers)], markets[f"developer {number + 1}"]
-        shares = [Share(payee=provider.key.address, bps=10_000)]
-        datanet = await provider.create_datanet(demo.datanet_digest, shares, demo.datanet)
-        adapters[demo.name] = await developer.publish_adapter(demo.path, layout, base_id, [datanet], demo.name)
+    for name, demo in zip(DEVELOPERS, DEMO_ADAPTERS, strict=True):
+        adapters[demo.name] = await markets[name].publish_adapter(
+            demo.path, layout, base_id, [datanets[demo.datanet]], demo.name
+        )
     return adapters
 
 
-def _write_configs(folder: Path, chain: Anvil, people: Mapping[str, LocalAccount], model: Path) -> None:
-    entry = ChainEntry(chain.chain_id, chain.rpc_url, folder / "deployment.json", poll_s=0.25)
-    keys = {name: create_key(folder, name, bytes(people[who].key))[0] for name, who in KEYSTORES.items()}
-    write_node_config(
-        folder / "node.toml",
-        entry,
-        model=model.resolve(),
-        key=keys["hot"],
-        state_dir=folder,
-        content_dir=folder / "content",
-        in_price_wei_per_k=ASK_IN_WEI_PER_K,
-        out_price_wei_per_k=ASK_OUT_WEI_PER_K,
-        confirmations=1,
-    )
-    for name in ("operator", "client"):
-        write_client_config(
-            folder / f"{name}.toml",
-            entry,
-            key=keys[name],
-            content_dir=folder / "content",
-            agent_socket=folder / "agent.sock",
+async def _create_datanets(providers: Sequence[Market]) -> Mapping[str, int]:
+    """Each text's provider shares in its datanet by the number of documents; what rounding leaves is the first's."""
+    ids: dict[str, int] = {}
+    for datanet in DEMO_DATANETS:
+        documents = sum(text.documents for text in datanet.texts)
+        bps = [10_000 * text.documents // documents for text in datanet.texts]
+        bps[0] += 10_000 - sum(bps)
+        shares = [Share(payee=provider.key.address, bps=share) for provider, share in zip(providers, bps, strict=False)]
+        ids[datanet.name] = await providers[0].create_datanet(datanet.root, shares, datanet.name)
+    return ids
+
+
+async def _trust_operators(peer: NetworkClient, people: Mapping[str, LocalAccount]) -> None:
+    """The developers take the operators' presence seriously: they were there when it was staked."""
+    pairs = zip(HOT_KEYS, OPERATORS, strict=True)
+    await peer.trust({people[hot].address.lower(): people[cold].address.lower() for hot, cold in pairs})
+
+
+def _plan(folder: Path) -> Sequence[DevNode]:
+    """Where everyone will live and listen: the developers' machine first, then the nodes."""
+    names = ("developers", *(f"node-{number}" for number in range(1, NODES + 1)))
+    plan = []
+    for name, port in zip(names, _free_ports(len(names)), strict=True):
+        (folder / name).mkdir(parents=True)
+        peer = Identity.load_or_create(folder / name / "libp2p.key").peer_id
+        plan.append(DevNode(name, folder / name, f"/ip4/127.0.0.1/tcp/{port}", peer))
+    return plan
+
+
+def _write_configs(
+    folder: Path,
+    chain: ChainEntry,
+    people: Mapping[str, LocalAccount],
+    model: Path,
+    developers: DevNode,
+    nodes: Sequence[DevNode],
+) -> None:
+    for node, operator, hot_key in zip(nodes, OPERATORS, HOT_KEYS, strict=True):
+        others = tuple(other.address for other in nodes if other is not node)
+        write_node_config(
+            node.config,
+            chain,
+            model=model.resolve(),
+            key=create_key(node.folder, "hot", bytes(people[hot_key].key))[0],
+            state_dir=node.folder,
+            content_dir=node.folder / "content",
+            in_price_wei_per_k=ASK_IN_WEI_PER_K,
+            out_price_wei_per_k=ASK_OUT_WEI_PER_K,
+            confirmations=1,
+            turn_s=TURN_S,
+            network=NetworkConfig(
+                listen=(node.listen,), bootstrap=(developers.address, *others), mdns=False, nat=False
+            ),
         )
+        write_client_config(
+            node.operator_config,
+            chain,
+            key=create_key(node.folder, "operator", bytes(people[operator].key))[0],
+            content_dir=node.folder / "content",
+            bootstrap=[node.address],
+        )
+    write_client_config(
+        folder / "client" / "client.toml",
+        chain,
+        key=create_key(folder / "client", "client", bytes(people["client"].key))[0],
+        content_dir=folder / "client" / "content",
+        bootstrap=[node.address for node in nodes],
+    )
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    """Ports that nobody listens on now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -12,6 +12,7 @@ from openlora.node.errors import ChainError, JournalUnwritable
 from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.tasks import task_group
+from openlora.node.turns import NotYet
 from openlora.node.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,16 @@ class Dispatcher:
     _look_again_at_s: float = 0.0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def active(self) -> int:
+        """Jobs under way."""
+        return len(self._active)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether half of the jobs that may be under way are."""
+        return 2 * len(self._active) >= self.max_live
+
     def wake(self) -> None:
         self._changed.set()
 
@@ -61,8 +72,14 @@ class Dispatcher:
                     self._active.add(job_id)
                     group.create_task(self._run(job_id), name=f"job-{job_id}")
                 with suppress(TimeoutError):  # then it is time to look for retries
-                    async with asyncio.timeout(min(self.retry_s, self.reconsider_s)):
+                    async with asyncio.timeout(self._patience_s()):
                         await self._changed.wait()
+
+    def _patience_s(self) -> float:
+        """Until the first retry or turn is due."""
+        now_s = time.monotonic()
+        due = (at_s - now_s for at_s in self._not_before.values() if at_s > now_s)
+        return min(self.retry_s, self.reconsider_s, *due)
 
     def _next(self) -> JobId | None:
         """A job that is not under way and may be: live and new ones first, then the passed-over ones in turn."""
@@ -83,6 +100,8 @@ class Dispatcher:
         try:
             await self.worker.run_job(job_id)
             self._not_before.pop(job_id, None)
+        except NotYet as later:
+            self._not_before[job_id] = time.monotonic() + later.wait_s
         except (ChainError, JournalUnwritable) as error:
             log.warning("event=job_waits job_id=%d reason=%r", job_id, str(error))
             self._not_before[job_id] = time.monotonic() + self.retry_s

@@ -4,7 +4,7 @@ from typing import Final
 
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import AdapterRegistry, JobQueue, JobState, NodeRegistry, Recipe
+from openlora.contracts import Adapter, AdapterRegistry, JobQueue, JobState, NodeRegistry, Recipe
 from openlora.node.admission import Funds
 from openlora.node.chain.client import ChainClient
 
@@ -39,6 +39,10 @@ class ChainFacts:
                 self._recipes.clear()
             self._recipes[recipe_id] = await self._chain.call(self._registry.recipe(recipe_id))
         return self._recipes[recipe_id]
+
+    async def adapter(self, digest: bytes) -> Adapter:
+        """A registered adapter; all zero for one that is not."""
+        return await self._chain.call(self._registry.adapter(digest))
 
     async def is_open(self, job_id: int) -> bool:
         """Whether a job can be claimed now, an elapsed lease included."""

@@ -245,7 +245,13 @@ class Market:
 @asynccontextmanager
 async def open_market(path: Path) -> AsyncIterator[Market]:
     """The market as `client.toml` describes it. Raises ConfigError, RpcDown, WrongChain."""
-    config = load(path, ClientConfig)
+    async with market_of(load(path, ClientConfig)) as market:
+        yield market
+
+
+@asynccontextmanager
+async def market_of(config: ClientConfig) -> AsyncIterator[Market]:
+    """As `open_market`, with what is on this machine for content."""
     deployment = load_deployment(config.chain)
     key = load_key(config.key)
     chain = await ChainClient.connect(config.chain.rpc_urls, config.chain.chain_id, deployment)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,17 +22,20 @@ from openlora.node.documents import InputDocument, OutputDocument
 from openlora.node.engine.client import EngineClient
 from openlora.node.engine.messages import AdapterUse, Sampling
 from openlora.node.engine.text import TextDelta, collect
-from openlora.node.errors import AdapterError, ContentError, EngineDied, RequestError, Reverted
+from openlora.node.errors import AdapterError, ContentError, EngineDied, LeaseTooShort, RequestError, Reverted
 from openlora.node.facts import WEIGHT_UNIT, ChainFacts
 from openlora.node.job import Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
+from openlora.node.turns import NotYet, Turns
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
 ENGINE_ATTEMPTS: Final = 3  # a job that ends the engine this often is given up
+ADAPTERS_SHARE: Final = 0.5  # of a lease: when it has passed without the adapters, the claim is given back
+ANSWER_SHARE: Final = 0.9  # of a lease: the rest is for the transaction that commits, or gives the claim back
 UNDECIDED: Final = (JobState.SEEN, JobState.SKIPPED, JobState.LOST)
 
 
@@ -44,6 +47,7 @@ class Worker:
     journal: Journal
     facts: ChainFacts
     admission: Admission
+    turns: Turns
     sender: Sender
     residency: AdapterResidency
     engine: EngineClient
@@ -52,7 +56,8 @@ class Worker:
     confirmations: int  # blocks, the claim's own included, before a receipt is signed
 
     async def run_job(self, job_id: JobId) -> None:
-        """Takes a job to COMMITTED, or to an end whose code or reason is in the journal."""
+        """Takes a job to COMMITTED, or to an end whose code or reason is in the journal. Raises NotYet while nodes that
+        are better placed may claim it."""
         recipe = await self.facts.recipe(self._job(job_id).spec.recipe_id)
         if self._job(job_id).state in UNDECIDED and not await self._decide(job_id, recipe):
             return
@@ -61,11 +66,13 @@ class Worker:
                 if self._job(job_id).state is JobState.CLAIMING:
                     await self._claim(job_id)
                 while self._job(job_id).state is JobState.CLAIMED:
-                    await adapters_ready()
-                    await self._answer(job_id, recipe)
+                    async with self._within_lease(job_id, ADAPTERS_SHARE, "its adapters did not come"):
+                        await adapters_ready()
+                    async with self._within_lease(job_id, ANSWER_SHARE, "its answer was not finished"):
+                        await self._answer(job_id, recipe)
             if self._job(job_id).state is JobState.COMMITTING:
                 await self._commit(job_id)
-        except (AdapterError, ContentError, RequestError, EngineDied) as error:
+        except (AdapterError, ContentError, RequestError, EngineDied, LeaseTooShort) as error:
             await self._give_up(job_id, str(error))
         finally:
             self.streams.end(job_id)
@@ -75,6 +82,8 @@ class Worker:
         if not await self.facts.is_open(job_id):
             return False
         job = self._job(job_id)
+        if (wait_s := self.turns.wait_s(job, recipe, time.time())) > 0:
+            raise NotYet(wait_s)
         try:
             if job.signed is not None:
                 raise Skip(SkipCode.SIGNED_BEFORE)
@@ -158,6 +167,20 @@ class Worker:
                 self.streams.publish(job_id, delta.text)
                 yield delta
 
+    @asynccontextmanager
+    async def _within_lease(self, job_id: JobId, share: float, failure: str) -> AsyncIterator[None]:
+        """Raises LeaseTooShort while the claim can still be given back: a lease that runs out costs the bond."""
+        job = self._job(job_id)
+        lease_s = min(job.spec.lease_secs, job.spec.deadline - job.changed_at)
+        timeout = asyncio.timeout(job.changed_at + share * lease_s - time.time())
+        try:
+            async with timeout:
+                yield
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise LeaseTooShort(f"{failure} within {share:.0%} of its lease of {lease_s:.0f} s") from None
+
     # ---- commit, or not ----
 
     async def _commit(self, job_id: JobId) -> None:
@@ -177,14 +200,14 @@ class Worker:
         if self._job(job_id).state is JobState.CLAIMED:
             try:
                 await self.sender.send(self._intent("release", job_id), self.queue.release(job_id))
-            except Reverted as refusal:
-                log.warning("event=release_refused job_id=%d reason=%r", job_id, str(refusal))
+            except Reverted as refusal:  # mostly because the lease is over; the job may be had again
+                self._lose(job_id, refusal)
         if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED):
             self.journal.move(job_id, JobState.FAILED, reason=reason)
 
     def _lose(self, job_id: JobId, refusal: Reverted) -> None:
         log.warning("event=job_lost job_id=%d reason=%r", job_id, str(refusal))
-        if self._job(job_id).state in (JobState.CLAIMING, JobState.COMMITTING):
+        if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED, JobState.COMMITTING):
             self.journal.move(job_id, JobState.LOST)
 
     def _intent(self, deed: str, job_id: JobId) -> str:

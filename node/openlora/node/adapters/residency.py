@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
@@ -33,6 +33,11 @@ class AdapterResidency:
     def key(digest: bytes) -> str:
         """The engine's name for an adapter: its content, so that no two can share one."""
         return digest.hex()
+
+    @property
+    def loaded(self) -> Collection[bytes]:
+        """The adapters that the engine holds, least recently used first."""
+        return self._loaded.keys()
 
     @asynccontextmanager
     async def hold(self, digests: Sequence[bytes]) -> AsyncIterator[Callable[[], Awaitable[None]]]:

@@ -4,7 +4,7 @@ None of them shows a prompt and, but for the stream of one job, none shows an an
 """
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ from openlora.node.api.server import Server
 from openlora.node.errors import JournalError
 from openlora.node.job import Job, JobId
 from openlora.node.journal import Journal
+from openlora.node.network.table import node_view
 from openlora.node.progress import Progress, progress, until_known
 from openlora.node.streams import JobStreams
+from openlora.p2p.presence.record import Presence
 
 Snapshot = Callable[[], Awaitable[Mapping[str, Any]]]
+Nodes = Callable[[], Sequence[Presence]]
 
 
-def create_agent_api(journal: Journal, streams: JobStreams, snapshot: Snapshot) -> FastAPI:
-    """The application; `snapshot` is the one source of /v1/state."""
+def create_agent_api(journal: Journal, streams: JobStreams, snapshot: Snapshot, nodes: Nodes) -> FastAPI:
+    """The application; `snapshot` is the one source of /v1/state, `nodes` of /v1/network."""
     app = FastAPI(title="OpenLoRA agent", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(JournalError, _not_found)
-    app.include_router(_router(journal, streams, snapshot))
+    app.include_router(_router(journal, streams, snapshot, nodes))
     return app
 
 
@@ -46,12 +49,17 @@ async def serve_unix(app: FastAPI, path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _router(journal: Journal, streams: JobStreams, snapshot: Snapshot) -> APIRouter:
+def _router(journal: Journal, streams: JobStreams, snapshot: Snapshot, nodes: Nodes) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/state")
     async def state() -> Mapping[str, Any]:
         return await snapshot()
+
+    @router.get("/network")
+    async def network() -> Mapping[str, Any]:
+        """The nodes whose presence is alive, this one included."""
+        return {"nodes": [node_view(record) for record in nodes()]}
 
     @router.get("/jobs")
     async def jobs(limit: int = Query(100, ge=1, le=1000)) -> list[Mapping[str, Any]]:

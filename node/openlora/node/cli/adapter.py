@@ -19,24 +19,28 @@ def publish(
     name: Annotated[str, typer.Option(help="The label under which people find it.")],
     model: Annotated[Path, typer.Option(help="The base model it was trained on (directory or GGUF file).")],
     datanet: Annotated[list[int] | None, typer.Option(help="Id of a datanet it was trained on. Repeatable.")] = None,
+    copies: Annotated[int, typer.Option(min=0, help="Nodes to hand it to, so that it outlives this machine.")] = 3,
     client: ClientFile = Path("client.toml"),
     json: JsonFlag = False,
 ) -> None:
-    """Check an adapter as every node will, put it into the content store, and register it."""
+    """Check an adapter as every node will, register it, and hand it to nodes that keep it."""
     from openlora.node.base_model import base_model_id
     from openlora.node.content import adapter_cid
     from openlora.node.engine.models.config import DecoderConfig
-    from openlora.node.market import open_market
+    from openlora.node.network.participant import participant
 
     output = Output(json)
 
     async def run() -> None:
         layout = DecoderConfig.from_path(model).layout()
-        async with open_market(client) as person:
-            digest = await person.publish_adapter(directory, layout, base_model_id(model), datanet or (), name)
-        cid = adapter_cid(digest)
-        output.say(f"{name} is registered as {cid}")
-        output.result({"name": name, "cid": cid, "digest": digest})
+        base_id = base_model_id(model)
+        async with participant(client) as peer:
+            digest = await peer.market.publish_adapter(directory, layout, base_id, datanet or (), name)
+            cid = adapter_cid(digest)
+            output.say(f"{name} is registered as {cid}")
+            kept = await peer.replicate(cid, copies, base_id)
+        output.say(f"{name}: {kept}")
+        output.result({"name": name, "cid": cid, "digest": digest, "holders": kept.holders, "refusals": kept.refusals})
 
     asyncio.run(run())
 

@@ -5,9 +5,9 @@ from rich.table import Table
 from rich.text import Text
 
 from openlora.node.cli.output import Output, printable, tokens
-from openlora.node.demo import DemoJob, DemoResult, DemoView, Ledger
+from openlora.node.demo import ENDED, DemoJob, DemoResult, DemoView, Ledger
 
-STYLES = {"paid": "green", "committed": "cyan", "cancelled": "yellow"}
+STYLES = {"paid": "green", "committed": "cyan", "running": "magenta", "cancelled": "yellow"}
 
 
 def show_books(output: Output, result: DemoResult, ledger: Ledger) -> None:
@@ -21,13 +21,14 @@ def show_books(output: Output, result: DemoResult, ledger: Ledger) -> None:
     paid, refunded = tokens(books.paid_wei), tokens(books.refunded_wei)
     output.say(
         f"escrow {tokens(books.escrow_wei)} {'=' if books.balanced else '≠'} paid {paid} + refunded {refunded} OLRA,"
-        f" to the wei; {result.finalized} of {result.jobs} jobs paid, {result.tokens} tokens,"
-        f" the first after {result.first_paid_job_s} s, all in {result.seconds} s"
+        f" to the wei; {result.finalized} of {result.jobs} jobs paid, {result.requeued} of them taken over from a dead"
+        f" node; {result.tokens} tokens; {result.travelled_bytes / 1e6:.1f} MB of adapters travelled between nodes;"
+        f" the first job was paid after {result.first_paid_job_s} s, all in {result.seconds} s"
     )
 
 
 class DemoScreen(DemoView):
-    """Answers as they come: a live table on a terminal, a line for each finished answer elsewhere."""
+    """Answers as they come: a live table on a terminal, one line a job; elsewhere each answer once it is paid."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -50,24 +51,24 @@ class DemoScreen(DemoView):
             self._jobs.append(job)
         if self._output.console.is_terminal:
             self._live.update(self._render(), refresh=True)
-        elif job.state in ("paid", "cancelled by its client") and id(job) not in self._printed:
+        elif job.state in ENDED and id(job) not in self._printed:
             self._printed.add(id(job))
             number = job.job.job_id if job.job else "?"
-            self._output.say(f"job {number} [{job.recipe}] {job.state}: {job.prompt}")
+            by = f" by {job.node}" if job.node else ""
+            self._output.say(f"job {number} [{job.recipe}] {job.state}{by}: {job.prompt}")
             for line in job.text.strip().splitlines():
                 self._output.say(f"    {line}")
 
     def _render(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         table.add_column("job", justify="right", width=3)
-        table.add_column("adapters", width=22)
-        table.add_column("state", width=12)
-        table.add_column("question and answer", ratio=1)
+        table.add_column("adapters", width=22, no_wrap=True)
+        table.add_column("node", width=6)
+        table.add_column("state", width=9)
+        table.add_column("question and answer", ratio=1, no_wrap=True, overflow="ellipsis")
         for job in self._jobs:
-            answer = Text(job.prompt, style="dim")
-            if job.text:
-                answer.append("\n" + printable(job.text.strip()), style="default")
-            state = job.state.split()[0]
+            line = Text(job.prompt + "  ", style="dim", no_wrap=True, overflow="ellipsis")
+            line.append(printable(" ".join(job.text.split())), style="default")
             number = str(job.job.job_id if job.job else "")
-            table.add_row(number, job.recipe, Text(state, style=STYLES.get(state, "")), answer)
+            table.add_row(number, job.recipe, job.node, Text(job.state, style=STYLES.get(job.state, "")), line)
         return table

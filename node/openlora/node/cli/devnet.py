@@ -21,9 +21,10 @@ def demo(
     port: Annotated[int, typer.Option(help="The chain's port; 0 picks a free one.")] = 0,
     json: JsonFlag = False,
 ) -> None:
-    """Watch jobs being claimed from a real chain, answered by a real model, and paid for."""
+    """Watch three nodes claim jobs from a real chain, answer them, be killed, take over, and be paid."""
     from openlora.node.cli.demo_screen import DemoScreen, show_books
-    from openlora.node.demo import DemoFailed, run_demo
+    from openlora.node.demo import run_demo
+    from openlora.node.demo_nodes import DemoFailed
 
     output = Output(json)
     screen = DemoScreen(output)
@@ -41,7 +42,7 @@ def devnet(
     port: Annotated[int, typer.Option(help="The chain's port; 0 picks a free one.")] = 8545,
     json: JsonFlag = False,
 ) -> None:
-    """Run a chain with the market deployed and people in it, until Ctrl-C; a node and jobs are yours to start."""
+    """Run a chain with the market deployed and people in it, until Ctrl-C; nodes and jobs are yours to start."""
     from openlora.node import devnet as networks
     from openlora.node.base_model import pull
 
@@ -58,13 +59,19 @@ def devnet(
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         async with networks.devnet(state, path, port=port) as net:
             output.say(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}. Now, in other terminals:")
-            output.say(f"  openlora run --config {net.node_config}")
+            for node in net.nodes:
+                output.say(f"  openlora run --config {node.config}")
             output.say(
                 f"  openlora job submit --client {net.client_config} --adapter pirate --watch 'Why is the sky blue?'"
             )
-            output.say(f"  openlora earnings --client {state / 'operator.toml'}")
+            output.say(f"  openlora network --client {net.client_config}")
+            output.say(f"  openlora earnings --client {net.nodes[0].operator_config}")
             output.result(
-                {"rpc_url": net.chain.rpc_url, "chain_id": net.chain.chain_id, "node_config": str(net.node_config)}
+                {
+                    "rpc_url": net.chain.rpc_url,
+                    "chain_id": net.chain.chain_id,
+                    "node_configs": [str(node.config) for node in net.nodes],
+                }
             )
             await stopped.wait()
 

@@ -3,20 +3,21 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node import agent_client
 from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, printable, tokens
-from openlora.node.config import ClientConfig, load
-from openlora.node.documents import ChatMessage, InputDocument, JobSampling, encode
+from openlora.node.content import document_cid
+from openlora.node.documents import MAX_INLINE_BYTES, ChatMessage, InputDocument, JobSampling, encode
 from openlora.node.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from openlora.node.catalogue import RegisteredAdapter
     from openlora.node.market import Term
+    from openlora.node.network.participant import Participant
 
 app = typer.Typer(help="Submit inference jobs to the on-chain queue and read their answers.", no_args_is_help=True)
 
@@ -42,6 +43,7 @@ def submit(
 ) -> None:
     """Escrow the most a job can cost and put it into the queue."""
     from openlora.node.market import Offer, open_market
+    from openlora.node.network.participant import participant
 
     output = Output(json)
     in_price_wei, out_price_wei = parse_price(price)
@@ -55,19 +57,24 @@ def submit(
         deadline_s=deadline,
     )
 
-    async def run() -> int:
-        async with open_market(client) as person:
-            catalogue = await person.catalogue()
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            peer = None
+            if watch or len(encode(document)) > MAX_INLINE_BYTES:
+                peer = await stack.enter_async_context(participant(client))
+            market = peer.market if peer else await stack.enter_async_context(open_market(client))
+            catalogue = await market.catalogue()
             terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
-            recipe_id = await person.recipe(catalogue.base(base).base_id, terms)
-            job = await person.submit(recipe_id, document, offer)
-        output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
-        output.result({"job_id": job.job_id, "recipe_id": recipe_id, "escrow_wei": job.escrow_wei})
-        return job.job_id
+            recipe_id = await market.recipe(catalogue.base(base).base_id, terms)
+            job = await market.submit(recipe_id, document, offer)
+            output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
+            output.result({"job_id": job.job_id, "recipe_id": recipe_id, "escrow_wei": job.escrow_wei})
+            if peer and len(encode(document)) > MAX_INLINE_BYTES:
+                output.say(f"the input: {await peer.replicate(document_cid(job.spec.input_digest))}")
+            if peer and watch:
+                await _show(peer, job.job_id, output)
 
-    job_id = asyncio.run(run())
-    if watch:
-        _watch(client, job_id, output)
+    asyncio.run(run())
 
 
 @app.command()
@@ -76,8 +83,14 @@ def watch(
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Print a job's answer as the node generates it."""
-    _watch(client, job_id, Output(json))
+    """Print a job's answer as it is generated, whichever node holds the job."""
+    from openlora.node.network.participant import participant
+
+    async def run() -> None:
+        async with participant(client) as peer:
+            await _show(peer, job_id, Output(json))
+
+    asyncio.run(run())
 
 
 @app.command()
@@ -87,13 +100,13 @@ def result(
     json: JsonFlag = False,
 ) -> None:
     """Print a committed job's answer, checked against the digest on chain."""
-    from openlora.node.market import open_market
+    from openlora.node.network.participant import participant
 
     output = Output(json)
 
     async def run() -> None:
-        async with open_market(client) as person:
-            answer = await person.output(job_id)
+        async with participant(client) as peer:
+            answer = await peer.market.output(job_id)
         if answer is None:
             raise RequestError(
                 "not_committed", f"job {job_id} has no committed answer yet; watch it, or ask again later"
@@ -106,18 +119,15 @@ def result(
     asyncio.run(run())
 
 
-def _watch(client: Path, job_id: int, output: Output) -> None:
-    socket = load(client, ClientConfig).agent_socket
-    if socket is None:
-        raise ConfigError(
-            f"{client} names no agent_socket to watch; `openlora job result {job_id}` reads the answer later"
-        )
+async def _show(peer: "Participant", job_id: int, output: Output) -> None:
+    from openlora.node.network.watching import follow_answer
+
     printed = state = ""
-    for state, text in agent_client.watch(socket, job_id):
+    async for state, text in follow_answer(peer.market, peer.network, job_id):
         if output.as_json:
             output.result({"job_id": job_id, "state": state, "text": text})
             continue
-        if not text.startswith(printed):  # the engine began anew
+        if not text.startswith(printed):  # the answer began anew, perhaps with another node
             sys.stdout.write("\n")
             printed = ""
         sys.stdout.write(printable(text[len(printed) :]))

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from openlora.node.cli import adapter, devnet, job, model, operator, serve
+from openlora.node.cli import adapter, devnet, job, model, network, operator, serve
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 
@@ -21,6 +21,7 @@ app.command("init", rich_help_panel="Node operators")(operator.init)
 app.command("register", rich_help_panel="Node operators")(operator.register)
 app.command("run", rich_help_panel="Node operators")(operator.run)
 app.command("status", rich_help_panel="Node operators")(operator.status)
+app.command("network", rich_help_panel="Everyone")(network.network)
 app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)
 app.command("withdraw", rich_help_panel="Everyone who is paid")(operator.withdraw)
 app.add_typer(job.app, name="job", rich_help_panel="Job submitters")

@@ -1,8 +1,9 @@
 """What a node operator types: init, run, status; and what everyone who is paid types: earnings, withdraw."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from eth_typing import ChecksumAddress
@@ -18,9 +19,12 @@ def init(
     deployment: Annotated[Path, typer.Option(help="JSON file that names the contracts.")],
     model: Annotated[Path, typer.Option(help="Base model: a Hugging Face directory or a GGUF file.")],
     state: Annotated[Path, typer.Option(help="Folder for configuration, keys and journal.")] = Path("openlora-node"),
+    bootstrap: Annotated[list[str] | None, typer.Option(help="Multiaddr of a peer to join by. Repeatable.")] = None,
+    listen: Annotated[str, typer.Option(help="Multiaddr to listen on for peers.")] = "/ip4/0.0.0.0/tcp/4001",
     json: JsonFlag = False,
 ) -> None:
     """Write node.toml, client configurations and keys into a folder, and say what to fund."""
+    from openlora.node.config import NetworkConfig
     from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
     from openlora.node.keys import create_key
 
@@ -35,8 +39,16 @@ def init(
     operator_key, operator = create_key(state, "operator")
     chain = ChainEntry(chain_id, rpc, deployment.resolve())
     content_dir = state / "content"
-    write_node_config(node_file, chain, model=model.resolve(), key=hot_key, state_dir=state, content_dir=content_dir)
-    write_client_config(operator_file, chain, key=operator_key, content_dir=content_dir)
+    write_node_config(
+        node_file,
+        chain,
+        model=model.resolve(),
+        key=hot_key,
+        state_dir=state,
+        content_dir=content_dir,
+        network=NetworkConfig(listen=(listen,), bootstrap=tuple(bootstrap or ())),
+    )
+    write_client_config(operator_file, chain, key=operator_key, content_dir=content_dir, bootstrap=bootstrap or ())
     output.say(f"{node_file} is the node's configuration; read it, then set your prices.")
     output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
     output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")
@@ -89,8 +101,16 @@ def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None
         f"engine {engine['running']} running, {engine['waiting']} waiting, {engine['kv_tokens_free']:,} KV tokens free"
     )
     output.say(f"adapters {', '.join(engine['adapters']) or 'none'}")
+    output.say(_network_line(state["network"]))
     output.table(("job state", "#"), sorted(state["jobs"].items()))
     output.result(state)
+
+
+def _network_line(network: Mapping[str, Any]) -> str:
+    if not network["alive"]:
+        return "network being restarted"
+    moved = f"{network['fetched_bytes'] / 1e6:.1f} MB fetched, {network['served_bytes'] / 1e6:.1f} MB served"
+    return f"network {network['nodes']} nodes seen, {network['peers']} peers, {moved}"
 
 
 def earnings(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:

@@ -1,0 +1,108 @@
+"""What this node tells the network of itself, and what it reads in the others' records when it decides to claim."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Final
+
+from openlora.contracts import Recipe
+from openlora.node import hardware
+from openlora.node.adapters.residency import AdapterResidency
+from openlora.node.adapters.store import AdapterStore
+from openlora.node.config import MarketConfig
+from openlora.node.content import adapter_cid
+from openlora.node.errors import NetworkDown
+from openlora.node.job import Job
+from openlora.node.network.client import NetworkClient
+from openlora.node.network.messages import Announce
+from openlora.node.turns import Contender
+from openlora.p2p.presence.record import Adapters, Ask, Gpu, Hardware, Load, Model, Presence, Status, plain_text
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How busy the node is, in jobs."""
+
+    queued: int
+    running: int
+
+
+@dataclass(slots=True)
+class Announcer:
+    """Owns what others hear of this node: hardware, model, adapters by tier, prices, load; each change within a second.
+
+    Adapters on disk are told to the DHT too, where also those look who have no record of this node.
+    """
+
+    network: NetworkClient
+    operator: str
+    hot_key: str
+    binding: bytes
+    hardware: Hardware
+    model: Model
+    market: MarketConfig
+    residency: AdapterResidency
+    store: AdapterStore
+    workload: Callable[[], Workload]
+    _told: Status | None = field(default=None)
+
+    async def run(self) -> None:
+        """Announces until cancelled."""
+        while True:
+            status = self.status()
+            if status != self._told:
+                try:
+                    await self._tell(status)
+                    self._told = status
+                except NetworkDown as error:
+                    log.warning("event=announcement_waits reason=%r", str(error))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _tell(self, status: Status) -> None:
+        operator, hot_key = self.operator.lower(), self.hot_key.lower()
+        await self.network.announce(Announce(operator=operator, hot_key=hot_key, binding=self.binding, status=status))
+        await self.network.provide([adapter_cid(digest) for digest in self.store.digests()])
+
+    def status(self) -> Status:
+        load = self.workload()
+        return Status(
+            hardware=self.hardware,
+            models=(self.model,),
+            adapters=Adapters.of(slots=newest(self.residency.loaded), ram=(), disk=newest(self.store.digests())),
+            ask=Ask(str(self.market.min_in_price_wei_per_k), str(self.market.min_out_price_wei_per_k)),
+            load=Load(load.queued, load.running, self.market.max_live_jobs),
+            version=plain_text(version("openlora")),
+        )
+
+
+def newest(digests: Iterable[bytes]) -> list[bytes]:
+    """Most recently used first, of what is least recently used first."""
+    return list(digests)[::-1]
+
+
+def hardware_record(machine: hardware.Hardware) -> Hardware:
+    """The machine's figures as a record carries them."""
+    gpus = tuple(Gpu(plain_text(gpu.name), gpu.memory_bytes, plain_text(gpu.driver)) for gpu in machine.gpus[:8])
+    return Hardware(plain_text(machine.cpu), machine.cores, machine.ram_bytes, gpus)
+
+
+def rivals(records: Iterable[Presence], own_operator: str, job: Job, recipe: Recipe) -> Iterator[Contender]:
+    """The other nodes that serve the recipe's base, at the job's price, and have room."""
+    for record in records:
+        status = record.status
+        ask = (int(status.ask.in_price_per_k), int(status.ask.out_price_per_k))
+        if (
+            record.operator != own_operator.lower()
+            and any(model.base_id == recipe.base_id.hex() for model in status.models)
+            and ask[0] <= job.spec.in_price_per_k
+            and ask[1] <= job.spec.out_price_per_k
+            and status.load.running < status.load.capacity
+        ):
+            loaded, stored = (frozenset(tier.digests()) for tier in (status.adapters.slots, status.adapters.disk))
+            yield Contender(record.operator, loaded, stored, 2 * status.load.running >= status.load.capacity)
