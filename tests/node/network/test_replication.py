@@ -70,7 +70,7 @@ class Author:
     size: int
 
     async def replicate(self, **options) -> Replicas:
-        return await replicate(self.network, self.cid, self.size, **options)
+        return await replicate(self.network, self.cid, self.size, **{"patience_s": 0, **options})
 
     async def ask(self, node: Node, body: bytes | None = None) -> Sequence[object]:
         request = msgspec.msgpack.encode(Keep(self.cid, self.size)) if body is None else body
@@ -133,10 +133,17 @@ async def test_nobody_is_there(author: Author) -> None:
     assert "no other node is known" in str(replicas)
 
 
+async def test_nodes_that_are_heard_of_late_are_waited_for(peers: FakePeers, author: Author) -> None:
+    replicating = asyncio.create_task(author.replicate(copies=2, patience_s=5))
+    await asyncio.sleep(0.05)
+    nodes = [node_in(peers, f"node-{number}") for number in range(2)]
+    assert set((await replicating).holders) == {node.network.peer_id for node in nodes}
+
+
 async def test_a_node_does_not_ask_itself(peers: FakePeers, author: Author) -> None:
     node = node_in(peers, "node")
     assert (await author.replicate()).holders == (node.network.peer_id,)
-    assert (await replicate(node.network, author.cid, author.size)).holders == ()
+    assert (await replicate(node.network, author.cid, author.size, patience_s=0)).holders == ()
 
 
 async def test_only_nodes_with_the_base_are_asked(peers: FakePeers, author: Author) -> None:

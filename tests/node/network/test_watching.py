@@ -158,7 +158,7 @@ async def test_a_reader_that_leaves_is_forgotten(client: FakePeer, node_of) -> N
     node = node_of(ALICE)
     steps = steps_of(client, node)
     await anext(steps)
-    assert node.showing._watchers == [client.peer_id]
+    assert node.showing._watchers == [(client.peer_id, JOB)]
     await steps.aclose()
     assert node.showing._watchers == []
 
@@ -193,8 +193,9 @@ async def test_what_cannot_be_watched(client: FakePeer, node_of, body: bytes, re
         await anext(client.ask(node_of(ALICE).network.peer_id, INFER, body))
 
 
-async def test_watchers_are_bounded(client: FakePeer, node_of) -> None:
-    node = node_of(ALICE, ShowingLimits(watchers_per_peer=1))
+@pytest.mark.parametrize("limit", ["watchers", "watchers_per_peer", "watchers_per_job"])
+async def test_watchers_are_bounded(client: FakePeer, node_of, limit: str) -> None:
+    node = node_of(ALICE, ShowingLimits(**{limit: 1}))
     first = steps_of(client, node)
     await anext(first)
     with pytest.raises(PeerRefused, match="as many answers as it can"):

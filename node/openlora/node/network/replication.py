@@ -39,6 +39,8 @@ MAX_ASKED: Final = 64  # nodes that one publication asks before it makes do with
 NODE_TIMEOUT_S: Final = 900.0  # for one node to fetch all of it
 SILENCE_S: Final = 20.0  # a node that says nothing for so long is given up
 HEARTBEAT_S: Final = 5.0
+PATIENCE_S: Final = 5.0  # what presence takes to reach a newcomer
+_LOOK_AGAIN_S: Final = 0.1
 
 
 class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="keep"):
@@ -91,16 +93,21 @@ async def replicate(
     *,
     copies: int = COPIES,
     base_id: str | None = None,
+    patience_s: float = PATIENCE_S,
     node_timeout_s: float = NODE_TIMEOUT_S,
     silence_s: float = SILENCE_S,
 ) -> Replicas:
     """Asks live nodes to keep `cid`, which is in our block store and provided, until `copies` of them do.
 
     `size_bytes` as `BlockContent.size` counts. With `base_id` (64 hex digits) only nodes that serve it are asked. At
-    most `copies` nodes fetch at once. Fewer copies are no error; the answer says why. Raises NetworkDown.
+    most `copies` nodes fetch at once. A peer that has just joined is given `patience_s` to hear of that many nodes.
+    Fewer copies are no error; the answer says why. Raises NetworkDown.
     """
-    candidates = [node for node in network.nodes() if node.peer != network.peer_id and _serves(node, base_id)]
-    untried = islice(_in_order(candidates, cid), MAX_ASKED)
+    for _ in range(round(patience_s / _LOOK_AGAIN_S)):
+        if len(_candidates(network, base_id)) >= copies:
+            break
+        await asyncio.sleep(_LOOK_AGAIN_S)
+    untried = islice(_in_order(_candidates(network, base_id), cid), MAX_ASKED)
     request = msgspec.msgpack.encode(Keep(cid, size_bytes))
     holders: list[str] = []
     refusals: Counter[str] = Counter()
@@ -142,8 +149,9 @@ async def _ask(network: NetworkClient, node: Presence, request: bytes, silence_s
     raise NetworkError("it ended its answer early")
 
 
-def _serves(node: Presence, base_id: str | None) -> bool:
-    return base_id is None or any(model.base_id == base_id for model in node.status.models)
+def _candidates(network: NetworkClient, base_id: str | None) -> Sequence[Presence]:
+    others = [node for node in network.nodes() if node.peer != network.peer_id]
+    return [node for node in others if base_id is None or any(model.base_id == base_id for model in node.status.models)]
 
 
 def _in_order(nodes: Sequence[Presence], cid: str) -> Iterator[Presence]:

@@ -42,6 +42,7 @@ def signed_watch(domain: Domain, job_id: int, peer: str, key: LocalAccount) -> W
 class ShowingLimits:
     watchers: int = 48  # at once, of all jobs together
     watchers_per_peer: int = 24
+    watchers_per_job: int = 4
     rates: RateLimits = field(default_factory=lambda: RateLimits(per_s=4.0, burst=64))
 
 
@@ -53,24 +54,34 @@ class Showing:
     ) -> None:
         self._journal, self._streams, self._domain, self._limits = journal, streams, domain, limits
         self._rates = PeerRates(limits.rates)
-        self._watchers: list[str] = []  # peers
+        self._watchers: list[tuple[str, int]] = []  # peer, job
 
     async def answer(self, peer: str, body: bytes) -> AsyncIterator[bytes]:
         """Refuses with a RequestError: rate_limited, malformed, busy, unknown_job, not_your_job."""
         self._rates.check(peer)
         watch = _decode(body)
-        others = len(self._watchers)
-        if others >= self._limits.watchers or self._watchers.count(peer) >= self._limits.watchers_per_peer:
-            raise RequestError("busy", "the node shows as many answers as it can; ask again later")
+        self._check_room(peer, watch.job_id)
         self._authorise(peer, watch)
-        self._watchers.append(peer)
+        watcher = (peer, watch.job_id)
+        self._watchers.append(watcher)
         try:
             async with aclosing(progress(self._journal, self._streams, JobId(watch.job_id))) as steps:
                 async for step in steps:
                     for piece in _pieces(step):
                         yield msgspec.msgpack.encode(piece)
         finally:
-            self._watchers.remove(peer)
+            self._watchers.remove(watcher)
+
+    def _check_room(self, peer: str, job_id: int) -> None:
+        of_peer = sum(watcher[0] == peer for watcher in self._watchers)
+        of_job = sum(watcher[1] == job_id for watcher in self._watchers)
+        limits = self._limits
+        if (
+            len(self._watchers) >= limits.watchers
+            or of_peer >= limits.watchers_per_peer
+            or of_job >= limits.watchers_per_job
+        ):
+            raise RequestError("busy", "the node shows as many answers as it can; ask again later")
 
     def _authorise(self, peer: str, watch: Watch) -> None:
         try:
