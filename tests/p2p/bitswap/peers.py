@@ -21,13 +21,15 @@ from openlora.p2p.network import PeerId, Stream
 DEADLINE_S = 20.0
 LIMITS = BitswapLimits(
     block_timeout_s=0.3,
-    patience_s=0.1,
+    patience_s=0.2,
     have_timeout_s=0.3,
     missing_timeout_s=0.3,
     again_s=0.1,
     bench_s=5.0,
     retry_s=0.1,
 )
+
+PATIENT = BitswapLimits()
 
 
 @dataclass(frozen=True, slots=True)

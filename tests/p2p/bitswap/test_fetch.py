@@ -16,7 +16,7 @@ from openlora.p2p.content.unixfs import CHUNK_BYTES
 from openlora.p2p.errors import BlockMissing, MalformedBlock, OverBudget, StoreFull
 from openlora.p2p.memory import MemoryNetwork
 from openlora.p2p.network import PeerId
-from tests.p2p.bitswap.peers import Peer, World, add_random_file, add_random_folder, meet, say, until, world
+from tests.p2p.bitswap.peers import PATIENT, Peer, World, add_random_file, add_random_folder, meet, say, until, world
 
 PLENTY = 1 << 30
 FILE_BYTES = 12 * CHUNK_BYTES
@@ -53,7 +53,7 @@ def same(one: Peer, other: Peer) -> bool:
 
 def test_a_folder_from_one_peer(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        provider, fetcher = here.peer("provider"), here.peer("fetcher")
+        provider, fetcher = here.peer("provider"), here.peer("fetcher", PATIENT)
         sizes = {"adapter_model.safetensors": FILE_BYTES, "sub/small": 10, "empty": 0, "adapter_config.json": 500}
         root = add_random_folder(provider.store, tmp_path / "folder", sizes)
         await meet(fetcher.network, provider.network)
@@ -84,7 +84,7 @@ def test_several_peers_serve_at_once(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
         providers = [here.peer(f"provider {n}") for n in range(3)]
         roots = {add_random_file(provider.store, 3 * FILE_BYTES) for provider in providers}
-        fetcher = here.peer("fetcher")
+        fetcher = here.peer("fetcher", PATIENT)
         await meet(fetcher.network, *(provider.network for provider in providers))
         await fetcher.fetch_whole(*roots)
         assert same(providers[0], fetcher)
@@ -113,7 +113,7 @@ def test_peers_that_have_a_part_each(tmp_path: Path) -> None:
 
 def test_what_the_store_has_is_not_asked_for(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        provider, fetcher = here.peer("provider"), here.peer("fetcher")
+        provider, fetcher = here.peer("provider"), here.peer("fetcher", PATIENT)
         root = add_random_file(provider.store, FILE_BYTES)
         kept = sorted(provider.store.cids())[:7]
         for cid in kept:
@@ -129,7 +129,7 @@ def test_what_the_store_has_is_not_asked_for(tmp_path: Path) -> None:
 
 def test_a_fetch_that_was_cancelled_resumes_where_it_was(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        provider, fetcher = here.peer("provider"), here.peer("fetcher")
+        provider, fetcher = here.peer("provider"), here.peer("fetcher", PATIENT)
         root = add_random_file(provider.store, FILE_BYTES)
         await meet(fetcher.network, provider.network)
         async with trio.open_nursery() as nursery:
@@ -145,7 +145,7 @@ def test_a_fetch_that_was_cancelled_resumes_where_it_was(tmp_path: Path) -> None
 
 def test_fetches_of_the_same_content_share_the_work(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        provider, fetcher = here.peer("provider"), here.peer("fetcher")
+        provider, fetcher = here.peer("provider"), here.peer("fetcher", PATIENT)
         root = add_random_file(provider.store, FILE_BYTES)
         await meet(fetcher.network, provider.network)
         async with trio.open_nursery() as nursery:

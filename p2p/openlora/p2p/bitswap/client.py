@@ -189,9 +189,10 @@ class BlockClient:
             while True:
                 source.wake = trio.Event()
                 self._check(source)
+                owed_nothing = not source.owed
                 message = self._next_message(source)
                 if message is not None:
-                    await line.say(message)
+                    await line.say(message, reopen=owed_nothing)
                     continue
                 with trio.move_on_after(_TICK_S if source.busy else self._limits.linger_s):
                     await source.wake.wait()

@@ -17,11 +17,12 @@ class Line:
         self._network, self._peer, self._limits = network, peer, limits
         self._stream: Stream | None = None
 
-    async def say(self, message: Message) -> None:
+    async def say(self, message: Message, *, reopen: bool) -> None:
         """Returns once the peer's window has taken it. Raises PeerUnreachable or StreamLost, also when that takes too
-        long. A stream that broke since it was last used is replaced."""
+        long. With `reopen` a stream that has broken is replaced: right only where nothing that was said before is
+        still to be answered, since a peer that comes back has forgotten it."""
         data = encode_message(message)
-        if not await self._still_takes(data):
+        if not await self._still_takes(data, reopen):
             self._stream = await self._open()
             await self._write(self._stream, data)
 
@@ -37,7 +38,7 @@ class Line:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0), suppress(StreamLost):
                 await stream.reset()
 
-    async def _still_takes(self, data: bytes) -> bool:
+    async def _still_takes(self, data: bytes, may_have_broken: bool) -> bool:
         if self._stream is None:
             return False
         try:
@@ -45,6 +46,8 @@ class Line:
         except _TooSlow:
             raise
         except StreamLost:
+            if not may_have_broken:
+                raise
             await self.hang_up()
             return False
         return True

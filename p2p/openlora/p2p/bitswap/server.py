@@ -74,14 +74,16 @@ class BlockServer:
                 self._counters.refused["too-many-wants"] += 1
 
     async def _serve(self, peer: PeerId, queue: _Queue) -> None:
-        """Answers until the peer has wanted nothing for a while, or is lost."""
+        """Answers until the peer has wanted nothing for a while, or is lost: then so are its wants."""
         line = Line(self._network, peer, self._limits)
         try:
-            while await self._filled(queue):
+            rested = False
+            while queue or (rested := await self._filled(queue)):
                 message = await self._next_answer(queue)
                 if message is not None:
-                    await line.say(message)
+                    await line.say(message, reopen=rested)
                     self._count(message)
+                    rested = False
             del self._queues[peer]  # before the next await: what the peer wants from now on is another task's
             await line.close()
         except (StreamLost, PeerUnreachable) as error:
@@ -95,10 +97,10 @@ class BlockServer:
             await line.hang_up()
 
     async def _filled(self, queue: _Queue) -> bool:
-        if not queue:
-            queue.filled = trio.Event()
-            with trio.move_on_after(self._limits.linger_s):
-                await queue.filled.wait()
+        """Waits a while for the next want."""
+        queue.filled = trio.Event()
+        with trio.move_on_after(self._limits.linger_s):
+            await queue.filled.wait()
         return len(queue) > 0
 
     def _count(self, message: Message) -> None:
