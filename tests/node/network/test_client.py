@@ -91,7 +91,7 @@ async def test_a_fetch_fails_by_name(code: str, kind: type[Exception]) -> None:
         await life.hears(Trust)
         fetching = group.create_task(_outcome(network.client.fetch("a", max_bytes=1)))
         number = (await life.hears(Fetch)).id
-        life.say(FetchFailed(id=number, code=code, message="nobody has a"))  # type: ignore[arg-type]
+        life.say(FetchFailed(id=number, code=code, message="nobody has a"))
         outcome = await fetching
     assert type(outcome) is kind
     assert str(outcome) == "nobody has a"
@@ -125,7 +125,7 @@ async def test_replies_that_end_badly_are_kept_up_to_there(outcome: str, kind: t
         replies = network.client.ask("peer", INFER, b"")
         first = asyncio.ensure_future(anext(replies))
         number = (await life.hears(Ask)).id
-        life.say(Reply(id=number, data=b"one"), ReplyEnd(id=number, outcome=outcome, message="no"))  # type: ignore[arg-type]
+        life.say(Reply(id=number, data=b"one"), ReplyEnd(id=number, outcome=outcome, message="no"))
         assert await first == b"one"
         with pytest.raises(NetworkError, match=r"^no$") as error:
             await anext(replies)
