@@ -118,8 +118,32 @@ def test_who_comes_late_gets_the_table_though_gossip_is_lost(tmp_path: Path) -> 
             await trio.sleep(1)
         await trio.sleep(4)
         everybody = {peer.node.operator for peer in [hub, *leaves]}
-        for peer in [hub, *leaves]:
-            assert peer.sees() == everybody - {peer.node.operator}
+        for _ in range(20):
+            for peer in [hub, *leaves]:
+                assert peer.sees() == everybody - {peer.node.operator}, "exchange alone keeps the table"
+            await trio.sleep(20)
+
+    run(tmp_path, story)
+
+
+def test_what_an_exchange_brought_first_is_passed_on_by_gossip_all_the_same(tmp_path: Path) -> None:
+    async def story(around: World) -> None:
+        a, b, c = await around.peer("a"), around.hub.network("b"), around.hub.network("c")
+        heard: list[bytes] = []
+        c.subscribe(topic(CHAIN_ID), lambda peer, data: heard.append(data))
+        record = Node("x").record(at=int(clock()))
+
+        async def tells(peer: PeerId, request: bytes) -> AsyncIterator[bytes]:
+            yield record
+
+        rpc.serve(b, PROTOCOL, tells)
+        await b.connect(a.network.addresses)
+        await trio.sleep(1)
+        await c.connect(a.network.addresses)
+        for _ in range(3):
+            await b.publish(topic(CHAIN_ID), record)
+            await trio.sleep(0.1)
+        assert heard.count(record) == 1, "once, however often it is said"
 
     run(tmp_path, story)
 

@@ -1,5 +1,6 @@
 """Our own record: when it is told again, and what it says."""
 
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,8 @@ import trio
 from openlora.p2p.network import Network, PeerId
 from openlora.p2p.presence.record import MAX_LIFETIME_S, Presence, Status, encode
 from openlora.p2p.presence.sequence import SequenceCounter
+
+_log = logging.getLogger(__name__)
 
 _FAREWELL_S: Final = 2  # life of the last record
 
@@ -76,15 +79,15 @@ class Announcer:
         self._changed.set()
 
     def farewell(self) -> bytes | None:
-        """A record that expires at once; None if there never was another."""
+        """A record that expires at once; None if there never was another. Raises OSError as SequenceCounter does."""
         return self._make(_FAREWELL_S) if self.current is not None else None
 
     async def run(self, publish: Callable[[bytes], Awaitable[None]]) -> None:
-        """Until cancelled. Raises OSError when a sequence number cannot be made durable."""
+        """Until cancelled. While no sequence number can be made durable, nothing is told, and tried again."""
         allowance, counted_at = float(self._pace.burst), trio.current_time()
         while True:
             self._changed = trio.Event()
-            if (data := self._make(MAX_LIFETIME_S)) is not None:
+            if (data := self._try_to_make()) is not None:
                 self.current = data
                 await publish(data)
                 allowance -= max(1.0, len(data) / self._pace.small_bytes)
@@ -106,6 +109,13 @@ class Announcer:
             return
         if self._told is None or self._told[0] != self._membership or matters(self._told[1], self._status):
             self._changed.set()
+
+    def _try_to_make(self) -> bytes | None:
+        try:
+            return self._make(MAX_LIFETIME_S)
+        except OSError as error:
+            _log.warning("event=presence_waits reason=%r", str(error))
+            return None
 
     def _make(self, lifetime_s: int) -> bytes | None:
         if self._membership is None or self._status is None:

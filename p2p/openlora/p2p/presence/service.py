@@ -1,15 +1,17 @@
 """Presence over a network: records by gossip, tables by exchange, our own record again and again.
 
 Gossip carries what is new. What was said before a node came, or while it was cut off, it gets by exchange: it asks
-each peer that connects, and one peer at random from time to time, for the records that it lacks. The two together
-reach everybody within seconds of a start, and no node has to be there all the time.
+each peer that connects, and one peer at random from time to time, for the records that it lacks. Whoever is asked and
+sees that the asker knows more asks back. An exchange that brings news says that gossip does not reach us, and the next
+one follows at once: so a node that gossip leaves out, as gossipsub's mesh may, still hears and is heard.
 """
 
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain, islice
 from typing import Annotated, Final
 
@@ -29,14 +31,15 @@ PROTOCOL: Final = "/openlora/1/presence"
 _TAG_BYTES: Final = 8  # of a record's signature: enough to tell records apart, and a liar hides only its own
 _MAX_KNOWN: Final = 16_000
 _LIMITS: Final = rpc.RpcLimits(request_bytes=_MAX_KNOWN * _TAG_BYTES + 64, reply_bytes=MAX_RECORD_BYTES)
+_MAX_EXCHANGED: Final = 4096
 _MAX_ASKERS: Final = 1024  # whose last exchange is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     tick_s: float = 1.0  # records expire, and exchanges start, at most this late
-    eager_rounds: int = 5  # ticks with `eager_peers` exchanges each after a start and after `resync` …
-    eager_peers: int = 3
+    eager_rounds: int = 5  # ticks with `eager_peers` exchanges each after a start and after `resync`,
+    eager_peers: int = 3  # one after an exchange that brought news …
     exchange_every_s: float = 15.0  # … and then one in this time
     graft_s: float = 1.5  # until a new connection carries gossip
     few: int = 4  # connections: a node with no more was out of gossip's reach a moment ago
@@ -78,13 +81,15 @@ class PresenceService:
         self._changes: list[Changes] = []
         self._eager = timing.eager_rounds
         self._ask_again: OrderedDict[PeerId, float] = OrderedDict()  # when each peer may
+        self._exchanged: OrderedDict[bytes, bool] = OrderedDict()  # records that gossip has not brought as well
+        self._know_more: set[PeerId] = set()  # peers that told us of records we lack, since the last tick
         self._exchanges = trio.CapacityLimiter(4)
         book.on_change(self._tell)
 
     async def run(self) -> None:
         """Until cancelled."""
         rpc.serve(self._network, PROTOCOL, self._answer, _LIMITS)
-        self._network.subscribe(self._topic, self._take)
+        self._network.subscribe(self._topic, self._hear)
         self._network.on_connect(self._greet)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep)
@@ -114,6 +119,17 @@ class PresenceService:
 
     # ---- what others say --------------------------------------------------------------------------------------------
 
+    def _hear(self, peer: PeerId, data: bytes) -> None:
+        """One record by gossip. Raises GossipRefused, so that it goes no further.
+
+        One that an exchange brought before is passed on once all the same: else those who ask a lot would be where
+        gossip ends."""
+        try:
+            self._take(peer, data)
+        except GossipRefused as refusal:
+            if refusal.code != "replayed" or not self._exchanged.pop(sha256(data).digest(), False):
+                raise
+
     def _take(self, peer: PeerId, data: bytes) -> None:
         """One record, passed on by `peer`, who answers for what no honest node passes on. Raises GossipRefused."""
         try:
@@ -134,13 +150,16 @@ class PresenceService:
             while True:
                 await trio.sleep(self._timing.tick_s)
                 self._book.expire()
-                connected = sorted(self._network.connected())
-                if connected and (self._eager > 0 or trio.current_time() >= next_exchange):
-                    peers = min(len(connected), self._timing.eager_peers if self._eager > 0 else 1)
+                connected = self._network.connected()
+                peers = list(self._know_more & connected)[: self._timing.eager_peers]
+                self._know_more.clear()
+                if self._eager > 0 or trio.current_time() >= next_exchange:
+                    count = self._timing.eager_peers if self._eager > 1 else 1
+                    peers += random.sample(sorted(connected), min(len(connected), count))
                     self._eager = max(0, self._eager - 1)
                     next_exchange = trio.current_time() + self._timing.exchange_every_s
-                    for peer in random.sample(connected, peers):
-                        nursery.start_soon(self._exchange, peer)
+                for peer in set(peers):
+                    nursery.start_soon(self._exchange, peer)
 
     async def _greet(self, peer: PeerId) -> None:
         """A new connection: gives us the other's table, and gossip a way for what we said when nobody listened."""
@@ -154,7 +173,7 @@ class PresenceService:
     async def _exchange(self, peer: PeerId) -> None:
         """Takes the records that `peer` has and we have not. It does not matter if it has no mind to."""
         async with self._exchanges:
-            known = [data[:_TAG_BYTES] for data in islice(self._book.newest(), _MAX_KNOWN)]
+            known = [data[:_TAG_BYTES] for data in islice(self._records(), _MAX_KNOWN)]
             request = msgspec.msgpack.encode(Wanted(self._book.chain_id, b"".join(known)))
             silence_s = self._timing.silence_s
             with trio.move_on_after(self._timing.exchange_s), suppress(PeerUnreachable, StreamLost):
@@ -172,6 +191,11 @@ class PresenceService:
             except GossipRefused as refusal:
                 if refusal.code in FAULTS:
                     return
+            else:
+                self._eager = max(self._eager, 1)
+                self._exchanged[sha256(data).digest()] = True
+                if len(self._exchanged) > _MAX_EXCHANGED:
+                    self._exchanged.popitem(last=False)
             taken += 1
             if taken >= self.MAX_REPLIES:
                 return
@@ -180,7 +204,11 @@ class PresenceService:
         now = trio.current_time()
         if now < self._ask_again.get(peer, now):
             raise StreamRefused("asked again too soon")
-        records = self._lacking(self._read_request(peer, request))
+        known = self._read_request(peer, request)
+        records = list(self._records())
+        if known - {data[:_TAG_BYTES] for data in records}:
+            self._know_more.add(peer)
+        records = [data for data in records if data[:_TAG_BYTES] not in known][: self.MAX_REPLIES]
         cost_s = sum(map(len, records)) / self._timing.answer_bytes_s
         self._ask_again[peer] = now + max(self._timing.answer_every_s, cost_s)
         self._ask_again.move_to_end(peer)
@@ -201,8 +229,7 @@ class PresenceService:
         known = wanted.known
         return frozenset(known[at : at + _TAG_BYTES] for at in range(0, len(known), _TAG_BYTES))
 
-    def _lacking(self, known: frozenset[bytes]) -> Sequence[bytes]:
-        """What a peer with the `known` records lacks: ours first, then the newest."""
-        own = [self._announcer.current] if self._announcer is not None and self._announcer.current is not None else []
-        lacking = (data for data in chain(own, self._book.newest()) if data[:_TAG_BYTES] not in known)
-        return list(islice(lacking, self.MAX_REPLIES))
+    def _records(self) -> Iterator[bytes]:
+        """All we know: our own, then the others', the last heard of first."""
+        own = self._announcer.current if self._announcer is not None else None
+        return chain([own] if own is not None else [], self._book.newest())
