@@ -3,7 +3,7 @@
 Every line on its standard input is a command; it answers each with a line of JSON.
 
     kubo_process.py LIBRARY REPOSITORY
-    connect ADDRESS      download CID DESTINATION      add FILE
+    connect ADDRESS      download CID DESTINATION
 """
 
 import base64
@@ -38,7 +38,7 @@ def isolate(config_file: Path) -> None:
 
 def load(library: Path) -> ctypes.CDLL:
     kubo = ctypes.CDLL(str(library))
-    for name in ("AddFile", "GetNodeID", "GetNodeMultiAddrs"):
+    for name in ("GetNodeID", "GetNodeMultiAddrs"):
         getattr(kubo, name).restype = ctypes.c_char_p
     return kubo
 
@@ -51,8 +51,6 @@ def obey(kubo: ctypes.CDLL, repo: bytes, words: list[str]) -> dict[str, object]:
             started = time.perf_counter()
             result = kubo.Download(repo, cid.encode(), destination.encode())
             return {"result": result, "seconds": time.perf_counter() - started}
-        case ["add", file]:
-            return {"cid": kubo.AddFile(repo, file.encode(), ctypes.c_bool(False)).decode()}
     raise ValueError(f"unknown command {words}")
 
 

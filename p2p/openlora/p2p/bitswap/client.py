@@ -140,9 +140,11 @@ class BlockClient:
         """Who has sat on a block until another brought it is given a rest, so that it does not sit on the next."""
         overdue = trio.current_time() - self._limits.patience_s
         for peer, asked_at in list(want.asked.items()):
-            if asked_at < overdue and peer in self._sources:
-                self._sources[peer].cancels.append(want.cid)
-                self._bench(self._sources[peer], self._limits.retry_s, "is slower than others")
+            source = self._sources.get(peer)
+            if asked_at < overdue and source is not None:
+                source.cancels.append(want.cid)
+                rest_s = self._limits.retry_s if source.last_block_at else self._limits.unproven_retry_s
+                self._bench(source, rest_s, "is slower than others")
 
     def _end(self, want: Want) -> None:
         del self._wants[want.cid]

@@ -34,7 +34,8 @@ class BitswapLimits:
     missing_timeout_s: float = 10.0  # the search for somebody who has a block
     again_s: float = 1.0  # such a search asks around once more after so long
     bench_s: float = 30.0  # how long a peer that failed us is left alone
-    retry_s: float = 2.0  # the same for one that went away
+    retry_s: float = 2.0  # the same for one that went away, or was slower than others
+    unproven_retry_s: float = 8.0  # the same for one that was slower and has brought nothing yet
     peers_per_search: int = 64
     broken_promises: int = 8  # blocks in a row that a peer said it has and then has not
     links_base: int = 100_000  # links of one tree: so many, and one more for every 64 KiB that are allowed
