@@ -14,6 +14,7 @@ def test_every_state_has_arrows_and_few_point_at_themselves() -> None:
     assert [state for state, targets in TRANSITIONS.items() if state in targets] == [
         JobState.SKIPPED,
         JobState.CLAIMED,
+        JobState.FAILED,
     ]
 
 

@@ -97,16 +97,19 @@ def test_losing_the_race_for_a_claim(journal):
     assert tell(journal, claimed(1, RIVAL), first_block=2) is JobState.LOST
 
 
-@pytest.mark.parametrize("event", [lapsed(1), released(1)])
-def test_a_claim_that_ends_is_lost_and_can_be_cancelled_by_its_client(journal, event):
-    assert tell(journal, submitted(1), claimed(1), event) is JobState.LOST
+@pytest.mark.parametrize(("event", "state"), [(lapsed(1), JobState.LOST), (released(1), JobState.FAILED)])
+def test_a_claim_that_ends_is_over_and_can_be_cancelled_by_its_client(journal, event, state):
+    assert tell(journal, submitted(1), claimed(1), event) is state
     assert tell(journal, cancelled(1), first_block=4) is JobState.CANCELLED
 
 
-def test_a_released_failure_stays_a_failure(journal):
+def test_a_released_failure_keeps_its_reason_whoever_tells_first(journal):
     tell(journal, submitted(1), claimed(1))
     journal.move(JOB, JobState.FAILED, reason="the adapter is refused")
     assert tell(journal, released(1), first_block=3) is JobState.FAILED
+    tell(journal, submitted(2), claimed(2), released(2))
+    journal.move(JobId(2), JobState.FAILED, reason="the adapter is refused")
+    assert [journal.job(JobId(number)).reason for number in (1, 2)] == ["the adapter is refused"] * 2
 
 
 def test_what_rivals_do_with_their_jobs_is_not_ours(journal):

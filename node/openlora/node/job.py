@@ -66,7 +66,7 @@ _GIVEN_UP = {JobState.LOST, JobState.FAILED}
 
 # What the chain says is a fact whatever we thought, hence CLAIMED from SEEN and COMMITTED from FAILED: transactions
 # believed dead have landed after a reorganisation. One may also move a claim that was known from its receipt alone,
-# hence CLAIMED from CLAIMED.
+# hence CLAIMED from CLAIMED. FAILED from FAILED tells the reason of a release that the chain reported first.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.SEEN: frozenset(_BEFORE_CLAIM),
     JobState.SKIPPED: frozenset(_BEFORE_CLAIM),
@@ -75,7 +75,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.COMMITTING: frozenset({JobState.COMMITTED, JobState.EXPIRED} | _GIVEN_UP),
     JobState.COMMITTED: frozenset({JobState.FINALIZED}),
     JobState.LOST: frozenset(_BEFORE_CLAIM | {JobState.COMMITTED}),
-    JobState.FAILED: frozenset({JobState.COMMITTED, JobState.CANCELLED, JobState.EXPIRED}),
+    JobState.FAILED: frozenset({JobState.FAILED, JobState.COMMITTED, JobState.CANCELLED, JobState.EXPIRED}),
     JobState.FINALIZED: frozenset(),
     JobState.CANCELLED: frozenset(),
     JobState.EXPIRED: frozenset(),

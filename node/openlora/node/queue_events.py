@@ -45,8 +45,10 @@ class QueueEvents:
                 self._claimed(self._journal.job(JobId(event.job_id)), block)
             case JobClaimed():
                 self._taken(self._journal.job(JobId(event.job_id)), block)
-            case LeaseLapsed(node=self._operator) | JobReleased(node=self._operator):
+            case LeaseLapsed(node=self._operator):
                 self._move(event.job_id, JobState.LOST, block, among=HELD)
+            case JobReleased(node=self._operator):
+                self._released(self._journal.job(JobId(event.job_id)), block)
             case JobCommitted(node=self._operator):
                 self._committed(event, block)
             case JobFinalized(node=self._operator):
@@ -73,6 +75,11 @@ class QueueEvents:
             self._journal.move(job.id, JobState.SKIPPED, block=block, skip=SkipCode.TAKEN)
         elif job.state is not JobState.LOST:
             self._move(job.id, JobState.LOST, block, among=(JobState.CLAIMING, *HELD))
+
+    def _released(self, job: Job, block: BlockRef) -> None:
+        """Given back because it could not be answered; the worker, if it still runs, knows better why."""
+        if job.state in HELD:
+            self._journal.move(job.id, JobState.FAILED, block=block, reason="given back")
 
     def _committed(self, event: JobCommitted, block: BlockRef) -> None:
         job_id = JobId(event.job_id)

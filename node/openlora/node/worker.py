@@ -202,7 +202,7 @@ class Worker:
                 await self.sender.send(self._intent("release", job_id), self.queue.release(job_id))
             except Reverted as refusal:  # mostly because the lease is over; the job may be had again
                 self._lose(job_id, refusal)
-        if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED):
+        if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED, JobState.FAILED):
             self.journal.move(job_id, JobState.FAILED, reason=reason)
 
     def _lose(self, job_id: JobId, refusal: Reverted) -> None:
