@@ -34,7 +34,7 @@ adapter_bytes = 2147483648              # memory for loaded adapters
 [market]
 min_in_price_wei_per_k = {in_price}     # ask: token wei per 1,000 prompt tokens
 min_out_price_wei_per_k = {out_price}   # ask: token wei per 1,000 output tokens
-max_live_jobs = 8                       # claimed and not yet committed
+max_live_jobs = {max_live_jobs}         # claimed and not yet committed
 min_time_left_s = 15                    # a job whose deadline or lease ends sooner is not claimed
 turn_s = {turn_s}                       # what each node better placed for a job is given to claim it first
 
@@ -97,6 +97,7 @@ def write_node_config(
     confirmations: int = 2,
     in_price_wei_per_k: int = 0,
     out_price_wei_per_k: int = 0,
+    max_live_jobs: int = 8,
     turn_s: float = 4.0,
     network: NetworkConfig = NETWORK,
 ) -> None:
@@ -112,6 +113,7 @@ def write_node_config(
         confirmations=confirmations,
         in_price=in_price_wei_per_k,
         out_price=out_price_wei_per_k,
+        max_live_jobs=max_live_jobs,
         turn_s=turn_s,
         listen=network.listen,
         bootstrap=network.bootstrap,

@@ -42,7 +42,7 @@ COPIES: Final = 2  # one node short of all, so that adapters must travel when jo
 LEASE_S: Final = 90
 MAX_OUT_TOKENS: Final = 48
 LONG_LEASE_S: Final = 30  # of the job whose node is killed: soon over
-LONG_OUT_TOKENS: Final = 128
+LONG_OUT_TOKENS: Final = 64
 KILL_AFTER_CHARACTERS: Final = 40
 AFTER_RESTART: Final = 4  # jobs that wait until the killed node is back
 
@@ -155,6 +155,7 @@ class _Demo:
     first_paid_s: float = 0.0
     tokens: int = 0
     requeued: int = 0
+    fetched_before: dict[str, int] = field(default_factory=dict)  # bytes, by node
     back: asyncio.Event = field(default_factory=asyncio.Event)  # the killed node is
 
     async def meet(self) -> None:
@@ -180,6 +181,7 @@ class _Demo:
             self.view.step(f"adapter {name}, {cid[:16]}…, is kept by {holders}")
 
     async def run(self) -> tuple[DemoResult, Ledger]:
+        self.fetched_before = {node.name: await self._fetched(node) for node in self.nodes}
         async with task_group() as group:
             group.create_task(self._follow())
             group.create_task(self._kill_one())
@@ -190,7 +192,7 @@ class _Demo:
                 if not demo_job.cheap:
                     group.create_task(self._stream(demo_job))
         books = Books.of(self.history)
-        travelled = [(await node.ask("/v1/state"))["network"]["fetched_bytes"] for node in self.nodes]
+        travelled_bytes = sum([await self._fetched(node) - self.fetched_before[node.name] for node in self.nodes])
         result = DemoResult(
             ok=books.balanced and not books.open_wei and books.finalized == len(self.jobs) - 1 and self.requeued > 0,
             nodes=len(self.nodes),
@@ -198,7 +200,7 @@ class _Demo:
             finalized=books.finalized,
             requeued=self.requeued,
             tokens=self.tokens,
-            travelled_bytes=sum(travelled),
+            travelled_bytes=travelled_bytes,
             escrow_wei=books.escrow_wei,
             paid_wei=books.paid_wei,
             refunded_wei=books.refunded_wei,
@@ -206,6 +208,10 @@ class _Demo:
             seconds=round(time.monotonic() - self.started_s, 1),
         )
         return result, Ledger(books, self.net.name_of)
+
+    async def _fetched(self, node: NodeProcess) -> int:
+        """Bytes of blocks that the node had from others in this life."""
+        return int((await node.ask("/v1/state"))["network"]["fetched_bytes"])
 
     # ---- the client ----
 
@@ -247,6 +253,7 @@ class _Demo:
             await asyncio.sleep(POLL_S)
         self.view.step(f"job {victim.job.job_id} is taken over by {victim.node}; {node.name} is started again")
         await node.start()
+        self.fetched_before[node.name] = 0
         state = (await node.ask(f"/v1/jobs/{victim.job.job_id}"))["state"]
         self.view.step(f"{node.name} is back, and its journal says of job {victim.job.job_id}: {state}")
         self.back.set()

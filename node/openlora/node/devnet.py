@@ -43,6 +43,7 @@ PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_s
 UNSTAKE_DELAY_S: Final = 60
 BLOCK_TIME_S: Final = 1
 TURN_S: Final = 2.0
+MAX_LIVE_JOBS: Final = 4  # of each node: all share one machine
 
 NODES: Final = 3
 OPERATORS: Final = tuple(f"operator {number}" for number in range(1, NODES + 1))
@@ -238,6 +239,7 @@ def _write_configs(
             in_price_wei_per_k=ASK_IN_WEI_PER_K,
             out_price_wei_per_k=ASK_OUT_WEI_PER_K,
             confirmations=1,
+            max_live_jobs=MAX_LIVE_JOBS,
             turn_s=TURN_S,
             network=NetworkConfig(
                 listen=(node.listen,), bootstrap=(developers.address, *others), mdns=False, nat=False
