@@ -23,7 +23,9 @@ from tests.node.network.fake_network import status
 
 REGISTRY = to_checksum_address("0x" + "5f" * 20)
 DOMAIN = Domain(31337, REGISTRY)
-PATIENCE = Patience(start_timeout_s=30, stop_timeout_s=5, hang_timeout_s=30, restart_first_s=0.05, restart_wait_s=20)
+PATIENCE = Patience(
+    start_timeout_s=30, stop_timeout_s=5, hang_timeout_s=30, restart_first_s=0.05, restart_max_s=1, restart_wait_s=20
+)
 
 
 def operator(number: int) -> ChecksumAddress:

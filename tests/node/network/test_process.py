@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -81,7 +81,7 @@ async def test_a_full_store_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_fetch_survives_kills_of_its_process(tmp_path: Path) -> None:
-    """Each life goes on from the blocks that are there: three kills refetch a few blocks, not the folder."""
+    """Each life goes on from the blocks that are there: three kills refetch a few blocks at most, not the folder."""
     source = folder(tmp_path / "source", 32 * MIB)
     async with asyncio.timeout(100), nodes(tmp_path, 2) as (has, wants):
         cid = await has.content.publish_directory(source)
@@ -90,9 +90,10 @@ async def test_a_fetch_survives_kills_of_its_process(tmp_path: Path) -> None:
             await until(lambda goal=share * 8 * MIB: stored(wants) >= goal or fetching.done())
             os.kill(child_pid(wants), signal.SIGKILL)
         await fetching
-        served = (await has.network.stats()).block_bytes_served
+        served = (await has.network.stats()).blocks_served
     assert contents(tmp_path / "copy") == contents(source)
-    assert served < 32 * MIB + 3 * 40 * (256 << 10)
+    blocks = len(list((wants.folder / "content").glob("??/*")))
+    assert blocks <= served <= blocks + 3 * 8  # at most what was under way at each kill
 
 
 # ---- requests -------------------------------------------------------------------------------------------------------
@@ -211,21 +212,23 @@ async def test_ten_nodes_see_each_other_and_cost_little(tmp_path: Path, capsys: 
         seen_s = time.monotonic() - began_s
         await asyncio.sleep(5)
         processes = [psutil.Process(child_pid(each)) for each in all_nodes]
-        before = [process.cpu_times() for process in processes]
+        before, sent = [process.cpu_times() for process in processes], await bytes_out(all_nodes)
         await asyncio.sleep(10)
         used = [
             (now.user + now.system - then.user - then.system) / 10
             for now, then in zip((process.cpu_times() for process in processes), before, strict=True)
         ]
+        said = (await bytes_out(all_nodes) - sent) / count / 10
         resident = [process.memory_info().rss for process in processes]
     with capsys.disabled():
         print(
             f"\nten nodes: all seen after {seen_s:.2f} s; idle CPU {max(used):.2%} at most, {sum(used) / count:.2%} on "
-            f"average; RSS {max(resident) / 1e6:.0f} MB at most"
+            f"average; RSS {max(resident) / 1e6:.0f} MB at most; {said / 1e3:.1f} kB/s sent by each"
         )
     assert seen_s <= 5
     assert sum(used) / count <= 0.02
     assert max(resident) <= 150e6
+    assert said <= 5e3
 
 
 # ---- starting -------------------------------------------------------------------------------------------------------
@@ -262,6 +265,10 @@ async def test_an_identity_is_kept(tmp_path: Path) -> None:
 def child_pid(each: Node) -> int:
     (pid,) = [child.pid for child in psutil.Process().children() if str(each.folder) in child.cmdline()]
     return pid
+
+
+async def bytes_out(of: Sequence[Node]) -> int:
+    return sum([(await each.network.stats()).bytes_out for each in of])
 
 
 def folder(path: Path, size_bytes: int) -> Path:

@@ -30,7 +30,7 @@ from openlora.p2p.presence.record import Presence
 
 log = logging.getLogger(__name__)
 
-_FETCH_LIVES: Final = 5  # network processes that one fetch may see end before it is given up: it may be what ends them
+_FETCH_LIVES: Final = 16  # network processes that one fetch may see end before it is given up: it may be what ends them
 _CIDS_A_FRAME: Final = 1024
 
 

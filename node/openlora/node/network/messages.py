@@ -211,6 +211,8 @@ class Stats(Message, frozen=True):
 
     id: int
     peers: int  # connected now
+    bytes_in: int  # on the wire, all overhead included
+    bytes_out: int
     blocks_fetched: int
     block_bytes_fetched: int
     blocks_served: int

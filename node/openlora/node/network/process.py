@@ -8,7 +8,7 @@ import argparse
 import logging
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from openlora.node.network.binding import authoriser
 from openlora.node.network.fetching import Fetching
 from openlora.node.network.messages import Command, Failed
 from openlora.node.network.options import NetworkOptions
-from openlora.node.network.service import NetworkService, Peer
+from openlora.node.network.service import NetworkService, Peer, Wire
 from openlora.node.network.trio_frames import TrioFrames
 from openlora.node.supervise import die_with_parent
 from openlora.p2p.bitswap.service import Bitswap
@@ -85,10 +85,23 @@ async def _join(stack: AsyncExitStack, arguments: Arguments) -> Peer:
         nat=options.nat,
     )
     network = await stack.enter_async_context(open_network(identity, host))
-    return make_peer(network, blocks, sequence, Domain(options.chain_id, to_checksum_address(options.registry)))
+    registry = Domain(options.chain_id, to_checksum_address(options.registry))
+
+    def wire() -> Wire:
+        traffic = network.traffic().values()
+        bytes_in, bytes_out = sum(each.bytes_in for each in traffic), sum(each.bytes_out for each in traffic)
+        return Wire(bytes_in, bytes_out, network.refusals)
+
+    return make_peer(network, blocks, sequence, registry, wire)
 
 
-def make_peer(network: Network, blocks: BlockStore, sequence: SequenceCounter, registry: Domain) -> Peer:
+def make_peer(
+    network: Network,
+    blocks: BlockStore,
+    sequence: SequenceCounter,
+    registry: Domain,
+    wire: Callable[[], Wire] = Wire,
+) -> Peer:
     """What runs on top of a network. `registry` is the domain that operators sign their bindings for."""
     trusted: dict[str, str] = {}
     book = PresenceBook(registry.chain_id, authoriser(registry, trusted), own=network.peer_id)
@@ -102,6 +115,7 @@ def make_peer(network: Network, blocks: BlockStore, sequence: SequenceCounter, r
         book=book,
         presence=PresenceService(network, book, announcer),
         announcer=announcer,
+        wire=wire,
     )
 
 

@@ -1,8 +1,9 @@
 """The network process at work for one agent: commands in, events out."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -51,6 +52,15 @@ _CONNECT_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
+class Wire:
+    """Figures of the network itself since its start."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """What a place in the network is made of."""
 
@@ -61,6 +71,7 @@ class Peer:
     book: PresenceBook
     presence: PresenceService
     announcer: Announcer
+    wire: Callable[[], Wire]
 
 
 class NetworkService:
@@ -137,6 +148,9 @@ class NetworkService:
             return ConnectFailed(id=connect.id, message=str(error))
         except trio.TooSlowError:
             return ConnectFailed(id=connect.id, message=f"nobody answered within {_CONNECT_TIMEOUT_S:g} s")
+        except Exception:
+            log.exception("event=connect_failed")
+            return ConnectFailed(id=connect.id, message="the network process failed; its log says how")
         return Connected(id=connect.id, peer=peer)
 
     async def _tell_changes(self) -> None:
@@ -155,10 +169,14 @@ class NetworkService:
 
     def _stats(self, number: int) -> Stats:
         blocks = self._peer.bitswap.counters
-        refused = self._asked.refused + blocks.refused + self._peer.book.refused
+        wire = self._peer.wire()
+        # A misdeed may be counted where it was found and again where it was punished: the larger count is true.
+        refused = self._asked.refused | blocks.refused | self._peer.book.refused | Counter(wire.refused)
         return Stats(
             id=number,
             peers=len(self._peer.network.connected()),
+            bytes_in=wire.bytes_in,
+            bytes_out=wire.bytes_out,
             blocks_fetched=blocks.fetched_blocks,
             block_bytes_fetched=blocks.fetched_bytes,
             blocks_served=blocks.served_blocks,
