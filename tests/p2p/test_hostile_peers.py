@@ -39,7 +39,7 @@ LIMITS = Limits(
     handshake_timeout_s=0.4,
     negotiation_timeout_s=0.3,
     handshake_burst_per_ip=200.0,
-    inbound_per_ip=20,
+    inbound_per_ip=16,
     handshakes=50,
 )
 
@@ -155,7 +155,9 @@ def test_garbage_on_a_stream_costs_that_stream() -> None:
                 stream_id = 2 * number + 1
                 await peer.send(frame(WINDOW_UPDATE, SYN, stream_id, 0) + frame(DATA, 0, stream_id, len(said), said))
             await is_served(peer, 1001)
-            await here.until_refused("negotiation", len(garbage))
+            too_long = 2
+            await here.until_refused("negotiation-bytes", too_long)
+            await here.until_refused("negotiation", len(garbage) - too_long)
 
     run(attack)
 
@@ -259,6 +261,7 @@ def test_a_crowd_fills_the_common_buffer_and_the_greediest_goes() -> None:
     run(attack, Limits(buffered_bytes=4 * MIB, buffered_bytes_per_connection=2 * MIB))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tiny",
     [
@@ -269,20 +272,19 @@ def test_a_crowd_fills_the_common_buffer_and_the_greediest_goes() -> None:
 )
 def test_a_flood_of_tiny_frames_is_slowed_down(tiny: bytes) -> None:
     async def attack(here: Scene) -> None:
-        flooded = 0
         async with attacker(here.victim.addresses[0]) as peer, trio.open_nursery() as nursery:
             nursery.start_soon(peer.hears_the_end)
+            began_s = trio.current_time()
             with trio.move_on_after(0.5), suppress(*HUNG_UP):
                 while True:
-                    await peer.send(tiny * 100)
-                    flooded += 100
-                    if flooded % 1000 == 0:
-                        await here.is_well()
+                    await peer.send(tiny * 1000)
+                    await here.is_well()
+            lasted_s = trio.current_time() - began_s
             nursery.cancel_scope.cancel()
-        traffic = here.victim.traffic()[peer.peer_id]
-        # What the victim read of that: no more than what may burst, and a second at the rate.
-        limits = here.victim._guard.limits
-        assert traffic.bytes_in / len(tiny) < 1.5 * (limits.bytes_per_s + limits.burst_bytes) / limits.frame_cost_bytes
+        read = here.victim.traffic()[peer.peer_id].bytes_in / len(tiny)
+        paid = (LIMITS.burst_bytes + lasted_s * LIMITS.bytes_per_s) / LIMITS.frame_cost_bytes
+        waiting = 2 * 64 * 1024 / len(tiny)  # in the socket's buffer and in noise's, not looked at
+        assert read < paid + waiting
 
     run(attack)
 
@@ -339,9 +341,9 @@ def test_garbage_instead_of_a_handshake() -> None:
 def test_a_flood_of_connections_from_one_address() -> None:
     async def attack(here: Scene) -> None:
         async with AsyncExitStack() as crowd:
-            for _ in range(100):
+            for _ in range(50):
                 await crowd.enter_async_context(await trio.open_tcp_stream(*address_of(here.victim.addresses[0])))
-            await here.until_refused("connections-per-address", 100 - LIMITS.inbound_per_ip)
+            await here.until_refused("connections-per-address", 50 + 1 - LIMITS.inbound_per_ip)
         await here.until_refused("handshake", LIMITS.inbound_per_ip - 1)
         async with attacker(here.victim.addresses[0]) as peer:  # and when it is over, all is as before
             await is_served(peer, 1)
@@ -374,7 +376,7 @@ def test_a_third_connection_replaces_a_peers_first() -> None:
             await is_served(third, 1)
         assert here.victim.refusals == {"connections-per-peer": 1}
 
-    run(attack)
+    run(attack, Limits(connections_per_peer=2))
 
 
 def test_whoever_is_banned_does_not_get_in_again() -> None:

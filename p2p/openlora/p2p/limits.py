@@ -24,7 +24,7 @@ class Limits:
 
     # connections
     connections: int = 128  # each costs some 100 KB and a few tasks
-    connections_per_peer: int = 2  # two, since both sides may dial at once; a third replaces the first
+    connections_per_peer: int = 4  # both sides may dial at once, and twice; a fifth replaces the first
     inbound_per_ip: int = 32  # a rack or a household behind one address; loopback counts, too
     handshakes: int = 24  # at once, in all: noise costs 3 ms of CPU each, so this is what a flood may queue
     handshakes_per_ip_per_s: float = 8.0

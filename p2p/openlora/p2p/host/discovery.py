@@ -107,6 +107,7 @@ class Discovery:
     def hurry(self) -> None:
         """The number of connections has changed."""
         self._changed.set()
+        self._changed = trio.Event()
 
     async def run(self, *, mdns: bool, nat: bool) -> None:
         async with trio.open_nursery() as nursery:
@@ -151,6 +152,7 @@ class Discovery:
         """Dials one bootstrap peer, for ever with backoff, while we know few others."""
         backoff_s = _SHORTEST_BACKOFF_S
         while True:
+            changed = self._changed
             if self._connected() < _FEW_PEERS and not self._swarm.get_connections(bootstrap.peer):
                 try:
                     await self.dial(bootstrap.peer, [bootstrap.address])
@@ -160,17 +162,21 @@ class Discovery:
                     await trio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - so that not all come at once
                     backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
                     continue
-            await trio.sleep(_LOOK_EVERY_S)
+            with trio.move_on_after(_LOOK_EVERY_S):
+                await changed.wait()
 
     async def _keep_looking_around(self) -> None:
-        """Asks the DHT who else there is: when a first peer has come, and now and then."""
+        """Asks the DHT who else there is: when somebody has come, and ever more seldom while nobody does."""
+        pause_s = _LOOK_EVERY_S
         while True:
-            self._changed = trio.Event()
+            changed = self._changed
             if self._connected():
                 await self._routing.look_around()
-            with trio.move_on_after(_LOOK_AROUND_EVERY_S if self._connected() >= _WANTED_PEERS else _LOOK_EVERY_S):
-                await self._changed.wait()
+            with trio.move_on_after(pause_s) as nobody:
+                await changed.wait()
                 await trio.sleep(1.0)  # identify tells the newcomer's addresses first
+            enough = self._connected() >= _WANTED_PEERS
+            pause_s = min(2 * pause_s, _LOOK_AROUND_EVERY_S) if enough or nobody.cancelled_caught else _LOOK_EVERY_S
 
     async def _keep_connected(self) -> None:
         """Dials peers we have heard of until we have enough."""

@@ -4,8 +4,10 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
@@ -15,6 +17,7 @@ from libp2p.pubsub.pubsub import Pubsub
 
 from openlora.p2p.errors import GossipRefused
 from openlora.p2p.host.guard import Guard
+from openlora.p2p.host.swarm import muxed
 from openlora.p2p.limits import TokenBucket
 from openlora.p2p.network import PeerId, Validator
 
@@ -22,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
 _DEGREE: Final = 4
+_QUEUED_MESSAGES: Final = 256  # for one neighbour; they are shared with the other neighbours' queues
 _SIGNATURE_BYTES: Final = 64
 _SEQUENCE_BYTES: Final = 8
 
@@ -75,6 +79,25 @@ class Gossip(Pubsub):
         except Exception as error:
             self._guard.penalise(neighbour, "gossip-malformed")
             _log.debug("gossip of peer=%s failed", neighbour, exc_info=error)
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        """The library queues 32 messages for a neighbour and drops the rest: less than a burst of ten nodes. And a
+        neighbour that restarts before its old connection is seen to end stays known by its dead stream."""
+        await super()._handle_new_peer(peer_id)
+        queue, stream = self.peer_queues.get(peer_id), self.peers.get(peer_id)
+        if queue is not None and stream is not None:
+            queue._queue.max_size = _QUEUED_MESSAGES
+            queue.max_message_size = self._guard.limits.gossip_rpc_bytes
+            inner = muxed(stream)
+            inner.on_over = partial(self._stream_over, peer_id, stream, inner.on_over)
+            if inner.over:
+                self._stream_over(peer_id, stream, None)
+
+    def _stream_over(self, peer_id: ID, stream: INetStream, then: Callable[[], None] | None) -> None:
+        if then is not None:
+            then()
+        if self.peers.get(peer_id) is stream:
+            self._handle_dead_peer(peer_id)
 
     def forget_old(self) -> None:
         """Drops what the library only ever adds to while its adaptive mode is off."""

@@ -177,6 +177,7 @@ class Libp2pNetwork:
         if len(data) > self._guard.limits.gossip_message_bytes:
             raise GossipRefused("gossip-too-large", f"a message of {len(data)} bytes")
         await self._gossip.publish(topic, data)
+        await trio.lowlevel.checkpoint()  # so that the queues of neighbours drain during a burst
 
     async def provide(self, cid: Cid) -> None:
         await self._routing.provide(cid)

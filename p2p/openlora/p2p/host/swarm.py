@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from math import ceil
 from types import MappingProxyType
 from typing import Final
@@ -76,7 +77,10 @@ class GuardedHost(BasicHost):
 
     async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> INetStream:
         stream = await super().new_stream(peer_id, protocol_ids)
-        muxed(stream).budget_bytes = None
+        inner = muxed(stream)
+        inner.budget_bytes = None
+        connection = stream.swarm_conn  # type: ignore[attr-defined]  # of NetStream, the only implementation
+        inner.on_over = partial(connection.remove_stream, stream)  # else it is kept until the connection ends
         return stream
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
@@ -103,7 +107,7 @@ class GuardedHost(BasicHost):
                 MultiselectCommunicator(net_stream), ceil(2 * self._guard.limits.negotiation_timeout_s)
             )
         if protocol is None or handler is None:
-            if not stream.muxed_conn.is_closed:
+            if not stream.over:  # the peer, or its connection, may simply have gone
                 self._guard.refuse(peer, "negotiation")
             stream.break_off()
             return

@@ -55,6 +55,7 @@ class YamuxStream(IMuxedStream):
         self.stream_id = stream_id
         self.inbound = inbound
         self.budget_bytes: int | None = connection.limits.negotiation_bytes  # what may be read; None when negotiated
+        self.on_over: Callable[[], None] | None = None  # called once, when neither side will say more
         self._received = bytearray()
         self._receive_window = self._target_window = connection.limits.stream_window_bytes
         self._send_window = connection.limits.stream_window_bytes
@@ -324,8 +325,12 @@ class YamuxConnection(IMuxedConn):
             await self._sent.wait()
 
     def forget_if_over(self, stream: YamuxStream) -> None:
-        if stream.over and self._streams.pop(stream.stream_id, None) is not None and stream.inbound:
+        if not stream.over or self._streams.pop(stream.stream_id, None) is None:
+            return
+        if stream.inbound:
             self._inbound -= 1
+        if stream.on_over is not None:
+            stream.on_over()
 
     # The three tasks
 
