@@ -1,19 +1,21 @@
-"""The order in which nodes claim: the same for everyone who computes it, near adapters first, then by lot."""
+"""The order in which nodes claim: the same for everyone who computes it."""
 
 from collections import Counter
 from dataclasses import replace
 
 from openlora.contracts import Recipe
 from openlora.node.job import Job, JobId, JobState
+from openlora.node.live_claims import LiveClaims
 from openlora.node.turns import Contender, Turns
-from tests.node.facts import spec, spec_hash
+from tests.node.facts import OPERATOR, RIVAL, claimed, committed, lapsed, released, spec, spec_hash
 
 PIRATE, HAIKU = b"\x02" * 32, b"\x03" * 32
 SEEN = Job(JobId(1), spec(), spec_hash(1), None, None, changed_at=1_000.0)
+FOUR = [Contender(f"0x{number:040x}", (), crowded=False) for number in range(4)]
 
 
-def contender(name: str, loaded: tuple[bytes, ...] = (), stored: tuple[bytes, ...] = ()) -> Contender:
-    return Contender(name, loaded, stored)
+def contender(name: str, *adapters: bytes, crowded: bool = False) -> Contender:
+    return Contender(name, adapters, crowded)
 
 
 def waits(me: Contender, *rivals: Contender, adapters: tuple[bytes, ...] = (PIRATE,), job: Job = SEEN) -> float:
@@ -21,31 +23,35 @@ def waits(me: Contender, *rivals: Contender, adapters: tuple[bytes, ...] = (PIRA
     return turns.wait_s(job, Recipe(b"", adapters, (), ()), now_s=1_000.0)
 
 
-def test_whoever_holds_the_adapters_goes_first():
-    loaded, stored, far = contender("a", loaded=(PIRATE,)), contender("b", stored=(PIRATE,)), contender("c")
-    assert [waits(loaded, stored, far), waits(stored, loaded, far), waits(far, loaded, stored)] == [0.0, 2.0, 4.0]
+def first_of(nodes: list[Contender], adapters: tuple[bytes, ...], job: Job) -> str:
+    """Who claims first; everybody's turn is another."""
+    turns = [
+        waits(node, *(other for other in nodes if other is not node), adapters=adapters, job=job) for node in nodes
+    ]
+    assert sorted(turns) == [2.0 * place for place in range(len(nodes))]
+    return nodes[turns.index(0.0)].operator
 
 
-def test_of_an_ensemble_each_adapter_counts():
-    one, both = contender("a", loaded=(PIRATE,)), contender("b", stored=(PIRATE, HAIKU))
-    assert waits(one, both, adapters=(PIRATE, HAIKU)) == 2.0
-    assert waits(both, one, adapters=(PIRATE, HAIKU)) == 0.0
+def test_whoever_must_fetch_least_goes_first():
+    both, one, none = contender("a", PIRATE, HAIKU), contender("b", HAIKU), contender("c")
+    order = [waits(me, *{both, one, none} - {me}, adapters=(PIRATE, HAIKU)) for me in (both, one, none)]
+    assert order == [0.0, 2.0, 4.0]
 
 
 def test_a_crowded_node_comes_after_those_that_must_fetch():
-    crowded, far = replace(contender("a", loaded=(PIRATE,)), crowded=True), contender("b")
+    crowded, far = contender("a", PIRATE, crowded=True), contender("b")
     assert [waits(far, crowded), waits(crowded, far)] == [0.0, 2.0]
 
 
-def test_equals_are_put_in_an_order_that_all_agree_on_and_each_is_first_for_its_share():
-    nodes = [contender(f"0x{number:040x}") for number in range(4)]
-    first: Counter[str] = Counter()
-    for number in range(400):
-        job = replace(SEEN, id=JobId(number))
-        turns = [waits(node, *(other for other in nodes if other is not node), job=job) for node in nodes]
-        assert sorted(turns) == [0.0, 2.0, 4.0, 6.0]
-        first[nodes[turns.index(0.0)].operator] += 1
-    assert all(70 < count < 130 for count in first.values())
+def test_jobs_of_the_base_alone_are_spread_evenly():
+    first = Counter(first_of(FOUR, (), replace(SEEN, id=JobId(number))) for number in range(400))
+    assert all(70 < first[node.operator] < 130 for node in FOUR)
+
+
+def test_jobs_of_the_same_adapters_meet_and_different_adapters_are_spread():
+    assert len({first_of(FOUR, (PIRATE, HAIKU), replace(SEEN, id=JobId(number))) for number in range(20)}) == 1
+    first = Counter(first_of(FOUR, (bytes(31) + bytes((number,)),), SEEN) for number in range(200))
+    assert all(30 < first[node.operator] < 70 for node in FOUR)
 
 
 def test_the_spelling_of_an_address_does_not_matter():
@@ -53,6 +59,21 @@ def test_the_spelling_of_an_address_does_not_matter():
 
 
 def test_a_job_that_came_back_or_has_waited_long_enough_waits_for_nobody():
-    near, far = contender("a", loaded=(PIRATE,)), contender("b")
+    near, far = contender("a", PIRATE), contender("b")
     assert waits(far, near, job=replace(SEEN, state=JobState.LOST)) == 0.0
     assert waits(far, near, job=replace(SEEN, changed_at=990.0)) < 0
+
+
+def test_live_claims_are_counted_until_they_end_in_whatever_way():
+    claims = LiveClaims(clock=lambda: 1_000.0)
+    for number in range(1, 6):
+        claims.apply(claimed(number))
+    claims.apply(claimed(6, RIVAL))
+    assert (claims.of(OPERATOR), claims.of(RIVAL)) == (5, 1)
+    claims.apply(committed(1))
+    claims.apply(released(2))
+    claims.apply(lapsed(3))
+    claims.apply(claimed(3, RIVAL))
+    assert (claims.of(OPERATOR.lower()), claims.of(RIVAL)) == (2, 2)
+    claims.clock = lambda: 2_000_000_001.0  # the leases are over
+    assert (claims.of(OPERATOR), claims.of(RIVAL)) == (0, 0)

@@ -162,7 +162,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                         storage_dir=tmp_path,
                         min_free_bytes=1,
                     ),
-                    turns=Turns(60.0, lambda: Contender(OPERATOR, (), ()), lambda job, recipe: rivals),
+                    turns=Turns(60.0, lambda: Contender(OPERATOR, (), crowded=False), lambda job, recipe: rivals),
                     sender=sender,
                     residency=AdapterResidency(fetcher, store, client, 1 << 30),
                     engine=client,
@@ -316,7 +316,7 @@ async def test_an_adapter_that_does_not_come_gives_the_claim_back_before_the_lea
 async def test_a_job_that_suits_another_node_better_is_left_to_it_for_a_turn(scene: Scene):
     scene.submit()
     scene.use(PIRATE)
-    scene.rivals.append(Contender("0x0b", loaded=(), stored=(PIRATE,)))
+    scene.rivals.append(Contender("0x0b", (PIRATE,), crowded=False))
     with pytest.raises(NotYet) as later:
         await scene.run()
     assert 50 < later.value.wait_s <= 60

@@ -45,7 +45,8 @@ from openlora.node.job import JobId, JobState
 from openlora.node.journal import Identity, Journal
 from openlora.node.keys import load_key
 from openlora.node.kubo import KuboContent
-from openlora.node.network.announcing import Announcer, Workload, hardware_record, rivals
+from openlora.node.live_claims import LiveClaims
+from openlora.node.network.announcing import Announcer, Workload, hardware_record, is_crowded, rivals
 from openlora.node.network.binding import sign_binding
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.content import NetworkContent
@@ -110,6 +111,7 @@ class Node:
     network: NetworkClient
     announcer: Announcer
     directory: StakeDirectory
+    claims: LiveClaims
 
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
@@ -137,6 +139,7 @@ class Node:
     def _apply(self, batch: Batch) -> None:
         for occurrence in batch.events:
             self.events.apply(occurrence.event, occurrence.block)
+            self.claims.apply(occurrence.event)
 
     async def _settle(self) -> None:
         """Finalizes each committed job soon after its window; chain trouble only delays it."""
@@ -239,7 +242,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         fetcher = AdapterFetcher(store, content, layout, max_adapter_bytes=MAX_ADAPTER_BYTES)
         residency = AdapterResidency(fetcher, store, engine, config.engine.adapter_bytes)
         registry = AdapterRegistry(deployment.adapter_registry)
-        streams = JobStreams()
+        streams, claims = JobStreams(), LiveClaims()
         worker = Worker(
             queue=queue,
             journal=journal,
@@ -255,8 +258,10 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             ),
             turns=Turns(
                 config.market.turn_s,
-                lambda: Contender(operator, residency.loaded, store.digests(), dispatcher.crowded),
-                lambda job, recipe: rivals(network.nodes(), operator, job, recipe),
+                lambda: Contender(
+                    operator, store.digests(), is_crowded(claims.of(operator), config.market.max_live_jobs)
+                ),
+                lambda job, recipe: rivals(network.nodes(), claims, operator, job, recipe),
             ),
             sender=sender,
             residency=residency,
@@ -307,6 +312,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             network=network,
             announcer=announcer,
             directory=directory,
+            claims=claims,
         )
 
 

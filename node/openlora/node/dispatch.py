@@ -55,11 +55,6 @@ class Dispatcher:
         """Jobs under way."""
         return len(self._active)
 
-    @property
-    def crowded(self) -> bool:
-        """Whether half of the jobs that may be under way are."""
-        return 2 * len(self._active) >= self.max_live
-
     def wake(self) -> None:
         self._changed.set()
 

@@ -5,7 +5,7 @@ Every node puts the live ones into the same order, from nothing but the job and 
 a node that claims out of turn gains a job and loses nothing, save that the others fetch less and pay less gas.
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -23,20 +23,19 @@ class NotYet(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A node that could take a job: which adapters its engine holds, which are on its disk, and whether half of the
-    jobs that it runs at once are under way."""
+    """A node that could take a job: the adapters it has, in its engine or on disk, and whether it already holds half
+    of the jobs that it takes at once."""
 
     operator: str
-    loaded: Container[bytes]
-    stored: Container[bytes]
-    crowded: bool = False
+    adapters: Container[bytes]
+    crowded: bool
 
-    def place(self, job_id: int, adapters: Iterable[bytes]) -> tuple[bool, int, int, bytes]:
-        """Less is better: crowded or not, adapters to fetch, adapters to load, and a lot that differs by job."""
-        to_load = [digest for digest in adapters if digest not in self.loaded]
-        to_fetch = [digest for digest in to_load if digest not in self.stored]
-        lot = sha256(b"%d:%s" % (job_id, self.operator.lower().encode())).digest()
-        return self.crowded, len(to_fetch), len(to_load), lot
+    def place(self, job_id: int, adapters: Sequence[bytes]) -> tuple[bool, int, bytes]:
+        """Less is better: crowded or not, adapters to fetch, and a lot. Jobs of the same adapters draw the same lots
+        (rendezvous hashing), so that they meet where these are loaded; jobs without any are spread."""
+        to_fetch = sum(digest not in self.adapters for digest in adapters)
+        key = b"".join(adapters) or b"%d" % job_id
+        return self.crowded, to_fetch, sha256(key + self.operator.lower().encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from openlora.node.config import MarketConfig
 from openlora.node.content import adapter_cid
 from openlora.node.errors import NetworkDown
 from openlora.node.job import Job
+from openlora.node.live_claims import LiveClaims
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.messages import Announce
 from openlora.node.turns import Contender
@@ -92,17 +93,22 @@ def hardware_record(machine: hardware.Hardware) -> Hardware:
     return Hardware(plain_text(machine.cpu), machine.cores, machine.ram_bytes, gpus)
 
 
-def rivals(records: Iterable[Presence], own_operator: str, job: Job, recipe: Recipe) -> Iterator[Contender]:
-    """The other nodes that serve the recipe's base, at the job's price, and have room."""
+def is_crowded(held: int, capacity: int) -> bool:
+    """Whether a node that takes `capacity` jobs at once holds half of them."""
+    return 2 * held >= capacity
+
+
+def rivals(records: Iterable[Presence], claims: LiveClaims, own: str, job: Job, recipe: Recipe) -> Iterator[Contender]:
+    """The other nodes that serve the recipe's base, at the job's price, and have room; `own` is not one of them."""
     for record in records:
-        status = record.status
+        status, held = record.status, claims.of(record.operator)
         ask = (int(status.ask.in_price_per_k), int(status.ask.out_price_per_k))
         if (
-            record.operator != own_operator.lower()
+            record.operator != own.lower()
             and any(model.base_id == recipe.base_id.hex() for model in status.models)
             and ask[0] <= job.spec.in_price_per_k
             and ask[1] <= job.spec.out_price_per_k
-            and status.load.running < status.load.capacity
+            and held < status.load.capacity
         ):
-            loaded, stored = (frozenset(tier.digests()) for tier in (status.adapters.slots, status.adapters.disk))
-            yield Contender(record.operator, loaded, stored, 2 * status.load.running >= status.load.capacity)
+            adapters = frozenset(status.adapters.slots.digests()).union(status.adapters.disk.digests())
+            yield Contender(record.operator, adapters, is_crowded(held, status.load.capacity))
