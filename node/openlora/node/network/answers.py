@@ -34,8 +34,8 @@ class Answers:
         task.add_done_callback(lambda _: self._running.pop(asked.id, None))
 
     def gone(self, number: int) -> None:
-        """The peer waits no longer."""
-        if (answering := self._running.get(number)) is not None:
+        """The peer waits no longer. Its place is free before the handler has ended: so the other side counts."""
+        if (answering := self._running.pop(number, None)) is not None:
             answering.task.cancel()
 
     def taken(self, number: int, count: int) -> None:
