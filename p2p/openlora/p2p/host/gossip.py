@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -26,15 +26,16 @@ _log = logging.getLogger(__name__)
 _PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
 _DEGREE: Final = 4
 _QUEUED_MESSAGES: Final = 256  # for one neighbour; they are shared with the other neighbours' queues
+_CONTROL_ENTRIES: Final = 4  # of each kind in one message: there is one topic
 _SIGNATURE_BYTES: Final = 64
 _SEQUENCE_BYTES: Final = 8
 
 
-class Gossip(Pubsub):
-    """The library's pubsub over gossipsub: signed messages of at most `gossip_message_bytes`, relayed once valid."""
+class Router(GossipSub):
+    """Gossipsub, but for two of the library's ways."""
 
-    def __init__(self, host: BasicHost, guard: Guard) -> None:
-        self.gossipsub: Final = GossipSub(
+    def __init__(self, guard: Guard) -> None:
+        super().__init__(
             _PROTOCOLS,
             degree=_DEGREE,
             degree_low=_DEGREE - 1,
@@ -44,6 +45,36 @@ class Gossip(Pubsub):
             spam_protection_enabled=False,  # it drops over 10 messages a second of a topic, silently: ours counts
             eclipse_protection_enabled=False,  # it grafts ever new peers while fewer than 3 addresses are known
         )
+        self._guard = guard
+
+    async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
+        """Control messages about our topics only: the library remembers every topic that it has heard of, for ever. And
+        a neighbour that leaves the mesh cannot send us to others of its choice."""
+        for entries in (rpc.control.ihave, rpc.control.graft, rpc.control.prune):
+            ours = [entry for entry in entries if entry.topicID in self.mesh][:_CONTROL_ENTRIES]
+            if len(ours) < len(entries):
+                self._guard.refuse(str(sender_peer_id), "gossip-control")
+                del entries[:]
+                entries.extend(ours)
+        for prune in rpc.control.prune:
+            prune.ClearField("peers")
+        await super().handle_rpc(rpc, sender_peer_id)
+
+    def _get_peers_to_send(
+        self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
+    ) -> Iterable[ID]:
+        """Floods what is our own. The library's sends it to the mesh alone, and does not even mention it to a neighbour
+        that was pruned within the last minute: strangers who fill the mesh would silence us, and others towards us."""
+        if self.pubsub is None or origin != self.pubsub.my_id:
+            return super()._get_peers_to_send(topic_ids, msg_forwarder, origin, msg_id)
+        return {peer for topic in topic_ids for peer in self.pubsub.peer_topics.get(topic, ())}
+
+
+class Gossip(Pubsub):
+    """The library's pubsub over gossipsub: signed messages of at most `gossip_message_bytes`, relayed once valid."""
+
+    def __init__(self, host: BasicHost, guard: Guard) -> None:
+        self.gossipsub: Final = Router(guard)
         super().__init__(
             host,
             self.gossipsub,

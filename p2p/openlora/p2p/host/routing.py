@@ -137,7 +137,9 @@ class Routing:
 
     async def look_around(self) -> None:
         """Finds the nodes nearest to us, and is found by them."""
-        await self.dht.refresh_routing_table()
+        # Not the library's refresh, which also looks up a random key for each of its buckets: it does so by itself.
+        for peer in await self.dht.peer_routing.find_closest_peers_network(self._host.get_id().to_bytes()):
+            await self.dht.routing_table.add_peer(peer)
 
     async def keep_announced(self) -> None:
         while True:
