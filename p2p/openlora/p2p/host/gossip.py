@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
 _DEGREE: Final = 4
 _QUEUED_MESSAGES: Final = 256  # for one neighbour; they are shared with the other neighbours' queues
-_CONTROL_ENTRIES: Final = 4  # of each kind in one message: there is one topic
+_CONTROL_ENTRIES: Final = 64  # in one message; with one topic, neighbours need two or three
 _SIGNATURE_BYTES: Final = 64
 _SEQUENCE_BYTES: Final = 8
 
@@ -48,14 +48,15 @@ class Router(GossipSub):
         self._guard = guard
 
     async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
-        """Control messages about our topics only: the library remembers every topic that it has heard of, for ever. And
-        a neighbour that leaves the mesh cannot send us to others of its choice."""
-        for entries in (rpc.control.ihave, rpc.control.graft, rpc.control.prune):
-            ours = [entry for entry in entries if entry.topicID in self.mesh][:_CONTROL_ENTRIES]
-            if len(ours) < len(entries):
-                self._guard.refuse(str(sender_peer_id), "gossip-control")
-                del entries[:]
-                entries.extend(ours)
+        """Control messages about our topics only: the library remembers every topic that it has heard of, for ever, and
+        nobody has cause to speak of others. Nor can a neighbour that leaves the mesh send us to peers of its choice."""
+        control = rpc.control
+        topics = [entry.topicID for entry in control.ihave]
+        topics += [entry.topicID for entry in control.graft]
+        topics += [entry.topicID for entry in control.prune]
+        if len(topics) > _CONTROL_ENTRIES or not self.mesh.keys() >= set(topics):
+            self._guard.penalise(PeerId(str(sender_peer_id)), "gossip-control")
+            rpc.ClearField("control")
         for prune in rpc.control.prune:
             prune.ClearField("peers")
         await super().handle_rpc(rpc, sender_peer_id)
