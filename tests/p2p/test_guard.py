@@ -26,6 +26,7 @@ class Connection:
     buffered_bytes: int = 0
     traffic: Traffic = field(default_factory=Traffic)
     is_cut: bool = False
+    inbound_from: str | None = None
 
     def cut(self) -> None:
         self.is_cut = True
@@ -98,14 +99,39 @@ def test_an_address_gets_its_places_back(clock: Clock) -> None:
     assert guard.refusals == {"connections-per-address": 1}
 
 
-def test_handshakes_are_bounded_at_once_and_by_rate(clock: Clock) -> None:
-    guard = Guard(Limits(handshakes=1, handshakes_per_ip_per_s=1.0, handshake_burst_per_ip=2.0), clock)
-    with guard.handshake(), guard.inbound("10.0.0.1") as admitted:
-        assert not admitted
+def test_handshakes_are_bounded_by_rate(clock: Clock) -> None:
+    guard = Guard(Limits(handshakes_per_ip_per_s=1.0, handshake_burst_per_ip=2.0), clock)
     for expected in (True, True, False):
         with guard.inbound("10.0.0.1") as admitted:
             assert admitted is expected
-    assert guard.refusals == {"handshakes": 1, "handshakes-per-address": 1}
+    assert guard.refusals == {"handshakes-per-address": 1}
+
+
+def test_the_most_crowded_address_makes_room_for_a_handshake(clock: Clock) -> None:
+    guard = Guard(Limits(handshakes=3), clock)
+    ended: list[str] = []
+    with (
+        guard.handshake("10.0.0.2", lambda: ended.append("bystander")),
+        guard.handshake("10.0.0.1", lambda: ended.append("oldest")),
+        guard.handshake("10.0.0.1", lambda: ended.append("newest")),
+    ):
+        with guard.inbound("10.0.0.1") as another:
+            assert not another
+        with guard.inbound("10.0.0.3") as newcomer:
+            assert newcomer
+        assert ended == ["oldest"]
+    assert guard.refusals == {"handshakes": 2}
+
+
+def test_the_most_crowded_address_makes_room_for_a_connection(clock: Clock) -> None:
+    guard = Guard(Limits(connections=4), clock)
+    crowd = [Connection(PeerId(f"sybil {number}"), guard, inbound_from="10.0.0.1") for number in range(2)]
+    others = [Connection(ALICE, guard, inbound_from="10.0.0.2"), Connection(BOB, guard)]  # BOB was dialled
+    assert all(guard.admit(connection) for connection in [*crowd, *others])
+    assert guard.admit(Connection(CAROL, guard, inbound_from="10.0.0.3"))
+    assert [connection.is_cut for connection in [*crowd, *others]] == [False, True, False, False]
+    guard.released(crowd[1])
+    assert not guard.admit(Connection(PeerId("dave"), guard, inbound_from="10.0.0.4"))
 
 
 def test_connections_are_bounded_in_all_and_for_each_peer(clock: Clock) -> None:

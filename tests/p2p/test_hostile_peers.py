@@ -22,6 +22,7 @@ from tests.p2p.attacker import (
     GO_AWAY,
     HUNG_UP,
     PING,
+    RST,
     SYN,
     WINDOW_UPDATE,
     Attacker,
@@ -133,6 +134,21 @@ def test_streams_that_never_name_a_protocol_are_let_go() -> None:
         async with attacker(here.victim.addresses[0]) as peer:
             await peer.send(b"".join(frame(WINDOW_UPDATE, SYN, 2 * number + 1, 0) for number in range(100)))
             await here.until_refused("negotiation", 100)
+            await is_served(peer, 1001)
+
+    run(attack)
+
+
+def test_streams_that_are_reset_before_anybody_takes_them_count_too() -> None:
+    async def attack(here: Scene) -> None:
+        async with attacker(here.victim.addresses[0]) as peer:
+            numbers = range(1, 401, 2)
+            await peer.send(
+                b"".join(
+                    frame(WINDOW_UPDATE, SYN, number, 0) + frame(WINDOW_UPDATE, RST, number, 0) for number in numbers
+                )
+            )
+            await here.until_refused("streams", len(numbers) - LIMITS.inbound_streams)
             await is_served(peer, 1001)
 
     run(attack)

@@ -31,6 +31,11 @@ class GuardedConnection(Protocol):
     def peer(self) -> PeerId: ...
 
     @property
+    def inbound_from(self) -> str | None:
+        """The address that it came from; None if we dialled."""
+        ...
+
+    @property
     def buffered_bytes(self) -> int:
         """Received and not read yet."""
         ...
@@ -52,7 +57,7 @@ class Guard:
         self._refusals = Refusals(limits.remembered_peers, clock)
         self._strikes = Strikes(limits, clock)
         self._inbound: Counter[str] = Counter()  # by IP address
-        self._handshakes = 0
+        self._handshakes: dict[object, tuple[str, Callable[[], None]]] = {}  # (address, what ends it), oldest first
         self._handshake_rates: OrderedDict[str, TokenBucket] = OrderedDict()
         self._connections: dict[PeerId, list[GuardedConnection]] = {}
         self._byte_rates: dict[PeerId, TokenBucket] = {}
@@ -95,13 +100,14 @@ class Guard:
                 del self._inbound[ip]
 
     @contextmanager
-    def handshake(self) -> Iterator[None]:
-        """Counts one that is going on."""
-        self._handshakes += 1
+    def handshake(self, ip: str, cut: Callable[[], None]) -> Iterator[None]:
+        """Counts one that is going on. `cut` ends it, should somebody from a less crowded address need its place."""
+        place = object()
+        self._handshakes[place] = (ip, cut)
         try:
             yield
         finally:
-            self._handshakes -= 1
+            self._handshakes.pop(place, None)
 
     def admit(self, connection: GuardedConnection) -> bool:
         """Whether an authenticated peer may stay connected. One connection too many replaces the peer's oldest."""
@@ -110,7 +116,8 @@ class Guard:
         if self.banned(peer):
             self.refuse(peer, "banned")
             return False
-        if not ours and sum(map(len, self._connections.values())) >= self.limits.connections:
+        full = sum(map(len, self._connections.values())) >= self.limits.connections
+        if full and not ours and not self._displace(connection):
             self.refuse(peer, "connections")
             return False
         if len(ours) >= self.limits.connections_per_peer:
@@ -165,12 +172,39 @@ class Guard:
     def _why_not(self, ip: str) -> str | None:
         if self._inbound[ip] >= self.limits.inbound_per_ip:
             return "connections-per-address"
-        if self._handshakes >= self.limits.handshakes:
-            return "handshakes"
         rate = self._handshake_rates.pop(ip, None)
         if rate is None:
             rate = TokenBucket(self.limits.handshakes_per_ip_per_s, self.limits.handshake_burst_per_ip, self._clock)
         self._handshake_rates[ip] = rate
         while len(self._handshake_rates) > self.limits.remembered_peers:
             self._handshake_rates.popitem(last=False)
-        return None if rate.try_take(1.0) else "handshakes-per-address"
+        if not rate.try_take(1.0):
+            return "handshakes-per-address"
+        full = len(self._handshakes) >= self.limits.handshakes
+        return "handshakes" if full and not self._hurry(ip) else None
+
+    def _hurry(self, ip: str) -> bool:
+        """Makes a place for a handshake with `ip`: the address with most under way loses its oldest, which has had its
+        time, since an honest one takes a second at worst. False if that address is `ip` itself."""
+        counts = Counter(address for address, _ in self._handshakes.values())
+        crowded, most = counts.most_common(1)[0]
+        if most <= counts[ip]:
+            return False
+        place = next(place for place, (address, _) in self._handshakes.items() if address == crowded)
+        _, cut = self._handshakes.pop(place)
+        self.refuse(crowded, "handshakes")
+        cut()
+        return True
+
+    def _displace(self, newcomer: GuardedConnection) -> bool:
+        """Makes a place for a connection: the address that holds most loses its newest. Whoever comes from many
+        addresses may fill the places, but cannot drive out those who have one."""
+        inbound = [each for several in self._connections.values() for each in several if each.inbound_from is not None]
+        counts = Counter(each.inbound_from for each in inbound)
+        crowded, most = max(counts.items(), key=lambda item: item[1], default=(None, 0))
+        if most < counts[newcomer.inbound_from] + 2:
+            return False
+        newest = next(each for each in reversed(inbound) if each.inbound_from == crowded)
+        self.refuse(newest.peer, "connections")
+        newest.cut()
+        return True

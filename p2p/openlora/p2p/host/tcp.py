@@ -106,7 +106,7 @@ class GuardedTcp(TCP):
                     return
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_serve, handle, stream)
-                    with self._guard.handshake():
+                    with self._guard.handshake(ip, nursery.cancel_scope.cancel):
                         await stream.settled.wait()
                     if not stream.identified:
                         self._guard.refuse(ip, "handshake")

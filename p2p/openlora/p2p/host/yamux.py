@@ -249,6 +249,11 @@ class YamuxConnection(IMuxedConn):
     def is_closed(self) -> bool:
         return self._closed.is_set()
 
+    @property
+    def inbound_from(self) -> str | None:
+        address = None if self._initiator else self.get_remote_address()
+        return address[0] if address is not None else None
+
     def get_transport_addresses(self) -> list[Multiaddr]:
         return self.secured_conn.get_transport_addresses()
 
@@ -380,7 +385,9 @@ class YamuxConnection(IMuxedConn):
         if stream_id <= self._last_inbound_id or stream_id % 2 == self._next_id % 2:
             raise _Broken("yamux-protocol")
         self._last_inbound_id = stream_id
-        if self._inbound >= self.limits.inbound_streams:
+        # A stream that was reset before anybody took it still waits to be taken: as many may wait as may be open.
+        waiting = self._accepted.statistics().current_buffer_used
+        if max(self._inbound, waiting) >= self.limits.inbound_streams:
             self._refused += 1
             if self._refused > self.limits.refused_streams:
                 raise _Broken("streams-flood")
