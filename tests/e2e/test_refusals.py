@@ -22,6 +22,9 @@ def node_toml(net: Devnet, tmp_path: Path) -> Path:
         for path in folder.iterdir():
             if path.suffix in (".toml", ".json", ".password"):
                 shutil.copy(path, tmp_path)
+    shutil.copy(net.folder / "deployment.json", tmp_path)
+    for path in tmp_path.glob("*.toml"):
+        edit(path, r'^deployment = "[^"]*"', 'deployment = "deployment.json"')
     return tmp_path / "node.toml"
 
 

@@ -13,7 +13,7 @@ A stop, however rude, loses nothing: what is under way is in the journal, and th
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,7 +63,7 @@ from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
 from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
-from openlora.p2p.presence.record import Model, plain_text
+from openlora.p2p.presence.record import Model, Presence, plain_text
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Node:
             await asyncio.sleep(self.config.chain.poll_s)
 
     async def _serve(self) -> None:
-        api = create_agent_api(self.journal, self.worker.streams, self.snapshot, self.network.nodes)
+        api = create_agent_api(self.journal, self.worker.streams, self.snapshot, self.nodes)
         await serve_unix(api, self.config.socket)
 
     async def snapshot(self) -> Mapping[str, Any]:
@@ -191,12 +191,16 @@ class Node:
             "jobs": {str(state): count for state, count in self.journal.counts().items() if count},
         }
 
+    def nodes(self) -> Sequence[Presence]:
+        """Every live node, this one included."""
+        return (*self.network.nodes(), self.announcer.record())
+
     async def _network_snapshot(self) -> Mapping[str, Any]:
         shown: dict[str, Any] = {
             "peer_id": self.network.peer_id,
             "addresses": list(self.network.addresses),
             "alive": self.network.alive,
-            "nodes": len(self.network.nodes()),
+            "nodes": len(self.nodes()),
         }
         if self.network.alive:
             stats = await self.network.stats()
@@ -289,6 +293,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         domain = eip712.Domain(config.chain.chain_id, nodes.address)
         announcer = Announcer(
             network=network,
+            chain_id=config.chain.chain_id,
             operator=operator,
             hot_key=hot_key.address,
             binding=sign_binding(hot_key, domain, operator, network.peer_id),

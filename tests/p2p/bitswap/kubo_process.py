@@ -55,6 +55,7 @@ def obey(kubo: ctypes.CDLL, repo: bytes, words: list[str]) -> dict[str, object]:
 
 
 def main(library: Path, repository: Path) -> None:
+    os.chdir(repository.parent)  # where it leaves its kubo.log
     kubo, repo = load(library), str(repository).encode()
     repository.mkdir(parents=True)
     if kubo.CreateRepo(repo) < 0:

@@ -27,7 +27,7 @@ Nodes = Callable[[], Sequence[Presence]]
 
 
 def create_agent_api(journal: Journal, streams: JobStreams, snapshot: Snapshot, nodes: Nodes) -> FastAPI:
-    """The application; `snapshot` is the one source of /v1/state, `nodes` of /v1/network."""
+    """The application; `snapshot` is the one source of /v1/state, `nodes`, this one included, of /v1/network."""
     app = FastAPI(title="OpenLoRA agent", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(JournalError, _not_found)
     app.include_router(_router(journal, streams, snapshot, nodes))

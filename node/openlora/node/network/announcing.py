@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,7 +20,19 @@ from openlora.node.live_claims import LiveClaims
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.messages import Announce
 from openlora.node.turns import Contender
-from openlora.p2p.presence.record import Adapters, Ask, Gpu, Hardware, Load, Model, Presence, Status, plain_text
+from openlora.p2p.network import PeerId
+from openlora.p2p.presence.record import (
+    MAX_LIFETIME_S,
+    Adapters,
+    Ask,
+    Gpu,
+    Hardware,
+    Load,
+    Model,
+    Presence,
+    Status,
+    plain_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +55,7 @@ class Announcer:
     """
 
     network: NetworkClient
+    chain_id: int
     operator: str
     hot_key: str
     binding: bytes
@@ -69,6 +83,23 @@ class Announcer:
         operator, hot_key = self.operator.lower(), self.hot_key.lower()
         await self.network.announce(Announce(operator=operator, hot_key=hot_key, binding=self.binding, status=status))
         await self.network.provide([adapter_cid(digest) for digest in self.store.digests()])
+
+    def record(self) -> Presence:
+        """This node as its own table shows it; the one that others are sent is made, numbered and signed elsewhere."""
+        now_s = int(time.time())
+        return Presence(
+            v=1,
+            chain_id=self.chain_id,
+            operator=self.operator.lower(),
+            hot_key=self.hot_key.lower(),
+            binding=self.binding,
+            peer=PeerId(self.network.peer_id),
+            sequence=0,
+            issued_at=now_s,
+            expires_at=now_s + MAX_LIFETIME_S,
+            addresses=tuple(self.network.addresses),
+            status=self.status(),
+        )
 
     def status(self) -> Status:
         load = self.workload()
