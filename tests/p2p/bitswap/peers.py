@@ -20,6 +20,7 @@ from openlora.p2p.network import PeerId, Stream
 
 DEADLINE_S = 20.0
 LIMITS = BitswapLimits(
+    unasked_bytes=float(1 << 20),
     block_timeout_s=0.3,
     patience_s=0.2,
     have_timeout_s=0.3,

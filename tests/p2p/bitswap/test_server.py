@@ -131,6 +131,22 @@ def test_a_flood_of_wants_is_bounded(tmp_path: Path) -> None:
     play(scenario, tmp_path)
 
 
+def test_lists_of_wants_are_read_no_faster_than_agreed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with world(tmp_path) as here:
+            server = here.peer("server", replace(LIMITS, unasked_bytes=1000.0, unasked_bytes_per_s=1.0))
+            root = add_random_file(server.store, 2 * CHUNK_BYTES)
+            flooder, honest = Deaf(here), here.peer("honest")
+            await meet(honest.network, server.network)
+            for start in range(0, 10_000, 1000):
+                wants = tuple(Want(Cid.of(Codec.RAW, n.to_bytes(4, "big"))) for n in range(start, start + 1000))
+                await say(flooder.network, server.network.peer_id, Message(wants=wants))
+            await honest.fetch_whole(root)
+            assert server.bitswap.counters.refused["too-many-wants"] == 0  # it has not come to the second list
+
+    trio.run(main)
+
+
 class Deaf:
     """A peer that opens its streams and never reads them."""
 

@@ -15,6 +15,9 @@ class BitswapLimits:
     # messages
     message_bytes: int = MAX_BLOCK_BYTES + 64 * _KIB  # from a peer that we asked for blocks lately
     unasked_message_bytes: int = 256 * _KIB  # from any other: wantlists and presences
+    unasked_bytes_per_s: float = 64.0 * _KIB  # of these, on average: 1,500 wants, which take 10 ms to decode …
+    unasked_bytes: float = 256.0 * _KIB  # … and at once
+    paced_peers: int = 1024
     asked_lately_s: float = 60.0  # a late answer is no misdeed
     message_timeout_s: float = 30.0  # from a message's length to its last byte
     idle_timeout_s: float = 600.0  # between two messages of one stream

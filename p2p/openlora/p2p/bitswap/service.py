@@ -1,6 +1,7 @@
 """Bitswap 1.2 over the network: serves the blocks of a store, and fetches into it."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from openlora.p2p.bitswap.tasks import DiskStore, Tasks
 from openlora.p2p.content.blockstore import BlockStore
 from openlora.p2p.content.cid import Cid
 from openlora.p2p.errors import ContentRefused, P2PError, StreamRefused
+from openlora.p2p.limits import TokenBucket
 from openlora.p2p.network import Network, PeerId, Stream
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Bitswap:
         self._server = BlockServer(network, self._store, self._tasks, self._limits, self.counters)
         self._client = BlockClient(network, self._store, self._tasks, self._limits, self.counters)
         self._turns: dict[PeerId, _Turn] = {}
+        self._paces: OrderedDict[PeerId, TokenBucket] = OrderedDict()
 
     @property
     def running(self) -> bool:
@@ -108,7 +111,17 @@ class Bitswap:
             if message.wants or message.full:
                 self._server.wanted(peer, message)
             await self._client.received(peer, message)
+            if not message.blocks:  # those were asked for, or are punished
+                await trio.sleep(self._pace(peer).take(length))
         return True
+
+    def _pace(self, peer: PeerId) -> TokenBucket:
+        """What the peer may say unasked: a list of wants is made faster than it is taken in."""
+        pace = self._paces.pop(peer, None) or TokenBucket(self._limits.unasked_bytes_per_s, self._limits.unasked_bytes)
+        self._paces[peer] = pace
+        if len(self._paces) > self._limits.paced_peers:
+            self._paces.popitem(last=False)
+        return pace
 
     def _refuse(self, peer: PeerId, code: str, error: P2PError) -> None:
         self.counters.refused[code] += 1
