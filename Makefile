@@ -11,7 +11,7 @@ help:            ## this list
 
 setup: .venv/.installed contracts/node_modules/.installed $(MODEL)/config.json ## install what is missing, pinned
 
-demo: setup      ## a dev chain, a node, twelve jobs, everyone paid
+demo: setup      ## a dev chain, three nodes, twenty-four jobs, one node killed, everyone paid
 	$(PY) -m openlora.node demo --state $(DEMO) --model $(MODEL)
 
 check: setup lint ## lint, types, fast tests: under a minute

@@ -65,9 +65,13 @@ def _open(socket: Path) -> httpx.Client:
 
 
 def _check(answer: httpx.Response) -> None:
-    if answer.is_error:
+    if not answer.is_error:
+        return
+    try:
         error = answer.json()["error"]
-        raise RequestError(str(error["code"]), str(error["message"]))
+    except ValueError:  # not of our routes' making
+        raise AgentUnreachable(f"the agent answered {answer.status_code}; its log says why") from None
+    raise RequestError(str(error["code"]), str(error["message"]))
 
 
 def _unreachable(socket: Path) -> AgentUnreachable:
