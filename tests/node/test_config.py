@@ -102,6 +102,16 @@ def test_client_files_name_the_peers_to_join_by(tmp_path, bootstrap):
     assert config.key == KEY
 
 
+def test_relative_paths_are_written_so_that_the_file_finds_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("net/client/client.toml")
+    write_client_config(
+        path, ChainEntry(1, "http://127.0.0.1:1", Path("net/d.json")), key=KEY, content_dir=Path("net/client/content")
+    )
+    assert 'content_dir = "content"' in path.read_text()
+    assert load(path, ClientConfig).chain.deployment == tmp_path / "net/d.json"
+
+
 def test_odd_characters_in_paths_survive(tmp_path):
     folder = tmp_path / 'a "quoted"  # name\\x'
     folder.mkdir()

@@ -29,6 +29,8 @@ dtype = "auto"                          # auto | bfloat16 | float32
 kv_tokens = 32768                       # capacity of the paged KV cache, in tokens
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass
+mixed_batch_tokens = 64                 # of one that decodes and computes prompts, or twice the decoded ones
+prefix_cache = true                     # requests of one tenant that begin alike compute the beginning once
 adapter_bytes = 2147483648              # memory for loaded adapters
 
 [market]
@@ -143,9 +145,10 @@ def _write(path: Path, template: str, chain: ChainEntry, key: KeyConfig, **value
 
 
 def _toml(value: object, folder: Path) -> str:
-    """A value as TOML; a path below the file's own folder is written relative to it."""
-    if isinstance(value, Path) and value.is_relative_to(folder):
-        value = value.relative_to(folder)
+    """A value as TOML; a path below the file's own folder is written relative to it, any other one in full."""
+    if isinstance(value, Path):
+        path, folder = value.absolute(), folder.absolute()
+        value = path.relative_to(folder) if path.is_relative_to(folder) else path
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
