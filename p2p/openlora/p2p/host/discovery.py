@@ -37,7 +37,7 @@ _FEW_PEERS: Final = 3  # below this, bootstrap peers are dialled
 _LOOK_EVERY_S: Final = 5.0
 _SHORTEST_BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 60.0
-_LOOK_AROUND_EVERY_S: Final = 60.0
+_LOOK_AROUND_EVERY_S: Final = 300.0
 _ADDRESS_LIFE_S: Final = 3600
 _ADDRESSES_PER_PEER: Final = 8
 _FORGET_EVERY_S: Final = 30.0
@@ -166,17 +166,21 @@ class Discovery:
                 await changed.wait()
 
     async def _keep_looking_around(self) -> None:
-        """Asks the DHT who else there is: when somebody has come, and ever more seldom while nobody does."""
+        """Asks the DHT who else there is: when somebody has come or gone, and ever more seldom while nobody does. An
+        answer has some 3 KB, and every neighbour is asked: whoever has enough of them hardly looks at all."""
         pause_s = _LOOK_EVERY_S
         while True:
             changed = self._changed
             if self._connected():
                 await self._routing.look_around()
-            with trio.move_on_after(pause_s) as nobody:
+            if self._connected() >= _WANTED_PEERS:
+                pause_s = _LOOK_AROUND_EVERY_S
+            with trio.move_on_after(pause_s) as quiet:
                 await changed.wait()
                 await trio.sleep(1.0)  # identify tells the newcomer's addresses first
-            enough = self._connected() >= _WANTED_PEERS
-            pause_s = min(2 * pause_s, _LOOK_AROUND_EVERY_S) if enough or nobody.cancelled_caught else _LOOK_EVERY_S
+                while self._connected() >= _WANTED_PEERS:
+                    await self._changed.wait()
+            pause_s = min(2 * pause_s, _LOOK_AROUND_EVERY_S) if quiet.cancelled_caught else _LOOK_EVERY_S
 
     async def _keep_connected(self) -> None:
         """Dials peers we have heard of until we have enough."""

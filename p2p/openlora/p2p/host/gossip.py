@@ -3,72 +3,28 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from libp2p.abc import INetStream
-from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
 from openlora.p2p.errors import GossipRefused
 from openlora.p2p.host.guard import Guard
+from openlora.p2p.host.mesh import Router
 from openlora.p2p.host.swarm import muxed
 from openlora.p2p.limits import TokenBucket
 from openlora.p2p.network import PeerId, Validator
 
 _log = logging.getLogger(__name__)
 
-_PROTOCOLS: Final = (TProtocol("/meshsub/1.2.0"), TProtocol("/meshsub/1.1.0"))
-_DEGREE: Final = 4
 _QUEUED_MESSAGES: Final = 256  # for one neighbour; they are shared with the other neighbours' queues
-_CONTROL_ENTRIES: Final = 64  # in one message; with one topic, neighbours need two or three
 _SIGNATURE_BYTES: Final = 64
 _SEQUENCE_BYTES: Final = 8
-
-
-class Router(GossipSub):
-    """Gossipsub, but for two of the library's ways."""
-
-    def __init__(self, guard: Guard) -> None:
-        super().__init__(
-            _PROTOCOLS,
-            degree=_DEGREE,
-            degree_low=_DEGREE - 1,
-            degree_high=_DEGREE + 2,
-            heartbeat_interval=1,
-            adaptive_gossip_enabled=False,
-            spam_protection_enabled=False,  # it drops over 10 messages a second of a topic, silently: ours counts
-            eclipse_protection_enabled=False,  # it grafts ever new peers while fewer than 3 addresses are known
-        )
-        self._guard = guard
-
-    async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
-        """Control messages about our topics only: the library remembers every topic that it has heard of, for ever, and
-        nobody has cause to speak of others. Nor can a neighbour that leaves the mesh send us to peers of its choice."""
-        control = rpc.control
-        topics = [entry.topicID for entry in control.ihave]
-        topics += [entry.topicID for entry in control.graft]
-        topics += [entry.topicID for entry in control.prune]
-        if len(topics) > _CONTROL_ENTRIES or not self.mesh.keys() >= set(topics):
-            self._guard.penalise(PeerId(str(sender_peer_id)), "gossip-control")
-            rpc.ClearField("control")
-        for prune in rpc.control.prune:
-            prune.ClearField("peers")
-        await super().handle_rpc(rpc, sender_peer_id)
-
-    def _get_peers_to_send(
-        self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
-    ) -> Iterable[ID]:
-        """Floods what is our own. The library's sends it to the mesh alone, and does not even mention it to a neighbour
-        that was pruned within the last minute: strangers who fill the mesh would silence us, and others towards us."""
-        if self.pubsub is None or origin != self.pubsub.my_id:
-            return super()._get_peers_to_send(topic_ids, msg_forwarder, origin, msg_id)
-        return {peer for topic in topic_ids for peer in self.pubsub.peer_topics.get(topic, ())}
 
 
 class Gossip(Pubsub):
@@ -106,6 +62,7 @@ class Gossip(Pubsub):
         if not self._rate(msg_forwarder).try_take(1.0):
             self._guard.refuse(neighbour, "gossip-rate")
             return
+        self.gossipsub.note_holder(self.get_message_id(msg), msg_forwarder)
         try:
             await super().push_msg(msg_forwarder, msg)
         except Exception as error:
@@ -132,10 +89,8 @@ class Gossip(Pubsub):
             self._handle_dead_peer(peer_id)
 
     def forget_old(self) -> None:
-        """Drops what the library only ever adds to while its adaptive mode is off."""
-        self.gossipsub.recent_message_deliveries.clear()
-        self.gossipsub.recent_peer_connections.clear()
-        self.gossipsub.recent_peer_disconnections.clear()
+        """Drops what the library only ever adds to."""
+        self.gossipsub.forget_old()
 
     def _is_subscribed_to_msg(self, msg: rpc_pb2.Message) -> bool:
         """Also sorts out, before a task is made of it, what cannot be a signed message of one topic."""
