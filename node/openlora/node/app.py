@@ -46,13 +46,14 @@ from openlora.node.journal import Identity, Journal
 from openlora.node.keys import load_key
 from openlora.node.kubo import KuboContent
 from openlora.node.live_claims import LiveClaims
-from openlora.node.network.announcing import Announcer, Workload, hardware_record, is_crowded, rivals
+from openlora.node.network.announcing import Announcer, Workload, hardware_record
 from openlora.node.network.binding import sign_binding
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.content import NetworkContent
 from openlora.node.network.options import NetworkOptions
 from openlora.node.network.replication import CONTROL, Keeper, room
 from openlora.node.network.showing import INFER, Showing
+from openlora.node.network.rivals import is_crowded, rivals
 from openlora.node.network.staked import StakeDirectory
 from openlora.node.network.supervisor import supervised_network
 from openlora.node.network.trusting import keep_trusted

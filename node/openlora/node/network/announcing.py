@@ -1,25 +1,21 @@
-"""What this node tells the network of itself, and what it reads in the others' records when it decides to claim."""
+"""What this node tells the network of itself."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Final
 
-from openlora.contracts import Recipe
 from openlora.node import hardware
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.config import MarketConfig
 from openlora.node.content import adapter_cid
 from openlora.node.errors import NetworkDown
-from openlora.node.job import Job
-from openlora.node.live_claims import LiveClaims
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.messages import Announce
-from openlora.node.turns import Contender
 from openlora.p2p.network import PeerId
 from openlora.p2p.presence.record import (
     MAX_LIFETIME_S,
@@ -122,24 +118,3 @@ def hardware_record(machine: hardware.Hardware) -> Hardware:
     """The machine's figures as a record carries them."""
     gpus = tuple(Gpu(plain_text(gpu.name), gpu.memory_bytes, plain_text(gpu.driver)) for gpu in machine.gpus[:8])
     return Hardware(plain_text(machine.cpu), machine.cores, machine.ram_bytes, gpus)
-
-
-def is_crowded(held: int, capacity: int) -> bool:
-    """Whether a node that takes `capacity` jobs at once holds half of them."""
-    return 2 * held >= capacity
-
-
-def rivals(records: Iterable[Presence], claims: LiveClaims, own: str, job: Job, recipe: Recipe) -> Iterator[Contender]:
-    """The other nodes that serve the recipe's base, at the job's price, and have room; `own` is not one of them."""
-    for record in records:
-        status, held = record.status, claims.of(record.operator)
-        ask = (int(status.ask.in_price_per_k), int(status.ask.out_price_per_k))
-        if (
-            record.operator != own.lower()
-            and any(model.base_id == recipe.base_id.hex() for model in status.models)
-            and ask[0] <= job.spec.in_price_per_k
-            and ask[1] <= job.spec.out_price_per_k
-            and held < status.load.capacity
-        ):
-            adapters = frozenset(status.adapters.slots.digests()).union(status.adapters.disk.digests())
-            yield Contender(record.operator, adapters, is_crowded(held, status.load.capacity))
