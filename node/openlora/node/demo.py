@@ -27,7 +27,7 @@ from openlora.node.chain.history import events
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_PROMPTS
 from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
-from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, MODEL_NAME, Devnet, devnet
+from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, BARGAIN, MODEL_NAME, Devnet, devnet
 from openlora.node.documents import ChatMessage, InputDocument
 from openlora.node.market import Offer, SubmittedJob, Term
 from openlora.node.network.participant import Participant, participant
@@ -38,7 +38,7 @@ from openlora.node.tasks import task_group
 FINISH_TIMEOUT_S: Final = 240.0
 MEET_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.25
-COPIES: Final = 2  # one node short of all, so that adapters must travel when jobs want them
+NOBODYS_PRICE: Final = 0.5
 LEASE_S: Final = 90
 MAX_OUT_TOKENS: Final = 48
 LONG_LEASE_S: Final = 30  # of the job whose node is killed: soon over
@@ -56,7 +56,7 @@ class DemoJob:
     prompt: str
     terms: tuple[tuple[str, float], ...] = ()
     long: bool = False
-    cheap: bool = False  # below every node's ask
+    price: float = 1.0  # of what most nodes ask
     job: SubmittedJob | None = None
     text: str = ""
     state: str = "waiting"
@@ -72,13 +72,16 @@ class DemoJob:
 
 
 def demo_jobs() -> list[DemoJob]:
-    """Base model, single adapters and ensembles in turn; one long answer, and one price that nobody takes."""
+    """Base model, single adapters and ensembles in turn: one long answer, four bids that only the cheapest node takes,
+    and one that nobody does."""
     first, second, third = (adapter.name for adapter in DEMO_ADAPTERS)
     recipes: list[tuple[tuple[str, float], ...]] = [(), ((first, 1.0),), ((second, 1.0),), ((third, 1.0),)]
     recipes += [((first, 0.6), (second, 0.6)), ((first, 0.8), (second, 0.4), (third, 0.2))]
     jobs = [DemoJob(prompt, recipes[number % len(recipes)]) for number, prompt in enumerate(DEMO_PROMPTS)]
     jobs[4] = DemoJob("Tell me a long story about a lighthouse.", long=True)
-    jobs[10].cheap = True
+    jobs[10].price = NOBODYS_PRICE
+    for number in (13, 14, 15, 17):  # each adapter, and all together
+        jobs[number].price = BARGAIN
     return jobs
 
 
@@ -133,9 +136,8 @@ async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 
         view.step(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}: contracts deployed, operators staked,")
         view.step(f"  base model 0x{net.base_id.hex()[:16]}…, two datanets, adapters {', '.join(net.adapters)}")
         async with node_processes(net.nodes) as nodes, participant(net.client_config) as client:
-            await asyncio.gather(*(node.start() for node in nodes))
             demo = _Demo(net, client, nodes, demo_jobs(), view, started_s, net.deployment.block)
-            await demo.meet()
+            await demo.start(nodes[:-1])
             await demo.replicate()
             await net.developers_leave()
             view.step("the developers' machine is off; from here on the nodes have only each other")
@@ -158,41 +160,47 @@ class _Demo:
     fetched_before: dict[str, int] = field(default_factory=dict)  # bytes, by node
     back: asyncio.Event = field(default_factory=asyncio.Event)  # the killed node is
 
-    async def meet(self) -> None:
-        """Waits until the client sees all nodes' signed presence."""
-        async with asyncio.timeout(MEET_TIMEOUT_S):
-            while len(self.client.network.nodes()) < len(self.nodes):  # noqa: ASYNC110 - another process's doing
-                await asyncio.sleep(POLL_S)
-        names = ", ".join(node.name for node in self.nodes)
-        self.view.step(f"{names} serve {MODEL_NAME} and see each other over libp2p")
+    async def start(self, nodes: Sequence[NodeProcess]) -> None:
+        """Returns when the client and the developers see the nodes' signed presence. Raises DemoFailed."""
+        await asyncio.gather(*(node.start() for node in nodes))
+        peers = {node.place.peer_id for node in nodes}
+        try:
+            async with asyncio.timeout(MEET_TIMEOUT_S):
+                for watcher in (self.client.network, self.net.developers):
+                    while not peers <= {record.peer for record in watcher.nodes()}:  # noqa: ASYNC110 - others' doing
+                        await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise DemoFailed(f"the nodes were not seen on the network within {MEET_TIMEOUT_S:.0f} s") from None
+        self.view.step(f"{' and '.join(node.name for node in nodes)} serve {MODEL_NAME}, found over libp2p")
 
     async def replicate(self) -> None:
-        """The developers hand each adapter to two nodes, so that it outlives their machine."""
-        while len(self.net.developers.nodes()) < len(self.nodes):  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(POLL_S)
+        """The developers hand each adapter to the nodes that are there, so that it outlives their machine."""
         names = {node.place.peer_id: node.name for node in self.nodes}
         local = BlockContent(self.net.developers_content)
         for name, digest in self.net.adapters.items():
             cid = adapter_cid(digest)
-            replicas = await replicate(self.net.developers, cid, await local.size(cid), copies=COPIES)
+            replicas = await replicate(self.net.developers, cid, await local.size(cid), copies=len(self.nodes) - 1)
             if not replicas.enough:
                 raise DemoFailed(f"adapter {name}: {replicas}")
             holders = " and ".join(sorted(names[peer] for peer in replicas.holders))
             self.view.step(f"adapter {name}, {cid[:16]}…, is kept by {holders}")
 
     async def run(self) -> tuple[DemoResult, Ledger]:
-        self.fetched_before = {node.name: await self._fetched(node) for node in self.nodes}
+        self.fetched_before = {node.name: await self._fetched(node) for node in self.nodes[:-1]}
         async with task_group() as group:
             group.create_task(self._follow())
+            group.create_task(self._newcomer())
             group.create_task(self._kill_one())
             for number, demo_job in enumerate(self.jobs):
                 if number == len(self.jobs) - AFTER_RESTART:
                     await self.back.wait()
                 await self._submit(demo_job)
-                if not demo_job.cheap:
+                if demo_job.price > NOBODYS_PRICE:
                     group.create_task(self._stream(demo_job))
         books = Books.of(self.history)
-        travelled_bytes = sum([await self._fetched(node) - self.fetched_before[node.name] for node in self.nodes])
+        travelled_bytes = sum(
+            [await self._fetched(node) - self.fetched_before.get(node.name, 0) for node in self.nodes]
+        )
         result = DemoResult(
             ok=books.balanced and not books.open_wei and books.finalized == len(self.jobs) - 1 and self.requeued > 0,
             nodes=len(self.nodes),
@@ -219,12 +227,11 @@ class _Demo:
         market = self.client.market
         terms = [Term(self.net.adapters[name], weight) for name, weight in demo_job.terms]
         recipe_id = await market.recipe(self.net.base_id, terms)
-        discount = 2 if demo_job.cheap else 1
         offer = Offer(
             max_in_tokens=128,
             max_out_tokens=LONG_OUT_TOKENS if demo_job.long else MAX_OUT_TOKENS,
-            in_price_wei_per_k=ASK_IN_WEI_PER_K // discount,
-            out_price_wei_per_k=ASK_OUT_WEI_PER_K // discount,
+            in_price_wei_per_k=int(demo_job.price * ASK_IN_WEI_PER_K),
+            out_price_wei_per_k=int(demo_job.price * ASK_OUT_WEI_PER_K),
             lease_s=LONG_LEASE_S if demo_job.long else LEASE_S,
         )
         document = InputDocument(v=1, messages=(ChatMessage("user", demo_job.prompt),))
@@ -237,6 +244,14 @@ class _Demo:
         async for _, text in follow_answer(self.client.market, self.client.network, demo_job.job.job_id):
             demo_job.text = text
             self.view.changed(demo_job)
+
+    # ---- the newcomer ----
+
+    async def _newcomer(self) -> None:
+        """A third node joins with an empty disk. It is the cheapest, and what it lacks it has from the others."""
+        newcomer = self.nodes[-1]
+        await newcomer.start()
+        self.view.step(f"{newcomer.name} joined: the cheapest, and with no adapter of its own")
 
     # ---- the murder ----
 
@@ -253,7 +268,7 @@ class _Demo:
             await asyncio.sleep(POLL_S)
         self.view.step(f"job {victim.job.job_id} is taken over by {victim.node}; {node.name} is started again")
         await node.start()
-        self.fetched_before[node.name] = 0
+        self.fetched_before[node.name] = 0  # a new life counts anew
         state = (await node.ask(f"/v1/jobs/{victim.job.job_id}"))["state"]
         self.view.step(f"{node.name} is back, and its journal says of job {victim.job.job_id}: {state}")
         self.back.set()
@@ -269,7 +284,9 @@ class _Demo:
             unfinished = [job for job in self.jobs if job.state not in ENDED]
             if not unfinished:
                 return
-            if all(job.cheap for job in unfinished):  # what nobody wants at its price, its client takes back
+            if all(
+                job.price == NOBODYS_PRICE for job in unfinished
+            ):  # what nobody wants at its price, its client takes back
                 await self._cancel(*unfinished)
             await asyncio.sleep(POLL_S)
         stuck = ", ".join(f"{job.job.job_id if job.job else '?'} ({job.state})" for job in unfinished)

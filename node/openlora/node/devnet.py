@@ -44,6 +44,7 @@ UNSTAKE_DELAY_S: Final = 60
 BLOCK_TIME_S: Final = 1
 TURN_S: Final = 2.0
 MAX_LIVE_JOBS: Final = 4  # of each node: all share one machine
+BARGAIN: Final = 0.8  # of the others' prices, which the last node asks
 
 NODES: Final = 3
 OPERATORS: Final = tuple(f"operator {number}" for number in range(1, NODES + 1))
@@ -228,6 +229,7 @@ def _write_configs(
     nodes: Sequence[DevNode],
 ) -> None:
     for node, operator, hot_key in zip(nodes, OPERATORS, HOT_KEYS, strict=True):
+        price = BARGAIN if node is nodes[-1] else 1.0
         others = tuple(other.address for other in nodes if other is not node)
         write_node_config(
             node.config,
@@ -236,8 +238,8 @@ def _write_configs(
             key=create_key(node.folder, "hot", bytes(people[hot_key].key))[0],
             state_dir=node.folder,
             content_dir=node.folder / "content",
-            in_price_wei_per_k=ASK_IN_WEI_PER_K,
-            out_price_wei_per_k=ASK_OUT_WEI_PER_K,
+            in_price_wei_per_k=int(price * ASK_IN_WEI_PER_K),
+            out_price_wei_per_k=int(price * ASK_OUT_WEI_PER_K),
             confirmations=1,
             max_live_jobs=MAX_LIVE_JOBS,
             turn_s=TURN_S,
