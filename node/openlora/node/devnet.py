@@ -138,6 +138,7 @@ async def devnet(folder: Path, model: Path, *, port: int = 0) -> AsyncIterator[D
             listen=(developers.listen,),
             mdns=False,
             nat=False,
+            log_level="ERROR",
         )
         async with AsyncExitStack() as stack:
             peer = await stack.enter_async_context(supervised_network(options, developers.folder))

@@ -1,5 +1,6 @@
 """The `openlora` command: `openlora --help` is the map."""
 
+import logging
 import sys
 
 import typer
@@ -34,6 +35,7 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 def main() -> None:
     """Runs a command. A refusal is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
     restore_recursion_limit()
+    logging.getLogger("openlora").addHandler(logging.NullHandler())  # commands speak in sentences; `run` and `serve` log
     try:
         app(standalone_mode=True)
     except OpenLoraError as error:

@@ -50,6 +50,7 @@ async def participant(path: Path) -> AsyncIterator[Participant]:
             bootstrap=config.network.bootstrap,
             mdns=False,
             nat=False,
+            log_level="ERROR",
         )
         directory = StakeDirectory(market.chain, market.nodes, market.queue, market.deployment.block)
         await directory.refresh()

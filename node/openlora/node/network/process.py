@@ -53,8 +53,9 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """Join, serve. A network that cannot be joined is one `Failed` sentence to the agent and exit code 2."""
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     arguments = _parse(argv)
+    level = arguments.options.log_level
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     _limit_memory(arguments.options.memory_bytes)
     return trio.run(_serve_agent, arguments)
 
