@@ -35,7 +35,7 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 def main() -> None:
     """Runs a command. A refusal is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
     restore_recursion_limit()
-    logging.getLogger("openlora").addHandler(logging.NullHandler())  # commands speak in sentences; `run` and `serve` log
+    logging.getLogger("openlora").addHandler(logging.NullHandler())  # commands speak in sentences; a node logs
     try:
         app(standalone_mode=True)
     except OpenLoraError as error:
