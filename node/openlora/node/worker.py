@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
 ENGINE_ATTEMPTS: Final = 3  # a job that ends the engine this often is given up
-ADAPTERS_SHARE: Final = 0.5  # of a lease: when it has passed without the adapters, the claim is given back
-ANSWER_SHARE: Final = 0.9  # of a lease: the rest is for the transaction that commits, or gives the claim back
+ADAPTERS_SHARE: Final = 0.5  # of what is left of a lease: then the claim is given back for want of adapters
+ANSWER_SHARE: Final = 0.9  # of what is left then: the rest is for the transaction that commits, or gives it back
 UNDECIDED: Final = (JobState.SEEN, JobState.SKIPPED, JobState.LOST)
 
 
@@ -171,15 +171,15 @@ class Worker:
     async def _within_lease(self, job_id: JobId, share: float, failure: str) -> AsyncIterator[None]:
         """Raises LeaseTooShort while the claim can still be given back: a lease that runs out costs the bond."""
         job = self._job(job_id)
-        lease_s = min(job.spec.lease_secs, job.spec.deadline - job.changed_at)
-        timeout = asyncio.timeout(job.changed_at + share * lease_s - time.time())
+        left_s = min(job.changed_at + job.spec.lease_secs, job.spec.deadline) - time.time()
+        timeout = asyncio.timeout(share * left_s)
         try:
             async with timeout:
                 yield
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise LeaseTooShort(f"{failure} within {share:.0%} of its lease of {lease_s:.0f} s") from None
+            raise LeaseTooShort(f"{failure} in time: its lease had {left_s:.0f} s left") from None
 
     # ---- commit, or not ----
 
