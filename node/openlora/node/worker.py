@@ -151,7 +151,8 @@ class Worker:
             for digest, weight in zip(recipe.adapters, recipe.weights, strict=True)
         ]
         sampling = _sampling(job, document, len(prompt_ids), self.engine.info.max_context)
-        deltas = self.admission.text.complete(self.engine, prompt_ids, sampling, uses, document.sampling.stop)
+        tenant = f"chain:{job.spec.client}"
+        deltas = self.admission.text.complete(self.engine, prompt_ids, sampling, uses, document.sampling.stop, tenant)
         completion = await collect(self._published(job.id, deltas), len(prompt_ids))
         return OutputDocument(
             v=1,

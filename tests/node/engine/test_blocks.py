@@ -15,10 +15,45 @@ def test_a_shared_page_is_free_once_its_last_holder_leaves() -> None:
     pages = blocks.allocate(3)
     blocks.retain(pages[:1])
     blocks.release(pages)
-    assert blocks.free == 3
+    assert blocks.available == 3
     blocks.check_integrity([pages[:1]])
     blocks.release(pages[:1])
-    assert blocks.free == 4
+    assert blocks.available == 4
+
+
+def test_a_named_page_is_found_until_its_memory_is_needed() -> None:
+    blocks = BlockAllocator(3, 16)
+    first, second = blocks.allocate(2)
+    blocks.name(first, b"first")
+    blocks.name(second, b"second")
+    blocks.release([first, second])
+    assert (blocks.idle, blocks.available) == (2, 3)
+    blocks.retain([first])
+    assert (blocks.idle, blocks.available, blocks.find(b"first")) == (1, 2, first)
+    blocks.release([first])
+    blocks.allocate(2)  # the free one, and of the idle ones the one longest unused
+    assert (blocks.find(b"first"), blocks.find(b"second")) == (first, None)
+
+
+def test_of_pages_released_together_the_first_is_kept_longest() -> None:
+    blocks = BlockAllocator(3, 16)
+    pages = blocks.allocate(3)
+    for page in pages:
+        blocks.name(page, b"%d" % page)
+    blocks.release(pages)
+    blocks.allocate(2)
+    assert [blocks.find(b"%d" % page) for page in pages] == [pages[0], None, None]
+
+
+def test_of_two_equal_pages_the_first_named_is_found() -> None:
+    blocks = BlockAllocator(2, 16)
+    one, other = blocks.allocate(2)
+    blocks.name(one, b"same")
+    blocks.name(other, b"same")
+    assert blocks.find(b"same") == one
+    blocks.release([one, other])
+    assert (blocks.idle, blocks.available) == (1, 2)
+    blocks.check_integrity([])
 
 
 def test_misuse_is_noticed() -> None:
@@ -35,12 +70,15 @@ def test_misuse_is_noticed() -> None:
         blocks.check_integrity([[page]])
 
 
-@given(st.lists(st.tuples(st.sampled_from(["allocate", "share", "release"]), st.integers(0, 6)), max_size=60))
+ACTIONS = ("allocate", "share", "release", "name", "find", "forget")
+
+
+@given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 6)), max_size=60))
 def test_holders_and_free_pages_always_agree(actions: list[tuple[str, int]]) -> None:
     blocks = BlockAllocator(16, 4)
     held: list[list[int]] = []
     for action, n in actions:
-        if action == "allocate" and n <= blocks.free:
+        if action == "allocate" and n <= blocks.available:
             held.append(blocks.allocate(n))
         elif action == "share" and held:
             pages = held[n % len(held)][:]
@@ -48,5 +86,12 @@ def test_holders_and_free_pages_always_agree(actions: list[tuple[str, int]]) -> 
             held.append(pages)
         elif action == "release" and held:
             blocks.release(held.pop(n % len(held)))
+        elif action == "name" and held and held[-1]:
+            blocks.name(held[-1][0], b"%d" % n)
+        elif action == "find" and (page := blocks.find(b"%d" % n)) is not None:
+            blocks.retain([page])
+            held.append([page])
+        elif action == "forget":
+            blocks.forget(range(n))
         blocks.check_integrity(held)
-        assert blocks.free == 16 - len({page for pages in held for page in pages})
+        assert blocks.available == 16 - len({page for pages in held for page in pages})

@@ -1,119 +1,179 @@
-"""The scheduler driven without a model: a pass computes its chunks and makes up the next tokens."""
-
-from dataclasses import dataclass
+"""The scheduler driven without a model."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from openlora.node.engine.blocks import BlockAllocator
-from openlora.node.engine.messages import Sampling
-from openlora.node.engine.scheduler import EngineLimits, Scheduler
-from openlora.node.engine.sequence import Chunk, Sequence
+from openlora.node.engine.limits import EngineLimits
 from openlora.node.errors import ConfigError, Overloaded
+from tests.node.engine.passes import Passes, request
 
-
-def request(name: str, prompt: int, output: int) -> Sequence:
-    return Sequence(name, list(range(prompt)), prompt, Sampling(max_tokens=output))
-
-
-class Driver:
-    """Runs a scheduler to the end and checks every pass."""
-
-    def __init__(self, limits: EngineLimits) -> None:
-        self.limits = limits
-        self.blocks = BlockAllocator(limits.kv_tokens // limits.page_tokens, limits.page_tokens)
-        self.scheduler = Scheduler(limits, self.blocks)
-        self.finished: list[str] = []
-        self.preemptions = 0
-
-    def add(self, *sequences: Sequence) -> None:
-        for sequence in sequences:
-            self.scheduler.add(sequence)
-
-    def step(self) -> list[Chunk]:
-        computed = {id(s): s.computed for s in self.scheduler.running}
-        chunks = self.scheduler.schedule()
-        self.preemptions += sum(1 for s in self.scheduler.waiting if computed.get(id(s)))
-        self._check(chunks)
-        for chunk in chunks:
-            chunk.sequence.computed = chunk.end
-            if chunk.outputs:
-                self._append(chunk.sequence)
-        self.scheduler.check_integrity()
-        return chunks
-
-    def run(self) -> None:
-        while self.step():
-            pass
-
-    def _check(self, chunks: list[Chunk]) -> None:
-        assert sum(chunk.length for chunk in chunks) <= self.limits.max_batch_tokens
-        assert len(self.scheduler.running) <= self.limits.max_running
-        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
-        for chunk in chunks:
-            assert chunk.length >= 1
-            assert chunk.start == chunk.sequence.computed
-            assert chunk.end <= len(chunk.sequence.pages) * self.limits.page_tokens
-
-    def _append(self, sequence: Sequence) -> None:
-        sequence.tokens.append(0)
-        assert sequence.sampling is not None
-        if sequence.generated == sequence.sampling.max_tokens:
-            self.finished.append(sequence.request_id)
-            self.scheduler.remove(sequence)
+# ---- pace -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_prompt_goes_in_chunks_beside_decode_rows() -> None:
-    driver = Driver(EngineLimits(kv_tokens=1024, max_batch_tokens=32, max_running=8))
-    driver.add(request("short", 4, 10))
-    driver.step()
-    driver.add(request("long", 100, 2))
-    shapes = [[(c.sequence.request_id, c.length) for c in driver.step()] for _ in range(5)]
-    assert shapes[:4] == [[("short", 1), ("long", n)] for n in (31, 31, 31, 7)]
-    assert shapes[4] == [("short", 1), ("long", 1)]
+    passes = Passes(EngineLimits(kv_tokens=1024, max_batch_tokens=64, mixed_batch_tokens=32, max_running=8))
+    passes.add(request("short", 4, 10))
+    passes.step()
+    passes.add(request("long", 100, 2))
+    assert [passes.shapes() for _ in range(4)] == [[("short", 1), ("long", n)] for n in (31, 31, 31, 7)]
+    assert passes.shapes() == [("short", 1), ("long", 1)]
 
 
-def test_admission_is_first_come_first_served() -> None:
-    driver = Driver(EngineLimits(kv_tokens=64, max_batch_tokens=64, max_running=8))
-    driver.add(request("a", 16, 4), request("big", 48, 2), request("c", 4, 2))
-    assert [c.sequence.request_id for c in driver.step()] == ["a"]  # c would fit, but not before big
-    driver.run()
-    assert driver.finished == ["a", "big", "c"]
+def test_a_pass_without_decode_rows_takes_all_it_can() -> None:
+    passes = Passes(EngineLimits(kv_tokens=1024, max_batch_tokens=64, mixed_batch_tokens=16, max_running=8))
+    passes.add(request("long", 100, 2))
+    assert [passes.shapes() for _ in range(3)] == [[("long", 64)], [("long", 36)], [("long", 1)]]
 
 
-def test_the_last_admitted_gives_way_and_still_finishes() -> None:
-    driver = Driver(EngineLimits(kv_tokens=64, page_tokens=4, max_batch_tokens=64, max_running=4))
-    driver.add(request("a", 20, 40), request("b", 20, 40))
-    driver.run()
-    assert driver.preemptions >= 1
-    assert driver.finished == ["a", "b"]
-    assert driver.blocks.free == 16
+@pytest.mark.parametrize(("decoding", "prompt_rows"), [(1, 31), (15, 17), (16, 16), (17, 17), (30, 30), (60, 40)])
+def test_prompts_beside_decode_rows_at_most_double_the_pass(decoding: int, prompt_rows: int) -> None:
+    passes = Passes(EngineLimits(kv_tokens=8192, max_batch_tokens=100, mixed_batch_tokens=32, max_running=100))
+    passes.add(*(request(f"d{i}", 1, 50) for i in range(decoding)))
+    passes.step()
+    passes.add(request("long", 1000, 1))
+    assert passes.shapes()[-1] == ("long", prompt_rows)
 
 
-def test_a_full_queue_refuses() -> None:
-    driver = Driver(EngineLimits(max_waiting=2, max_waiting_tokens=50))
-    driver.add(request("a", 20, 1))
-    with pytest.raises(Overloaded) as refused:
-        driver.add(request("b", 31, 1))
-    assert refused.value.code == "overloaded"
-    driver.add(request("b", 30, 1))
-    with pytest.raises(Overloaded):
-        driver.add(request("c", 0, 1))
-    driver.step()  # both run now
-    driver.add(request("c", 1, 1))
+# ---- order ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_first_come_first_served() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, max_batch_tokens=64, max_running=8))
+    passes.add(request("a", 16, 4), request("big", 48, 2), request("c", 4, 2))
+    assert [c.sequence.request_id for c in passes.step()] == ["a"]  # c would fit, but not before big
+    passes.run()
+    assert passes.finished == ["a", "big", "c"]
+
+
+def test_the_prompts_of_two_tenants_take_turns() -> None:
+    passes = Passes(EngineLimits(kv_tokens=4096, max_batch_tokens=64, max_running=8))
+    passes.add(request("a1", 256, 1, tenant="a"), request("a2", 256, 1, tenant="a"))
+    passes.step()
+    passes.add(request("b", 128, 1, tenant="b"))
+    passes.run()
+    assert passes.finished == ["b", "a1", "a2"]
+
+
+def test_lines_of_one_tenant_take_turns() -> None:
+    passes = Passes(EngineLimits(kv_tokens=4096, max_batch_tokens=64, max_running=2))
+    passes.add(*(request(f"hot{i}", 32, 4, line=("hot",)) for i in range(20)))
+    passes.step()
+    passes.add(request("cold", 32, 4, line=("cold",)), request("base", 32, 4))
+    passes.run()
+    assert {"cold", "base"} <= set(passes.finished[:6])
+
+
+def test_who_floods_gives_way_to_who_comes_later() -> None:
+    """All places are taken by long answers of one tenant; another's request runs two passes after it came."""
+    passes = Passes(EngineLimits(kv_tokens=4096, max_batch_tokens=64, mixed_batch_tokens=64, max_running=4))
+    passes.add(*(request(f"flood{i}", 8, 400, tenant="flood", shared=True) for i in range(50)))
+    passes.step()
+    passes.add(*(request(f"b{i}", 8, 20, tenant="b") for i in range(3)))
+    passes.step()
+    assert "b0" in dict(passes.shapes())
+    passes.step()
+    assert {"b0", "b1"} <= dict(passes.shapes()).keys()
+    for _ in range(30):
+        passes.step()
+        assert sum(s.tenant == "flood" for s in passes.scheduler.running) >= 2  # it keeps its own part
+    assert passes.scheduler.preemptions == 3  # one for each of b's
+    assert {"b0", "b1"} <= set(passes.finished)
+    passes.run()
+    assert len(passes.finished) == 53
+
+
+def test_who_hoards_pages_gives_way() -> None:
+    passes = Passes(EngineLimits(kv_tokens=256, page_tokens=4, max_batch_tokens=64, max_running=16))
+    passes.add(*(request(f"hoard{i}", 50, 10, tenant="hoard") for i in range(12)))
+    for _ in range(6):
+        passes.step()
+    assert passes.blocks.available < 12
+    passes.add(request("b", 60, 10, tenant="b"))
+    passes.step()
+    passes.step()
+    assert "b" in {s.request_id for s in passes.scheduler.running}
+    passes.run()
+    assert len(passes.finished) == 13
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_youngest_gives_way_and_still_finishes() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, page_tokens=4, max_batch_tokens=64, max_running=4))
+    passes.add(request("a", 20, 40), request("b", 20, 40))
+    passes.run()
+    assert passes.scheduler.preemptions >= 1
+    assert passes.finished == ["a", "b"]
+    assert passes.blocks.available == 16
+
+
+def test_the_oldest_never_gives_way_however_much_it_holds() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, page_tokens=4, max_batch_tokens=64, max_running=4))
+    passes.add(request("oldest", 32, 30, tenant="a"), *(request(f"b{i}", 4, 12, tenant="b") for i in range(6)))
+    while "oldest" not in passes.finished:
+        assert "oldest" in dict(passes.shapes())
+    assert passes.scheduler.preemptions >= 1
+    passes.run()
+    assert len(passes.finished) == 7
+
+
+def test_a_preempted_sequence_finds_what_is_left_of_its_pages() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, page_tokens=4, max_batch_tokens=64, max_running=4))
+    passes.add(request("a", 20, 40, shared=True), request("b", [9] * 20, 40, shared=True))
+    passes.run()
+    assert passes.finished == ["a", "b"]
+    assert passes.scheduler.preemptions >= 1
+    assert passes.scheduler.cache.hit_tokens > 0
+
+
+def test_cached_pages_go_before_running_sequences() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, page_tokens=4, max_batch_tokens=64, max_running=4))
+    passes.add(request("old", 40, 1, shared=True))
+    passes.run()
+    assert (passes.blocks.idle, passes.blocks.available) == (10, 16)
+    passes.add(request("a", [5] * 16, 16, shared=True), request("b", [6] * 16, 14, shared=True))
+    passes.run()
+    assert passes.scheduler.preemptions == 0
+
+
+def test_a_tenant_is_not_charged_for_being_computed_again() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, page_tokens=4, max_batch_tokens=64, max_running=4))
+    a, b = request("a", 20, 40, tenant="a"), request("b", 20, 40, tenant="b")
+    passes.add(a, b)
+    passes.run()
+    assert passes.scheduler.preemptions >= 1
+    assert (a.charged, b.charged) == (59, 59)
 
 
 def test_removing_frees_pages_wherever_the_sequence_is() -> None:
-    driver = Driver(EngineLimits(kv_tokens=64, max_running=1))
+    passes = Passes(EngineLimits(kv_tokens=64, max_running=1))
     running, waiting = request("a", 30, 9), request("b", 30, 9)
-    driver.add(running, waiting)
-    driver.step()
-    driver.scheduler.remove(waiting)
-    driver.scheduler.remove(running)
-    driver.scheduler.check_integrity()
-    assert driver.blocks.free == 4
-    assert driver.step() == []
+    passes.add(running, waiting)
+    passes.step()
+    passes.scheduler.remove(waiting)
+    passes.scheduler.remove(running)
+    passes.scheduler.check_integrity()
+    assert passes.blocks.available == 4
+    assert passes.step() == []
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_tenant_may_queue_what_remains_free() -> None:
+    passes = Passes(EngineLimits(max_waiting=6, max_waiting_tokens=70))
+    passes.add(request("a", 20, 1))
+    with pytest.raises(Overloaded) as refused:
+        passes.add(request("b", 31, 1))
+    assert refused.value.code == "overloaded"
+    passes.add(request("b", 1, 1), request("c", 1, 1))
+    with pytest.raises(Overloaded):
+        passes.add(request("d", 1, 1))
+    passes.add(request("d", 1, 1, tenant="other"))
+    with pytest.raises(Overloaded):
+        passes.add(request("e", 1, 1))
+    passes.step()  # all run now
+    passes.add(request("e", 1, 1))
 
 
 def test_limits_are_checked_together() -> None:
@@ -121,49 +181,3 @@ def test_limits_are_checked_together() -> None:
         EngineLimits(kv_tokens=0, max_waiting=-1)
     with pytest.raises(ConfigError, match="max_running"):
         EngineLimits(max_running=9, max_batch_tokens=8)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    step: int
-    prompt: int
-    output: int
-    cancel_after: int | None
-
-
-arrivals = st.builds(
-    Arrival,
-    step=st.integers(0, 20),
-    prompt=st.integers(1, 60),
-    output=st.integers(1, 40),
-    cancel_after=st.none() | st.integers(0, 20),
-)
-
-
-@settings(max_examples=150)
-@given(
-    requests=st.lists(arrivals, max_size=12),
-    pages=st.integers(25, 60),
-    max_batch_tokens=st.integers(6, 64),
-    max_running=st.integers(1, 6),
-)
-def test_everything_not_cancelled_finishes(
-    requests: list[Arrival], pages: int, max_batch_tokens: int, max_running: int
-) -> None:
-    driver = Driver(
-        EngineLimits(kv_tokens=pages * 4, page_tokens=4, max_batch_tokens=max_batch_tokens, max_running=max_running)
-    )
-    live: dict[str, Sequence] = {}
-    for step in range(45):
-        for i, arrival in enumerate(requests):
-            if arrival.step == step:
-                live[str(i)] = request(str(i), arrival.prompt, arrival.output)
-                driver.add(live[str(i)])
-            cancelled = arrival.cancel_after is not None and arrival.step + arrival.cancel_after == step
-            if cancelled and str(i) not in driver.finished:
-                driver.scheduler.remove(live[str(i)])
-                driver.finished.append(str(i))
-        driver.step()
-    driver.run()
-    assert sorted(driver.finished) == sorted(str(i) for i in range(len(requests)))
-    assert driver.blocks.free == pages

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +55,16 @@ class AdapterWeights:
     rank: int
     nbytes: int
     factors: Mapping[str, Factor]
+
+    def digest(self) -> bytes:
+        """Equal for equal effects alone: of every layer's name, scale, and factors as they are stored."""
+        digest = blake2b(digest_size=32)
+        for module, factor in sorted(self.factors.items()):
+            parts = [(raw.dtype, *raw.shape) for raw in (factor.a, factor.b)]
+            digest.update(f"{module} {factor.scale.hex()} {parts}\n".encode())
+            digest.update(factor.a.data)
+            digest.update(factor.b.data)
+        return digest.digest()
 
 
 def read_adapter(directory: Path, layout: Mapping[str, LinearShape]) -> AdapterWeights:

@@ -18,6 +18,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class Guard:
     """ASGI middleware. With `keys`, every route wants `Authorization: Bearer <key>`, compared in constant time.
 
+    Whose request it is stands in `scope["state"]["tenant"]`: a digest of the key, "local" without keys.
+
     Without keys only `host_names` are answered: a web page that has its own name resolve to 127.0.0.1 (DNS rebinding)
     would otherwise reach a server that is open on loopback from a browser on the same machine.
     """
@@ -33,6 +35,7 @@ class Guard:
             return
         refusal = self._refusal(scope)
         if refusal is None:
+            scope.setdefault("state", {})["tenant"] = self._tenant(scope)
             await self._app(scope, self._bounded(receive) if scope["type"] == "http" else receive, send)
         elif scope["type"] == "http":
             await refusal(scope, receive, send)
@@ -54,11 +57,15 @@ class Guard:
         return None
 
     def _is_key(self, authorization: bytes) -> bool:
-        scheme, _, token = authorization.partition(b" ")
-        digest = sha256(token.strip()).digest()
+        digest = sha256(_token(authorization)).digest()
         # Every key is compared, so that time does not tell which one was nearly right.
         found = [hmac.compare_digest(digest, known) for known in self._key_digests]
-        return scheme.lower() == b"bearer" and any(found)
+        return authorization[:7].lower() == b"bearer " and any(found)
+
+    def _tenant(self, scope: Scope) -> str:
+        if not self._key_digests:
+            return "local"
+        return "key:" + sha256(_token(dict(scope["headers"])[b"authorization"])).hexdigest()[:32]
 
     def _bounded(self, receive: Receive) -> Receive:
         """`receive` with a limit on the body's bytes and time, for bodies that declare no length or a wrong one."""
@@ -85,6 +92,10 @@ class Guard:
 def _refuse(status: int, message: str, code: str | None = None) -> JSONResponse:
     headers = {"Connection": "close"} | ({"WWW-Authenticate": "Bearer"} if status == 401 else {})
     return JSONResponse(error_body(message, "invalid_request_error", None, code), status, headers=headers)
+
+
+def _token(authorization: bytes) -> bytes:
+    return authorization.partition(b" ")[2].strip()
 
 
 def _host_name(host: bytes) -> str:

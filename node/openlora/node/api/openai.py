@@ -50,16 +50,17 @@ async def _respond(
     shape: CompletionShape | ChatShape,
     request: Request,
 ) -> Response:
+    tenant: str = request.state.tenant
     if body.stream:
-        return EventStream(lambda send: _stream(service, body, shape, send), service.limits.send_timeout_s)
+        return EventStream(lambda send: _stream(service, body, shape, tenant, send), service.limits.send_timeout_s)
     async with while_connected(request.receive):
-        return JSONResponse(await _whole(service, body, shape))
+        return JSONResponse(await _whole(service, body, shape, tenant))
 
 
 async def _whole(
-    service: TextService, body: CompletionRequest | ChatRequest, shape: CompletionShape | ChatShape
+    service: TextService, body: CompletionRequest | ChatRequest, shape: CompletionShape | ChatShape, tenant: str
 ) -> dict[str, Any]:
-    async with service.admitted(body) as plan:
+    async with service.admitted(body, tenant) as plan:
         deltas: dict[int, list[TextDelta]] = {choice.index: [] for choice in plan.choices}
 
         async def keep(choice: Choice, delta: TextDelta) -> None:
@@ -74,6 +75,7 @@ async def _stream(
     service: TextService,
     body: CompletionRequest | ChatRequest,
     shape: CompletionShape | ChatShape,
+    tenant: str,
     send_event: SendEvent,
 ) -> None:
     generated = 0
@@ -84,7 +86,7 @@ async def _stream(
         for chunk in shape.chunks(choice, delta):
             await send_event(chunk)
 
-    async with service.admitted(body) as plan:
+    async with service.admitted(body, tenant) as plan:
         await service.run(plan, send)
     if body.include_usage:
         await send_event(shape.usage_chunk(_usage(plan.prompt_tokens, generated)))

@@ -37,6 +37,7 @@ class Plan:
 
     choices: tuple[Choice, ...]
     prompt_tokens: int
+    tenant: str
 
 
 Emit = Callable[[Choice, TextDelta], Awaitable[None]]
@@ -50,7 +51,7 @@ class TextService:
         self.admission = Admission(limits)
 
     @asynccontextmanager
-    async def admitted(self, request: CompletionRequest | ChatRequest) -> AsyncIterator[Plan]:
+    async def admitted(self, request: CompletionRequest | ChatRequest, tenant: str) -> AsyncIterator[Plan]:
         """Holds the request's place in the queue for the length of the block. Raises RequestError, Overloaded."""
         request.refuse_what_is_not_served()
         adapters = self.catalog.resolve(request.model)
@@ -58,7 +59,7 @@ class TextService:
         if (requests := len(prompts) * (request.n or 1)) > self.limits.max_choices:
             raise RequestError("invalid_value", f"prompts times n may be {self.limits.max_choices} at most.", "prompt")
         with self.admission.hold(requests=requests):
-            plan = await self._plan(request, adapters)
+            plan = await self._plan(request, adapters, tenant)
             tokens = sum(len(choice.prompt_ids) + choice.sampling.max_tokens for choice in plan.choices)
             with self.admission.hold(tokens=tokens):
                 yield plan
@@ -67,15 +68,19 @@ class TextService:
         """Runs all choices at once; the first failure ends them all and leaves as itself."""
         async with task_group() as group:
             for choice in plan.choices:
-                group.create_task(self._run_choice(choice, emit), name=f"choice-{choice.index}")
+                group.create_task(self._run_choice(choice, plan.tenant, emit), name=f"choice-{choice.index}")
 
-    async def _run_choice(self, choice: Choice, emit: Emit) -> None:
-        deltas = self.text.complete(self.engine, choice.prompt_ids, choice.sampling, choice.adapters, choice.stop)
+    async def _run_choice(self, choice: Choice, tenant: str, emit: Emit) -> None:
+        deltas = self.text.complete(
+            self.engine, choice.prompt_ids, choice.sampling, choice.adapters, choice.stop, tenant
+        )
         async with aclosing(deltas):
             async for delta in deltas:
                 await emit(choice, delta)
 
-    async def _plan(self, request: CompletionRequest | ChatRequest, adapters: tuple[AdapterUse, ...]) -> Plan:
+    async def _plan(
+        self, request: CompletionRequest | ChatRequest, adapters: tuple[AdapterUse, ...], tenant: str
+    ) -> Plan:
         echoes: Sequence[str] = ("",)
         if isinstance(request, CompletionRequest):
             prompts = [await self._prompt_ids(prompt) for prompt in request.prompt]
@@ -99,7 +104,7 @@ class TextService:
             for index, (prompt_ids, echo) in enumerate(zip(prompts, echoes, strict=True))
             for number in range(n)
         )
-        return Plan(choices, sum(map(len, prompts)))
+        return Plan(choices, sum(map(len, prompts)), tenant)
 
     async def _prompt_ids(self, prompt: TextPrompt) -> tuple[int, ...]:
         if isinstance(prompt, str):

@@ -16,12 +16,14 @@ _NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 @dataclass(eq=False, slots=True)
 class ResidentAdapter:
-    """An adapter in its slot. `users` counts the requests that run with it; `listed` says that its key names it."""
+    """An adapter in its slot. `content` tells its numbers from all others; `users` counts the requests that run with
+    it; `listed` says that its key names it."""
 
     key: str
     slot: int
     rank: int
     nbytes: int
+    content: bytes
     users: int = 0
     listed: bool = True
 
@@ -67,7 +69,7 @@ class AdapterPool:
                 "unload others first"
             )
         self.unload(key)
-        adapter = ResidentAdapter(key, self._free_slot(), weights.rank, nbytes)
+        adapter = ResidentAdapter(key, self._free_slot(), weights.rank, nbytes, weights.digest())
         self._slots[adapter.slot] = adapter
         for module, factor in weights.factors.items():
             table = self._tables.setdefault(module, [None] * len(self._slots))

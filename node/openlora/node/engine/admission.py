@@ -7,6 +7,7 @@ from openlora.node.errors import RequestError
 
 MAX_ADAPTER_WEIGHT = 10.0
 MAX_LOGPROBS = 20
+MAX_TENANT_CHARS = 128
 MAX_TEMPERATURE = 100.0
 
 
@@ -14,6 +15,8 @@ def check_request(submit: Submit, model: ModelInfo, max_adapters: int) -> None:
     """Raises RequestError for what can never run: `bad_input`, `bad_sampling`, `bad_adapters`, `context_length`."""
     check_prompt(submit.prompt, submit.sampling.max_tokens, model)
     _check_sampling(submit.sampling)
+    if len(submit.tenant) > MAX_TENANT_CHARS:
+        raise RequestError("bad_input", f"a tenant's name has at most {MAX_TENANT_CHARS} characters")
     check_adapters(submit.adapters, max_adapters)
 
 

@@ -102,7 +102,7 @@ class Connection:
             self._end(reason)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse]
+        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse], tenant: str
     ) -> AsyncGenerator[Token, None]:
         request_id = str(next(self._numbers))
         # The queue holds the whole output, so the reader never waits for a slow consumer and nobody stalls another.
@@ -110,7 +110,13 @@ class Connection:
         self._requests[request_id] = queue
         try:
             await self._send(
-                Submit(request_id=request_id, prompt=tuple(prompt), sampling=sampling, adapters=tuple(adapters))
+                Submit(
+                    request_id=request_id,
+                    prompt=tuple(prompt),
+                    sampling=sampling,
+                    adapters=tuple(adapters),
+                    tenant=tenant,
+                )
             )
             while True:
                 item = await queue.get()
@@ -226,15 +232,15 @@ class EngineClient:
         return self._connection is not None and not self._connection.ended
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = ()
+        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = (), tenant: str = ""
     ) -> AsyncGenerator[Token, None]:
-        """The tokens of one request; the last one has a `finish_reason`.
+        """The tokens of one request; the last one has a `finish_reason`. `tenant` is whose it is, as in `Submit`.
 
         Closing or cancelling the generator cancels the request in the engine. Raises RequestError, Overloaded, and
         EngineDied when the engine ends meanwhile: the request is not repeated, since it may be what killed it.
         """
         connection = await self._connected()
-        tokens = connection.generate(prompt, sampling, adapters)
+        tokens = connection.generate(prompt, sampling, adapters, tenant)
         try:
             async for token in tokens:
                 yield token

@@ -1,5 +1,6 @@
 """The inference engine: commands in, tokens out, one forward pass a step."""
 
+import secrets
 from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from openlora.node.adapters.format import read_adapter
 from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
 from openlora.node.engine.admission import check_adapters, check_prompt, check_request
 from openlora.node.engine.blocks import BlockAllocator
+from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import (
     AdapterLoaded,
@@ -34,9 +36,10 @@ from openlora.node.engine.messages import (
 )
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.prefix_cache import root_key
 from openlora.node.engine.runner import Runner
 from openlora.node.engine.sampling import sample_tokens
-from openlora.node.engine.scheduler import EngineLimits, Scheduler
+from openlora.node.engine.scheduler import Scheduler
 from openlora.node.engine.sequence import Chunk, Sequence
 from openlora.node.errors import AdapterError, RequestError
 
@@ -77,6 +80,7 @@ class Engine:
         self._eos = frozenset(config.eos_token_ids)
         self._blocks = blocks
         self._scheduler = Scheduler(limits, blocks)
+        self._base = secrets.token_bytes(32)  # stands for the base model: no cached page outlives this engine
         self._adapters = AdapterPool(limits.adapter_bytes, model.dtype, model.device)
         self._runner = Runner(model, ops, self._adapters, blocks.pages, blocks.page_tokens)
         self._sequences: dict[str, Sequence] = {}
@@ -169,7 +173,8 @@ class Engine:
                 raise RequestError("bad_input", "a request of this id is running already")
             check_request(submit, self.info, self._limits.max_adapters)
             prompt = list(submit.prompt)
-            self._add(Sequence(submit.request_id, prompt, len(prompt), submit.sampling), submit.adapters)
+            sequence = Sequence(submit.request_id, prompt, len(prompt), submit.sampling, tenant=submit.tenant)
+            self._add(sequence, submit.adapters)
         except RequestError as error:
             return [Refused(request_id=submit.request_id, code=error.code, message=str(error))]
         return []
@@ -190,6 +195,10 @@ class Engine:
                     raise RequestError("unknown_adapter", f"adapter {use.key!r} is not loaded")
                 held.append((adapter, use.weight))
             sequence.adapters = tuple(held)
+            sequence.line = tuple(use.key for use in uses)
+            if self._limits.prefix_cache and sequence.sampling is not None:  # scoring wants every position computed
+                recipe = [(adapter.content, weight) for adapter, weight in held]
+                sequence.root = root_key(self._base, sequence.tenant, recipe)
             self._scheduler.add(sequence)
         except RequestError:
             for adapter, _ in held:
@@ -214,13 +223,19 @@ class Engine:
         return AdapterLoaded(key=key, rank=adapter.rank, bytes=adapter.nbytes)
 
     def _status(self) -> Status:
+        """An idle engine checks its books first: one whose pages are mixed up must not go on."""
+        if not self.has_work:
+            self.check_integrity()
         return Status(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
-            kv_tokens_free=self._blocks.free * self._blocks.page_tokens,
+            kv_tokens_free=self._blocks.available * self._blocks.page_tokens,
             adapters=self._adapters.keys,
             steps=self._steps,
             generated_tokens=self._generated_tokens,
+            kv_tokens_cached=self._blocks.idle * self._blocks.page_tokens,
+            cache_hit_tokens=self._scheduler.cache.hit_tokens,
+            preemptions=self._scheduler.preemptions,
         )
 
     # ---- a step -----------------------------------------------------------------------------------------------------
@@ -229,8 +244,7 @@ class Engine:
         """Schedule and run one pass: its chunks, and the logits of their output rows in the chunks' order."""
         chunks = self._scheduler.schedule()
         logits = self._runner.run(chunks) if chunks else torch.empty(0, self.info.vocab_size)
-        for chunk in chunks:
-            chunk.sequence.computed = chunk.end
+        self._scheduler.computed(chunks)
         return chunks, logits
 
     def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[Token]:
@@ -250,4 +264,5 @@ class Engine:
     def _refuse_poisoned(self, sequence: Sequence) -> None:
         message = "the model's numbers became infinite or NaN under this prompt and these adapters"
         self._refused.append(Refused(request_id=sequence.request_id, code="not_finite", message=message))
+        self._scheduler.distrust(sequence)
         self._end(sequence.request_id)

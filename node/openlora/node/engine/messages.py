@@ -7,7 +7,7 @@ whenever a message does; the child announces it in `Ready`.
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -62,6 +62,7 @@ class Submit(Message, frozen=True):
     prompt: tuple[int, ...]
     sampling: Sampling
     adapters: tuple[AdapterUse, ...] = ()  # empty: the base model
+    tenant: str = ""  # whose it is: tenants are served evenly, and share no cached computation; at most 128 characters
 
 
 class Cancel(Message, frozen=True):
@@ -156,10 +157,13 @@ class AdapterRefused(Message, frozen=True):
 class Status(Message, frozen=True):
     running: int
     waiting: int
-    kv_tokens_free: int
+    kv_tokens_free: int  # what is cached and held by no request included
     adapters: tuple[str, ...]
     steps: int
     generated_tokens: int
+    kv_tokens_cached: int = 0  # of the free ones, those that a request with an equal beginning could use
+    cache_hit_tokens: int = 0  # prompt tokens that were not computed, since the start
+    preemptions: int = 0  # since the start
 
 
 Event = Ready | Failed | Step | Refused | AdapterLoaded | AdapterUnloaded | AdapterRefused | Status

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -66,7 +66,7 @@ class Arguments:
     socket: Path
     model: Path
     dtype: str
-    limits: dict[str, int]  # fields of EngineLimits; the others have their defaults
+    limits: dict[str, Any]  # fields of EngineLimits; the others have their defaults
 
 
 def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
@@ -101,7 +101,7 @@ def _parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int]), default={})
+    parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int | bool]), default={})
     return Arguments(**vars(parser.parse_args(argv)))
 
 

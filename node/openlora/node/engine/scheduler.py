@@ -1,127 +1,249 @@
 """Which tokens the next forward pass computes."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from openlora.node.engine.blocks import BlockAllocator
+from openlora.node.engine.fairness import FairShare
+from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
-from openlora.node.errors import ConfigError, Overloaded
+from openlora.node.engine.waiting import Line, WaitingLines
 
+STRETCH = 2  # a pass with prompts beside its decode rows may have as many times their number of rows
 
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """What an engine may use. The defaults suit a small model on one CPU."""
-
-    kv_tokens: int = 65_536  # capacity of the paged cache
-    page_tokens: int = 16
-    max_batch_tokens: int = 512  # rows of one forward pass
-    max_running: int = 64  # sequences that hold pages
-    max_waiting: int = 1_024
-    max_waiting_tokens: int = 1_048_576  # of all waiting prompts
-    max_adapters: int = 16  # in one request's recipe
-    adapter_bytes: int = 2 << 30  # of all adapters, those kept for running requests included
-
-    def __post_init__(self) -> None:
-        wrong = [name for name in self.__slots__ if getattr(self, name) < 1]
-        if wrong:
-            raise ConfigError(f"engine limits must be positive: {', '.join(wrong)}")
-        if self.max_running > self.max_batch_tokens:
-            raise ConfigError("max_running exceeds max_batch_tokens: some running requests would never get a token")
-        if self.kv_tokens < self.page_tokens:
-            raise ConfigError("kv_tokens is less than one page")
+Prompts = dict[str, dict[Line, deque[Sequence]]]  # by tenant and line, in order of arrival
 
 
 class Scheduler:
-    """Continuous batching, first come first served, under a budget of tokens a step.
+    """Continuous batching under a budget of tokens a pass, evenly shared between tenants.
 
-    Every running sequence that is decoding gets its row first; what is left of the budget goes to prompts in order of
-    admission, in chunks. A sequence is admitted when there are pages for all its tokens, besides one for each that
-    runs; decoding takes pages as it grows, and when none is free the sequence admitted last gives up all of its own and
-    returns to the head of the queue. The sequence admitted first always goes on: with `kv_tokens` at least the longest
-    request, everything admitted finishes.
+    *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: of
+    `max_batch_tokens` where nothing decodes, else of `mixed_batch_tokens` or of twice the decode rows. So a token never
+    waits longer than for a pass of `mixed_batch_tokens` rows, or twice as long as without the prompts.
+
+    *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
+    (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
+    not fit yet is waited for. A tenant below its even part of places and pages, whose turn it is, takes them from those
+    above theirs.
+
+    *Memory.* A sequence is admitted when there are pages for all its tokens, besides one for each that runs; decoding
+    takes pages as it grows. When none is left, cached pages go first, then those of the youngest sequence of the tenant
+    that holds most: it returns to its line and is computed again. The oldest sequence always goes on, so that, with
+    `kv_tokens` at least the longest request, everything admitted finishes.
     """
 
     def __init__(self, limits: EngineLimits, blocks: BlockAllocator) -> None:
         self._limits = limits
         self._blocks = blocks
-        self.waiting: deque[Sequence] = deque()
+        self._tenants: FairShare[str] = FairShare()
+        self._lines: dict[str, FairShare[Line]] = {}
+        self._arrivals = 0
+        self._blocked: Sequence | None = None  # whose turn it was in the last pass, and who did not fit
+        self.cache = PrefixCache(blocks)
+        self.waiting = WaitingLines(limits)
         self.running: list[Sequence] = []  # in order of admission
+        self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence that fits into the empty cache. Raises Overloaded when the queue is full."""
-        tokens = sum(len(waiting.tokens) for waiting in self.waiting)
-        if len(self.waiting) >= self._limits.max_waiting:
-            raise Overloaded("overloaded", f"{len(self.waiting)} requests are waiting already; try again later")
-        if tokens + len(sequence.tokens) > self._limits.max_waiting_tokens:
-            raise Overloaded("overloaded", f"{tokens} prompt tokens are waiting already; try again later")
+        """Queue a sequence that fits into the empty cache. Raises Overloaded when its tenant's part of the queue is
+        full."""
+        self.waiting.check_room(sequence)
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
+        self._tenants.enter(sequence.tenant)
+        self._lines.setdefault(sequence.tenant, FairShare()).enter(sequence.line)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a queued or running sequence and free its pages."""
+        """Forget a queued or running sequence; nobody holds its pages any more for its sake."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence)
         else:
             self.waiting.remove(sequence)
+        if sequence is self._blocked:
+            self._blocked = None
+        self._tenants.leave(sequence.tenant)
+        lines = self._lines[sequence.tenant]
+        lines.leave(sequence.line)
+        if not lines.present:
+            del self._lines[sequence.tenant]
 
     def schedule(self) -> list[Chunk]:
         """The next pass: at most `max_batch_tokens` rows, pages provided. Empty only if there is nothing to do."""
-        chunks = list(self._decode_rows())
-        budget = self._limits.max_batch_tokens - len(chunks)
-        decoding = {id(chunk.sequence) for chunk in chunks}
-        for sequence in self.running:
-            if budget and id(sequence) not in decoding:
-                chunks.append(_chunk(sequence, budget))
-                budget -= chunks[-1].length
-        while budget and (admitted := self._admit()) is not None:
-            chunks.append(_chunk(admitted, budget))
-            budget -= chunks[-1].length
+        self._grow()
+        self._give_way()
+        chunks = [self._chunk(sequence, 1) for sequence in self.running if sequence.pending == 1]
+        chunks += self._prompts(self._prompt_budget(len(chunks)))
         return chunks
 
+    def computed(self, chunks: list[Chunk]) -> None:
+        """The pass is done: the chunks' keys and values are in the cache."""
+        for chunk in chunks:
+            chunk.sequence.computed = chunk.end
+            self.cache.offer(chunk.sequence)
+
+    def distrust(self, sequence: Sequence) -> None:
+        """Share no more what was computed for a running sequence."""
+        self._blocks.forget(sequence.pages)
+
     def check_integrity(self) -> None:
-        """Assert that exactly the running sequences hold pages, and no page twice."""
+        """Assert that every page is free, idle or held exactly as counted, and that the queues' sums are right."""
         self._blocks.check_integrity([sequence.pages for sequence in self.running])
+        for sequence in self.running:
+            assert sequence.computed <= len(sequence.pages) * self._blocks.page_tokens, "tokens lie outside the pages"
         assert not any(sequence.pages or sequence.computed for sequence in self.waiting)
+        self.waiting.check_integrity()
+        live = [*self.running, *self.waiting]
+        self._tenants.check_integrity(sequence.tenant for sequence in live)
+        assert self._lines.keys() == {sequence.tenant for sequence in live}
+        for tenant, lines in self._lines.items():
+            lines.check_integrity(sequence.line for sequence in live if sequence.tenant == tenant)
 
-    def _decode_rows(self) -> Iterator[Chunk]:
-        for sequence in [s for s in self.running if s.pending == 1]:
-            if sequence.pages and self._grow(sequence):  # no pages: preempted by one before it
-                yield _chunk(sequence, 1)
+    # ---- rows -------------------------------------------------------------------------------------------------------
 
-    def _grow(self, sequence: Sequence) -> bool:
-        """Give the sequence the page its next token needs; False if it had to be preempted itself."""
-        missing = self._blocks.pages_for(len(sequence.tokens)) - len(sequence.pages)
-        while missing > self._blocks.free:
-            victim = self.running[-1]
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        sequence.pages += self._blocks.allocate(missing)
+    def _prompt_budget(self, decoding: int) -> int:
+        rows = self._limits.max_batch_tokens
+        if decoding:
+            rows = min(rows, max(self._limits.mixed_batch_tokens, STRETCH * decoding))
+        return rows - decoding
+
+    def _prompts(self, budget: int) -> Iterator[Chunk]:
+        """Chunks of prompts, in the order of turns, as the budget lasts."""
+        begun: Prompts = {}
+        for sequence in self.running:
+            if sequence.pending > 1:
+                begun.setdefault(sequence.tenant, {}).setdefault(sequence.line, deque()).append(sequence)
+        admitting = True
+        while budget and (chosen := self._next(begun, admitting)) is not None:
+            if not chosen.pages and not self._admit(chosen):
+                self._blocked = chosen
+                admitting = False
+                continue
+            _take(begun, chosen)
+            chunk = self._chunk(chosen, budget)
+            budget -= chunk.length
+            yield chunk
+
+    def _next(self, begun: Prompts, admitting: bool) -> Sequence | None:
+        """Whose turn it is, of the begun prompts and, if `admitting`, of those that wait."""
+        waiting = self.waiting if admitting else None
+        tenant = self._tenants.least([*begun, *(waiting.tenants if waiting else ())])
+        if tenant is None:
+            return None
+        own = begun.get(tenant, {})
+        line = self._lines[tenant].least([*own, *(waiting.lines(tenant) if waiting else ())])
+        assert line is not None, "a tenant without a line has no turn"
+        return own[line][0] if line in own else self.waiting.head(tenant, line)
+
+    def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
+        """The sequence's next tokens, charged to its tenant unless they were before."""
+        chunk = Chunk(sequence, sequence.computed, min(sequence.pending, budget))
+        if (tokens := chunk.end - max(chunk.start, sequence.charged)) > 0:
+            self._tenants.charge(sequence.tenant, tokens)
+            self._lines[sequence.tenant].charge(sequence.line, tokens)
+            sequence.charged = chunk.end
+        return chunk
+
+    # ---- places and pages -------------------------------------------------------------------------------------------
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let a waiting sequence run, if there is a place and memory."""
+        if len(self.running) >= self._limits.max_running:
+            return False
+        cached = self.cache.take(sequence)
+        missing = self._blocks.pages_for(len(sequence.tokens)) - len(cached)
+        if missing + len(self.running) > self._blocks.available:
+            self._blocks.release(cached)
+            return False
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.pages = cached + self._blocks.allocate(missing)
+        sequence.computed = len(cached) * self._blocks.page_tokens
+        sequence.offered = len(cached)
+        self.cache.hit_tokens += sequence.computed
         return True
 
-    def _admit(self) -> Sequence | None:
-        """Move the head of the queue to the running ones, if it may run now."""
-        if not self.waiting or len(self.running) >= self._limits.max_running:
-            return None
-        needed = self._blocks.pages_for(len(self.waiting[0].tokens))
-        if needed + len(self.running) > self._blocks.free:
-            return None
-        sequence = self.waiting.popleft()
-        sequence.pages = self._blocks.allocate(needed)
-        self.running.append(sequence)
-        return sequence
+    def _grow(self) -> None:
+        """Give every sequence that decodes the page its next token needs, the oldest first."""
+        for sequence in sorted((s for s in self.running if s.pending == 1), key=_arrival):
+            if not sequence.pages:  # preempted by one before it
+                continue
+            missing = self._blocks.pages_for(len(sequence.tokens)) - len(sequence.pages)
+            while sequence.pages and missing > self._blocks.available:
+                self._preempt(self._victim())
+            if sequence.pages:
+                sequence.pages += self._blocks.allocate(missing)
+
+    def _victim(self) -> Sequence:
+        """The youngest sequence of the tenant that holds most pages, but never the oldest of all."""
+        held = Counter[str]()
+        for sequence in self.running:
+            held[sequence.tenant] += len(sequence.pages)
+        oldest = min(self.running, key=_arrival)
+        return max((s for s in self.running if s is not oldest), key=lambda s: (held[s.tenant], s.arrival))
+
+    def _give_way(self) -> None:
+        """Make room for the one that did not fit in the last pass, if its tenant is below its part."""
+        sequence, self._blocked = self._blocked, None
+        if sequence is None or self._admit(sequence):
+            return
+        for victim in self._above_their_part(sequence):
+            self._preempt(victim)
+        self._admit(sequence)
+
+    def _above_their_part(self, sequence: Sequence) -> list[Sequence]:
+        """The youngest sequences of tenants that keep their even part without them, if that is room enough for
+        `sequence` and its tenant's part allows it; else none. Whoever gives way this time is below nobody's part the
+        next time, so that nobody is sent to and fro."""
+        tenants = self._tenants.present
+        places, pages = self._limits.max_running // tenants, self._blocks.pages // tenants
+        held_places, held_pages = Counter[str](), Counter[str]()
+        for other in self.running:
+            held_places[other.tenant] += 1
+            held_pages[other.tenant] += len(other.pages)
+        needed = self._blocks.pages_for(len(sequence.tokens))
+        if held_places[sequence.tenant] + 1 > places or held_pages[sequence.tenant] + needed > pages:
+            return []
+        victims: list[Sequence] = []
+        no_place = len(self.running) - self._limits.max_running + 1
+        no_pages = needed + len(self.running) - self._blocks.available
+        for other in sorted(self.running, key=_arrival, reverse=True)[:-1]:  # never the oldest
+            if no_place <= 0 and no_pages <= 0:
+                break
+            spare_place = no_place > 0 and held_places[other.tenant] > places
+            spare_pages = no_pages > 0 and held_pages[other.tenant] - len(other.pages) >= pages
+            if spare_place or spare_pages:
+                victims.append(other)
+                no_place -= 1
+                no_pages -= self._blocks.held_once(other.pages) + 1
+                held_places[other.tenant] -= 1
+                held_pages[other.tenant] -= len(other.pages)
+        return victims if no_place <= 0 and no_pages <= 0 else []
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._release(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
+        self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.pages)
         sequence.pages = []
-        sequence.computed = 0
+        sequence.computed = sequence.offered = 0
 
 
-def _chunk(sequence: Sequence, budget: int) -> Chunk:
-    return Chunk(sequence, sequence.computed, min(sequence.pending, budget))
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+def _take(prompts: Prompts, sequence: Sequence) -> None:
+    """Strike a sequence off, if it is listed; a line or tenant that is done goes with it."""
+    lines = prompts.get(sequence.tenant, {})
+    if sequence.line in lines and lines[sequence.line][0] is sequence:
+        lines[sequence.line].popleft()
+        if not lines[sequence.line]:
+            del lines[sequence.line]
+        if not lines:
+            del prompts[sequence.tenant]

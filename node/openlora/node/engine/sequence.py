@@ -23,8 +23,15 @@ class Sequence:
     prompt_length: int
     sampling: Sampling | None  # None: nothing is sampled, every position's logits are wanted
     adapters: tuple[tuple["ResidentAdapter", float], ...] = ()  # with their weights, in the recipe's order
+    tenant: str = ""  # whose request it is: tenants share the engine evenly, and no cached pages
+    line: tuple[str, ...] = ()  # the adapters' keys; a tenant's lines share its part evenly
+    root: bytes | None = None  # what its pages' keys begin with; None: no pages are shared
+    arrival: int = 0  # its number in the order of coming; the scheduler's
     computed: int = 0  # tokens whose keys and values are in the cache
+    charged: int = 0  # tokens that its tenant has paid for: none twice, however often they are computed
     pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)  # the prefix cache's, one a full page
+    offered: int = 0  # pages that the prefix cache has seen
 
     @property
     def pending(self) -> int:

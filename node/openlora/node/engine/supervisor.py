@@ -26,7 +26,7 @@ class EngineOptions(Patience):
 
     model: Path
     dtype: str = "auto"
-    limits: Mapping[str, int] = field(default_factory=dict)  # fields of EngineLimits, for memory and batch sizes
+    limits: Mapping[str, int | bool] = field(default_factory=dict)  # fields of EngineLimits, for memory and batch sizes
     command: tuple[str, ...] = ENGINE_COMMAND
 
 

@@ -100,6 +100,7 @@ class TextModel:
         sampling: Sampling,
         adapters: Sequence[AdapterUse] = (),
         stop: Sequence[str] = (),
+        tenant: str = "",
     ) -> AsyncGenerator[TextDelta, None]:
         """Generate until an end token, a stop string or `max_tokens`; one delta a token, the last with a reason.
 
@@ -107,7 +108,7 @@ class TextModel:
         as generated. Closing the generator frees the request. Raises RequestError, Overloaded, EngineDied.
         """
         detokenizer, stops = self.detokenizer(), StopScanner(stop)
-        async with aclosing(engine.generate(prompt_ids, sampling, adapters)) as tokens:
+        async with aclosing(engine.generate(prompt_ids, sampling, adapters, tenant)) as tokens:
             async for token in tokens:
                 ends = token.finish_reason == "stop"  # an end token is no text, even where its name would be
                 text = stops.push("" if ends else detokenizer.push(token.token_id))

@@ -1,0 +1,30 @@
+"""What an engine may use."""
+
+from dataclasses import dataclass
+
+from openlora.node.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """The defaults suit a small model on one CPU."""
+
+    kv_tokens: int = 65_536  # capacity of the paged cache
+    page_tokens: int = 16
+    max_batch_tokens: int = 512  # rows of one forward pass
+    mixed_batch_tokens: int = 64  # rows of a pass that decodes and has prompts beside it, or twice the decoding ones
+    max_running: int = 64  # sequences that hold pages
+    max_waiting: int = 2_048  # one tenant at most as many as remain free: alone, the half
+    max_waiting_tokens: int = 2_097_152  # of all waiting prompts; one tenant as above
+    max_adapters: int = 16  # in one request's recipe
+    adapter_bytes: int = 2 << 30  # of all adapters, those kept for running requests included
+    prefix_cache: bool = True  # requests of one tenant that begin alike share what was computed for the beginning
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.__slots__ if name != "prefix_cache" and getattr(self, name) < 1]
+        if wrong:
+            raise ConfigError(f"engine limits must be positive: {', '.join(wrong)}")
+        if self.max_running > self.max_batch_tokens:
+            raise ConfigError("max_running exceeds max_batch_tokens: some running requests would never get a token")
+        if self.kv_tokens < self.page_tokens:
+            raise ConfigError("kv_tokens is less than one page")

@@ -1,0 +1,99 @@
+"""A scheduler driven without a model: passes that check what they are given and make up the next tokens.
+
+Every slot of the cache remembers what was computed into it, as a hash of all that a key or value depends on; a pass
+over tokens whose past is not exactly in its sequence's pages fails.
+"""
+
+from openlora.node.engine.blocks import BlockAllocator
+from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.messages import Sampling
+from openlora.node.engine.prefix_cache import root_key
+from openlora.node.engine.scheduler import Scheduler
+from openlora.node.engine.sequence import Chunk, Sequence
+
+
+def request(
+    name: str,
+    prompt: int | list[int],
+    output: int,
+    *,
+    tenant: str = "",
+    line: tuple[str, ...] = (),
+    shared: bool = False,
+) -> Sequence:
+    """A prompt of given tokens, or of as many; `shared`: found in, and offered to, the prefix cache."""
+    tokens = list(range(prompt)) if isinstance(prompt, int) else list(prompt)
+    root = root_key(b"base", tenant, [(key.encode(), 1.0) for key in line]) if shared else None
+    return Sequence(name, tokens, len(tokens), Sampling(max_tokens=output), tenant=tenant, line=line, root=root)
+
+
+def pasts(sequence: Sequence) -> list[int]:
+    """For each position, a hash of what its key depends on: the tokens up to it, tenant and adapters."""
+    past, found = hash((sequence.tenant, sequence.line)), []
+    for token in sequence.tokens:
+        past = hash((past, token))
+        found.append(past)
+    return found
+
+
+class Passes:
+    """Runs a scheduler pass by pass."""
+
+    def __init__(self, limits: EngineLimits, *, check: bool = True) -> None:
+        self.limits = limits
+        self.blocks = BlockAllocator(limits.kv_tokens // limits.page_tokens, limits.page_tokens)
+        self.scheduler = Scheduler(limits, self.blocks)
+        self.finished: list[str] = []
+        self._check_all = check
+        self._cache: dict[tuple[int, int], int] = {}
+
+    def add(self, *sequences: Sequence) -> None:
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+
+    def step(self) -> list[Chunk]:
+        chunks = self.scheduler.schedule()
+        if self._check_all:
+            self._check(chunks)
+            for chunk in chunks:
+                self._compute(chunk)
+        self.scheduler.computed(chunks)
+        for chunk in chunks:
+            if chunk.outputs:
+                self._append(chunk.sequence)
+        if self._check_all:
+            self.scheduler.check_integrity()
+        return chunks
+
+    def run(self) -> None:
+        while self.step():
+            pass
+
+    def shapes(self) -> list[tuple[str, int]]:
+        """A step's chunks: whose, and how long."""
+        return [(chunk.sequence.request_id, chunk.length) for chunk in self.step()]
+
+    def _check(self, chunks: list[Chunk]) -> None:
+        assert chunks or not self.scheduler.waiting
+        assert sum(chunk.length for chunk in chunks) <= self.limits.max_batch_tokens
+        assert len(self.scheduler.running) <= self.limits.max_running
+        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            assert chunk.length >= 1
+            assert chunk.start == chunk.sequence.computed
+            assert chunk.end <= len(chunk.sequence.pages) * self.limits.page_tokens
+
+    def _compute(self, chunk: Chunk) -> None:
+        size = self.limits.page_tokens
+        for position, past in enumerate(pasts(chunk.sequence)[: chunk.end]):
+            slot = chunk.sequence.pages[position // size], position % size
+            if position >= chunk.start:
+                self._cache[slot] = past
+            assert self._cache[slot] == past, f"{chunk.sequence.request_id} reads what is not its own"
+
+    def _append(self, sequence: Sequence) -> None:
+        sequence.tokens.append(pasts(sequence)[-1] % 7 if self._check_all else 0)
+        assert sequence.sampling is not None
+        if sequence.generated == sequence.sampling.max_tokens:
+            self.finished.append(sequence.request_id)
+            self.scheduler.remove(sequence)
