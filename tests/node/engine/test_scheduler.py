@@ -75,7 +75,7 @@ def test_who_floods_gives_way_to_who_comes_later() -> None:
     for _ in range(30):
         passes.step()
         assert sum(s.tenant == "flood" for s in passes.scheduler.running) >= 2  # it keeps its own part
-    assert passes.scheduler.preemptions == 3  # one for each of b's
+    assert passes.scheduler.preemptions == 2
     assert {"b0", "b1"} <= set(passes.finished)
     passes.run()
     assert len(passes.finished) == 53

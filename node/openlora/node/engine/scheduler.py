@@ -1,7 +1,7 @@
 """Which tokens the next forward pass computes."""
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.fairness import FairShare
@@ -24,8 +24,8 @@ class Scheduler:
 
     *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
     (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
-    not fit yet is waited for. A tenant below its even part of places and pages, whose turn it is, takes them from those
-    above theirs.
+    not fit yet is waited for, unless it would have its tenant above an even part of places and pages. A tenant below
+    its part, whose turn it is, takes from those above theirs.
 
     *Memory.* A sequence is admitted when there are pages for all its tokens, besides one for each that runs; decoding
     takes pages as it grows. When none is left, cached pages go first, then those of the youngest sequence of the tenant
@@ -115,25 +115,28 @@ class Scheduler:
         for sequence in self.running:
             if sequence.pending > 1:
                 begun.setdefault(sequence.tenant, {}).setdefault(sequence.line, deque()).append(sequence)
-        admitting = True
-        while budget and (chosen := self._next(begun, admitting)) is not None:
+        closed: set[str] = set()  # tenants of whom nobody is admitted in this pass
+        while budget and (chosen := self._next(begun, closed)) is not None:
             if not chosen.pages and not self._admit(chosen):
-                self._blocked = chosen
-                admitting = False
+                if self._has_its_part(chosen):
+                    closed.add(chosen.tenant)
+                else:
+                    self._blocked = chosen
+                    closed.update(self.waiting.tenants)
                 continue
             _take(begun, chosen)
             chunk = self._chunk(chosen, budget)
             budget -= chunk.length
             yield chunk
 
-    def _next(self, begun: Prompts, admitting: bool) -> Sequence | None:
-        """Whose turn it is, of the begun prompts and, if `admitting`, of those that wait."""
-        waiting = self.waiting if admitting else None
-        tenant = self._tenants.least([*begun, *(waiting.tenants if waiting else ())])
+    def _next(self, begun: Prompts, closed: Set[str]) -> Sequence | None:
+        """Whose turn it is, of the begun prompts and of those that wait, but of no `closed` tenant."""
+        tenant = self._tenants.least([*begun, *(name for name in self.waiting.tenants if name not in closed)])
         if tenant is None:
             return None
         own = begun.get(tenant, {})
-        line = self._lines[tenant].least([*own, *(waiting.lines(tenant) if waiting else ())])
+        waiting = () if tenant in closed else self.waiting.lines(tenant)
+        line = self._lines[tenant].least([*own, *waiting])
         assert line is not None, "a tenant without a line has no turn"
         return own[line][0] if line in own else self.waiting.head(tenant, line)
 
@@ -178,9 +181,7 @@ class Scheduler:
 
     def _victim(self) -> Sequence:
         """The youngest sequence of the tenant that holds most pages, but never the oldest of all."""
-        held = Counter[str]()
-        for sequence in self.running:
-            held[sequence.tenant] += len(sequence.pages)
+        _, held = self._held()
         oldest = min(self.running, key=_arrival)
         return max((s for s in self.running if s is not oldest), key=lambda s: (held[s.tenant], s.arrival))
 
@@ -193,19 +194,41 @@ class Scheduler:
             self._preempt(victim)
         self._admit(sequence)
 
+    def _part(self) -> tuple[int, int]:
+        """A tenant's even part: places and pages."""
+        tenants = self._tenants.present
+        return self._limits.max_running // tenants, self._blocks.pages // tenants
+
+    def _held(self) -> tuple[Counter[str], Counter[str]]:
+        """What each tenant has: places and pages."""
+        places, pages = Counter[str](), Counter[str]()
+        for sequence in self.running:
+            places[sequence.tenant] += 1
+            pages[sequence.tenant] += len(sequence.pages)
+        return places, pages
+
+    def _above_part_with(self, sequence: Sequence) -> bool:
+        """Whether a waiting sequence would have its tenant above its part."""
+        places, pages = self._part()
+        held_places, held_pages = self._held()
+        needed = self._blocks.pages_for(len(sequence.tokens))
+        return held_places[sequence.tenant] + 1 > places or held_pages[sequence.tenant] + needed > pages
+
+    def _has_its_part(self, sequence: Sequence) -> bool:
+        """Whether others may overtake a waiting sequence: those of its tenant that run make it wait. One that is above
+        its tenant's part all by itself is waited for once the tenant's others have ended."""
+        runs = any(other.tenant == sequence.tenant for other in self.running)
+        return runs and self._above_part_with(sequence)
+
     def _above_their_part(self, sequence: Sequence) -> list[Sequence]:
         """The youngest sequences of tenants that keep their even part without them, if that is room enough for
         `sequence` and its tenant's part allows it; else none. Whoever gives way this time is below nobody's part the
         next time, so that nobody is sent to and fro."""
-        tenants = self._tenants.present
-        places, pages = self._limits.max_running // tenants, self._blocks.pages // tenants
-        held_places, held_pages = Counter[str](), Counter[str]()
-        for other in self.running:
-            held_places[other.tenant] += 1
-            held_pages[other.tenant] += len(other.pages)
-        needed = self._blocks.pages_for(len(sequence.tokens))
-        if held_places[sequence.tenant] + 1 > places or held_pages[sequence.tenant] + needed > pages:
+        if self._above_part_with(sequence):
             return []
+        places, pages = self._part()
+        held_places, held_pages = self._held()
+        needed = self._blocks.pages_for(len(sequence.tokens))
         victims: list[Sequence] = []
         no_place = len(self.running) - self._limits.max_running + 1
         no_pages = needed + len(self.running) - self._blocks.available
