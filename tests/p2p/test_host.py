@@ -137,6 +137,17 @@ def test_a_port_that_is_taken_is_said() -> None:
     run(scenario)
 
 
+def test_a_port_of_another_node_of_the_same_user_is_taken() -> None:
+    async def scenario() -> None:
+        async with open_network(identity("a"), options()) as a:
+            port = int(a.addresses[0].split("/")[4])
+            with pytest.raises(P2PError, match="the port is taken"):
+                async with open_network(identity("b"), options(port=port)):
+                    pass
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -26,6 +26,7 @@ from openlora.p2p.host.gossip import Gossip
 from openlora.p2p.host.guard import Guard, Traffic
 from openlora.p2p.host.routing import Routing
 from openlora.p2p.host.swarm import GuardedHost, build_host, muxed
+from openlora.p2p.host.tcp import check_free
 from openlora.p2p.host.yamux import YamuxStream
 from openlora.p2p.identity import Identity
 from openlora.p2p.limits import Limits
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _CLEAN_EVERY_S: Final = 60.0
 _OPEN_TIMEOUT_S: Final = 30.0
+_CLOSE_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ async def _open(identity: Identity, options: HostOptions, limits: Limits) -> Asy
     discovery = Discovery(host, swarm, routing, guard, options.bootstrap)
     listen = _listen_addresses(options.listen)
     async with (
+        _listeners_closed_after(swarm),
         host.run(listen),
         background_trio_service(gossip.gossipsub),
         background_trio_service(gossip),
@@ -84,6 +87,18 @@ async def _open(identity: Identity, options: HostOptions, limits: Limits) -> Asy
         nursery.start_soon(_keep_clean, gossip)
         yield network
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _listeners_closed_after(swarm: Swarm) -> AsyncIterator[None]:
+    """The library is cancelled in the middle of closing them, and they go on listening until the process ends."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(_CLOSE_TIMEOUT_S) as closing:
+            closing.shield = True
+            for listener in tuple(swarm.listeners.values()):
+                await listener.close()
 
 
 class Libp2pNetwork:
@@ -279,7 +294,13 @@ async def _at_root(greet: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> 
 
 
 def _listen_addresses(addresses: Sequence[str]) -> list[Multiaddr]:
+    """Parsed, and free to listen on."""
     try:
-        return [Multiaddr(address) for address in addresses]
+        parsed = [Multiaddr(address) for address in addresses]
+        for address in parsed:
+            check_free(address)
     except (MultiaddrError, ValueError) as error:
         raise P2PError(f"no address to listen on: {error}") from None
+    except OSError as error:
+        raise P2PError(f"cannot listen on {', '.join(addresses)}: the port is taken, or not ours to take") from error
+    return parsed

@@ -1,5 +1,7 @@
 """TCP with our limits before anything is parsed: who may connect, and how much a connection may say unidentified."""
 
+import socket
+
 import trio
 from libp2p.abc import IRawConnection, ISecureConn
 from libp2p.custom_types import THandler
@@ -21,8 +23,8 @@ class MeteredStream(TrioTCPStream):
     `read(n)` returns exactly n bytes unless the peer ends: the library gives up on a message that comes in more than
     100 pieces, which a slow path makes of any large one."""
 
-    def __init__(self, socket: trio.SocketStream, handshake_bytes: int) -> None:
-        super().__init__(socket)
+    def __init__(self, connected: trio.SocketStream, handshake_bytes: int) -> None:
+        super().__init__(connected)
         self.traffic = Traffic()
         self.closed = trio.Event()
         self.settled = trio.Event()  # the handshake is over, well or badly
@@ -95,10 +97,10 @@ class GuardedTcp(TCP):
 
         return super().create_listener(admit)
 
-    async def _accept(self, socket: trio.SocketStream, handle: THandler) -> None:
+    async def _accept(self, accepted: trio.SocketStream, handle: THandler) -> None:
         """Lives as long as the connection. The library's handler would live, and hold one of its places for inbound
         connections, until the whole host ends."""
-        stream = MeteredStream(socket, self._guard.limits.handshake_bytes)
+        stream = MeteredStream(accepted, self._guard.limits.handshake_bytes)
         ip = (stream.get_remote_address() or ("unknown", 0))[0]
         try:
             with self._guard.inbound(ip) as admitted:
@@ -114,7 +116,19 @@ class GuardedTcp(TCP):
                     nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(socket)
+                await trio.aclose_forcefully(accepted)
+
+
+def check_free(address: Multiaddr) -> None:
+    """Raises OSError if somebody listens on the port already. The library's listeners share theirs (SO_REUSEPORT) with
+    every other process of the same user: two nodes on one port would each get half of the connections."""
+    protocol = next(iter(address.protocols())).name
+    host, port = str(address.value_for_protocol(protocol)), int(str(address.value_for_protocol("tcp")))
+    with socket.socket(socket.AF_INET6 if protocol == "ip6" else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of closed connections is no obstacle
+        if protocol == "ip6":
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind((host, port))
 
 
 async def _serve(handle: THandler, stream: MeteredStream) -> None:
