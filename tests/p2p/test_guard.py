@@ -1,5 +1,6 @@
 """The books that hold strangers to our limits, on a clock that the tests turn."""
 
+import logging
 from dataclasses import dataclass, field
 
 import pytest
@@ -53,16 +54,24 @@ def test_a_bucket_says_how_long_to_wait_for_what_was_taken_too_much(clock: Clock
     assert not bucket.try_take(0.1)
 
 
-def test_refusals_are_all_counted_and_logged_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_misdeeds_are_all_counted_and_logged_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals(remembered=2, clock=clock)
     for _ in range(100):
-        refusals.note(ALICE, "streams")
-    refusals.note(BOB, "streams")
-    assert refusals.counts == {"streams": 101}
-    assert len(caplog.records) == 2
+        refusals.note(ALICE, "forged", fault=True)
+    refusals.note(BOB, "forged", fault=True)
+    assert refusals.counts == {"forged": 101}
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     clock.now_s += 61
-    refusals.note(ALICE, "streams")
+    refusals.note(ALICE, "forged", fault=True)
     assert len(caplog.records) == 3
+
+
+def test_what_may_happen_to_anybody_is_no_warning(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals(remembered=2, clock=clock)
+    with caplog.at_level(logging.DEBUG):
+        refusals.note(ALICE, "replayed")
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert refusals.counts == {"replayed": 1}
 
 
 def test_strikes_are_forgiven_and_bans_end(clock: Clock) -> None:

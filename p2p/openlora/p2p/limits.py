@@ -1,7 +1,7 @@
 """What strangers may cost us, in numbers, and the two books that hold them to it.
 
-Nobody is told off for what an honest peer may do by accident; every refusal has a short code and is counted, and it is
-logged at most once a minute for each peer and code.
+Nobody is told off for what an honest peer may do by accident; every refusal has a short code and is counted. A misdeed
+is a warning, what may happen to anybody a debugging line; both are logged at most once a minute for each peer and code.
 """
 
 import logging
@@ -101,8 +101,9 @@ class Refusals:
         self._remembered = remembered
         self._logged_s: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    def note(self, who: str, code: str) -> None:
-        """`who` is a peer id or an IP address; `code` one of ours, never a stranger's text."""
+    def note(self, who: str, code: str, *, fault: bool = False) -> None:
+        """`who` is a peer id or an IP address; `code` one of ours, never a stranger's text. `fault`: no honest peer
+        does such a thing."""
         self.counts[code] += 1
         now = self._clock()
         logged_s = self._logged_s.get((who, code))
@@ -112,7 +113,8 @@ class Refusals:
         self._logged_s.move_to_end((who, code))
         while len(self._logged_s) > self._remembered:
             self._logged_s.popitem(last=False)
-        _log.warning("refused peer=%s reason=%s total=%d", who, code, self.counts[code])
+        level = logging.WARNING if fault else logging.DEBUG
+        _log.log(level, "refused peer=%s reason=%s total=%d", who, code, self.counts[code])
 
 
 class Strikes:

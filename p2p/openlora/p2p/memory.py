@@ -191,7 +191,7 @@ class MemoryNetwork:
         return [peer for peer in self._hub.providers(cid) if peer != self.peer_id][:limit]
 
     def penalise(self, peer: PeerId, reason: str) -> None:
-        self._refused.note(peer, reason)
+        self._refused.note(peer, reason, fault=True)
         if self._strikes.strike(peer):
             for link in self._hub.links_of(self.peer_id):
                 if peer in link.ends:

@@ -69,14 +69,14 @@ class Guard:
         return self._refusals.counts
 
     def refuse(self, who: str, code: str) -> None:
-        """Counts, and now and then logs, that something of `who` (a peer id or an IP address) was refused."""
+        """Counts that something of `who` (a peer id or an IP address) was refused, which may happen to anybody."""
         self._refusals.note(who, code)
 
     def penalise(self, peer: PeerId, code: str) -> None:
         """A misdeed: counted, and with too many of them the peer is cut off and banned for a while."""
-        self._refusals.note(peer, code)
+        self._refusals.note(peer, code, fault=True)
         if self._strikes.strike(peer):
-            self._refusals.note(peer, "banned")
+            self._refusals.note(peer, "banned", fault=True)
             for connection in tuple(self._connections.get(peer, ())):
                 connection.cut()
 
