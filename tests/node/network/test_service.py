@@ -253,6 +253,26 @@ def test_records_are_told_as_trust_changes(tmp_path: Path) -> None:
     in_world(tmp_path, scenario)
 
 
+def test_a_node_that_is_shut_down_is_missed_in_seconds(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        leaving, watcher = await world.node("leaving"), await world.node("watcher")
+        binding = sign_binding(hot_key(0), DOMAIN, operator(0), leaving.network.peer_id)
+        name = operator(0).lower()
+        await watcher.says(Trust(operators=staked(1)))
+        await leaving.says(Connect(id=1, addresses=tuple(watcher.network.addresses)))
+        await leaving.hears(Connected)
+        await leaving.says(
+            Announce(operator=name, hot_key=hot_key(0).address.lower(), binding=binding, status=status())
+        )
+        await watcher.hears(Seen)
+        await leaving.says(Shutdown())
+        last = (await watcher.hears(Seen)).record
+        assert last.expires_at == last.issued_at + 2
+        assert await watcher.hears(Gone) == Gone(operator=name)
+
+    in_world(tmp_path, scenario)
+
+
 def test_a_dead_address_is_a_sentence(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         node = await world.node("node")

@@ -49,6 +49,7 @@ from openlora.p2p.presence.service import PresenceService
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S: Final = 20.0
+_FAREWELL_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,18 @@ class NetworkService:
             self._outbox.post(self._ready())
             while (command := await self._frames.receive()) is not None and not isinstance(command, Shutdown):
                 self._obey(command, nursery)
+            if command is not None:
+                await self._say_farewell()
             nursery.cancel_scope.cancel()
+
+    async def _say_farewell(self) -> None:
+        """Others drop us in seconds instead of a minute. Best effort: an agent that ends waits for this."""
+        with trio.move_on_after(_FAREWELL_S):
+            try:
+                await self._peer.presence.farewell()
+            except OSError as error:
+                log.warning("event=no_farewell reason=%r", str(error))
+            await trio.sleep_forever()  # it is on its way, and nothing tells when it has arrived
 
     def _obey(self, command: Command, nursery: trio.Nursery) -> None:
         match command:
