@@ -52,8 +52,8 @@ from openlora.node.network.client import NetworkClient
 from openlora.node.network.content import NetworkContent
 from openlora.node.network.options import NetworkOptions
 from openlora.node.network.replication import CONTROL, Keeper, room
-from openlora.node.network.showing import INFER, Showing
 from openlora.node.network.rivals import is_crowded, rivals
+from openlora.node.network.showing import INFER, Showing
 from openlora.node.network.staked import StakeDirectory
 from openlora.node.network.supervisor import supervised_network
 from openlora.node.network.trusting import keep_trusted
