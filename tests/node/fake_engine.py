@@ -59,6 +59,7 @@ class FakeEngine:
     adapters: dict[str, str] = field(default_factory=dict)
     requests: dict[str, _Request] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)  # of all requests that came
     steps: int = 0
     generated: int = 0
 
@@ -119,6 +120,7 @@ class FakeEngine:
         return refused
 
     def _submit(self, submit: Submit) -> list[Event]:
+        self.tenants.append(submit.tenant)
         unknown = [use.key for use in submit.adapters if use.key not in self.adapters]
         if unknown:
             return [Refused(request_id=submit.request_id, code="unknown_adapter", message=f"no adapter {unknown[0]}")]

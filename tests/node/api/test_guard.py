@@ -45,6 +45,19 @@ async def test_a_key_is_asked_on_every_route(tmp_path: Path) -> None:
             await wrong.completions.create(model=BASE, prompt="a")
 
 
+async def test_a_request_runs_as_its_keys_tenant(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    async with serving(tmp_path, engine, keys=[KEY, "another-key-as-long"]) as server:
+        for key in (KEY, KEY, "another-key-as-long"):
+            await server.openai.with_options(api_key=key).completions.create(model=BASE, prompt="a")
+    async with serving(tmp_path, engine) as server:
+        await server.openai.completions.create(model=BASE, prompt="a")
+    mine, again, other, local = engine.tenants
+    assert mine == again != other
+    assert local == "local"
+    assert KEY not in mine
+
+
 async def test_without_a_key_only_local_names_are_answered(tmp_path: Path) -> None:
     expected = dict.fromkeys(["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", ""], 403)
     expected |= dict.fromkeys(["localhost", "LOCALHOST:9", "127.0.0.1:80", "[::1]:80"], 200)
