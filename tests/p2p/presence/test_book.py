@@ -141,10 +141,10 @@ def test_the_table_is_bounded_by_count_and_the_stalest_leaves() -> None:
 
 
 def test_the_table_is_bounded_by_bytes() -> None:
-    table = Table(BookLimits(record_bytes=20_000))
+    table = Table(BookLimits(record_bytes=6_000))
     for index in range(10):
         table.book.accept(Node(str(index)).record(status=status(64, 64, 128)))
-        assert sum(map(len, table.book.newest())) <= 20_000
+        assert sum(map(len, table.book.newest())) <= 6_000
     assert len(table.book) == 2
 
 

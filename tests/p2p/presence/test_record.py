@@ -44,12 +44,12 @@ def test_what_is_encoded_is_decoded() -> None:
 
 @pytest.mark.parametrize(
     ("slots", "ram", "disk", "told"),
-    [(0, 0, 0, (0, 0, 0)), (8, 32, 128, (8, 32, 128)), (64, 64, 128, (64, 64, 107)), (900, 9000, 9000, (64, 64, 107))],
+    [(0, 0, 0, (0, 0, 0)), (8, 2, 12, (8, 2, 12)), (64, 64, 128, (32, 8, 16)), (900, 9000, 9000, (32, 8, 16))],
 )
-def test_a_record_fits_in_8_kib(slots: int, ram: int, disk: int, told: tuple[int, int, int]) -> None:
+def test_a_record_has_no_more_than_2560_bytes(slots: int, ram: int, disk: int, told: tuple[int, int, int]) -> None:
     data = NODE.record(status=status(slots, ram, disk))
     adapters = decode(data).status.adapters
-    assert len(data) <= record.MAX_RECORD_BYTES
+    assert len(data) <= 2560
     assert (len(adapters.slots), len(adapters.ram), len(adapters.disk)) == told
     assert (adapters.slots.total, adapters.ram.total, adapters.disk.total) == (slots, ram, disk)
     assert adapters.disk.digests() == digests("disk", disk)[: told[2]], "the most useful are told"
@@ -65,7 +65,7 @@ def test_the_largest_record_that_the_schema_allows_fits_too() -> None:
     own = f"/p2p/{NODE.identity.peer_id}"
     data = NODE.record(status=largest, addresses=("/" + "a" * (127 - len(own)) + own,) * 8)
     assert len(data) <= record.MAX_RECORD_BYTES
-    assert len(decode(data).status.adapters.slots) == 64, "those in slots go last"
+    assert len(decode(data).status.adapters.slots) == record.MAX_SLOTS, "those in slots go last"
 
 
 def test_tiers_are_searched_by_whole_digests() -> None:

@@ -19,9 +19,11 @@ MAX_RECORD_BYTES: Final = 8192  # signature included
 MAX_LIFETIME_S: Final = 60
 DIGEST_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
-MAX_SLOTS: Final = 64  # digests told of each tier, space permitting; the totals are always told
-MAX_RAM: Final = 64
-MAX_DISK: Final = 128
+# Digests told of each tier: everybody hears each record every 20 s, so it has 2.5 KB at most on a machine with one GPU.
+# The totals are always told, and the DHT knows the rest.
+MAX_SLOTS: Final = 32
+MAX_RAM: Final = 8
+MAX_DISK: Final = 16
 _SIGNED_PREFIX: Final = b"/openlora/1/presence\0"
 
 Seconds = Annotated[int, Meta(ge=0, le=2**40)]  # unix
