@@ -13,6 +13,7 @@ from eth_utils.address import to_checksum_address
 
 from openlora.contracts import Call, JobQueue, Receipt, Recipe, eip712
 from openlora.node import documents
+from openlora.node.absent import FORGET_S, Absent
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission, Funds
@@ -255,6 +256,19 @@ async def test_an_adapter_that_nobody_has_is_a_reason_not_to_claim(scene: Scene,
     scene.worker = replace(scene.worker, admission=replace(scene.worker.admission, content=empty))
     assert await scene.run() is JobState.SKIPPED
     assert scene.journal.job(JOB).skip is SkipCode.ADAPTER_UNAVAILABLE
+
+
+async def test_what_nobody_had_is_not_looked_for_again_at_once(scene: Scene):
+    now_s = 1_000.0
+    absent = Absent(clock=lambda: now_s)
+    scene.worker = replace(scene.worker, admission=replace(scene.worker.admission, absent=absent))
+    scene.submit()
+    scene.use(PIRATE)
+    absent.add(PIRATE)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is SkipCode.ADAPTER_UNAVAILABLE
+    now_s += FORGET_S
+    assert await scene.run() is JobState.COMMITTED
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Whether to claim a job: local facts only, each refusal with its skip code."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from openlora.contracts import Recipe
 from openlora.node import documents
+from openlora.node.absent import Absent
 from openlora.node.config import MarketConfig
 from openlora.node.content import Content, adapter_cid
 from openlora.node.documents import InputDocument
@@ -47,6 +48,7 @@ class Admission:
     market: MarketConfig
     storage_dir: Path
     min_free_bytes: int
+    absent: Absent = field(default_factory=Absent)
 
     async def admit(self, job: Job, recipe: Recipe, funds: Funds, now_s: float) -> None:
         """Returns when the job should be claimed, else raises Skip."""
@@ -68,9 +70,13 @@ class Admission:
         await self._check_adapters(recipe)
 
     async def _check_input(self, job: Job) -> None:
+        digest = job.spec.input_digest
+        if job.input is None and digest in self.absent:
+            raise Skip(SkipCode.INPUT_UNAVAILABLE)
         try:
             prompt_ids = self.prompt_ids(await self.input(job))
         except ContentError:
+            self.absent.add(digest)
             raise Skip(SkipCode.INPUT_UNAVAILABLE) from None
         except RequestError:
             raise Skip(SkipCode.BAD_INPUT) from None
@@ -79,11 +85,14 @@ class Admission:
 
     async def _check_adapters(self, recipe: Recipe) -> None:
         """That the folders' roots are there; the rest is fetched while the claim confirms."""
-        try:
-            for digest in recipe.adapters:
+        for digest in recipe.adapters:
+            if digest in self.absent:
+                raise Skip(SkipCode.ADAPTER_UNAVAILABLE)
+            try:
                 await self.content.get_block(adapter_cid(digest))
-        except ContentError:
-            raise Skip(SkipCode.ADAPTER_UNAVAILABLE) from None
+            except ContentError:
+                self.absent.add(digest)
+                raise Skip(SkipCode.ADAPTER_UNAVAILABLE) from None
 
     async def input(self, job: Job) -> InputDocument:
         """The job's input, inline or by its digest. Raises ContentError and RequestError."""
