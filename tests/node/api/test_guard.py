@@ -112,17 +112,33 @@ async def test_a_body_that_does_not_arrive_is_not_waited_for(tmp_path: Path) -> 
 
 def test_admission_counts_requests_and_tokens() -> None:
     admission = Admission(replace(Limits(), max_requests=2, max_tokens=100))
-    with admission.hold(requests=5, tokens=500):  # more than the whole queue, but the queue was empty
-        with pytest.raises(Overloaded), admission.hold(requests=1):
+    with admission.hold("a", requests=5, tokens=500):  # more than the whole queue, but the queue was empty
+        with pytest.raises(Overloaded), admission.hold("a", requests=1):
             pass
-        with pytest.raises(Overloaded), admission.hold(tokens=1):
+        with pytest.raises(Overloaded), admission.hold("b", tokens=1):
             pass
-    with admission.hold(requests=1, tokens=60), admission.hold(requests=1, tokens=40):
+    with admission.hold("a", requests=1, tokens=60), admission.hold("b", requests=1, tokens=40):
         assert (admission.requests, admission.tokens) == (2, 100)
     assert (admission.requests, admission.tokens) == (0, 0)
 
 
-@pytest.mark.parametrize("limits", [Limits(max_requests=3), Limits(max_tokens=3 * 101)])
+def test_a_tenant_may_hold_what_remains_free() -> None:
+    admission = Admission(replace(Limits(), max_requests=8, max_tokens=1000))
+    with contextlib.ExitStack() as held:
+        for tenant, granted in (("flood", 4), ("second", 2), ("third", 1)):
+            for _ in range(granted):
+                held.enter_context(admission.hold(tenant, requests=1))
+            for full in ("flood", tenant):
+                with pytest.raises(Overloaded), admission.hold(full, requests=1):
+                    pass
+        held.enter_context(admission.hold("flood", tokens=500))
+        with pytest.raises(Overloaded), admission.hold("flood", tokens=1):
+            pass
+        with admission.hold("second", tokens=500):
+            assert admission.tokens == 1000
+
+
+@pytest.mark.parametrize("limits", [Limits(max_requests=6), Limits(max_tokens=6 * 101)])
 async def test_a_full_queue_says_when_to_come_back(tmp_path: Path, limits: Limits) -> None:
     engine = FakeEngine()
     async with serving(tmp_path, engine, limits=limits) as server:

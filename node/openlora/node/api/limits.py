@@ -1,5 +1,6 @@
 """How much the HTTP face takes on before it says "later"."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,31 +17,45 @@ class Limits:
     body_timeout_s: float = 30.0  # for a request body to arrive
     send_timeout_s: float = 30.0  # for a reader to take what it asked for
     max_connections: int = 1024
-    max_requests: int = 256  # generations admitted at once, running or waiting
-    max_tokens: int = 1 << 20  # their prompts' tokens and the tokens that they may generate
+    max_requests: int = 512  # generations admitted at once, running or waiting; one tenant has half of the room at most
+    max_tokens: int = 1 << 21  # their prompts' tokens and the tokens that they may generate; one tenant as above
     max_choices: int = 128  # prompts · n of one HTTP request
     retry_after_s: int = 1
 
 
 class Admission:
-    """The bounded queue: counts what was admitted and has not ended, by requests and by tokens."""
+    """The bounded queue: counts what was admitted and has not ended, by requests and by tokens.
+
+    A tenant may hold as much as remains free: alone half of the queue, and there is room for whoever comes later.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.requests = 0
-        self.tokens = 0
+        self._requests: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
+
+    @property
+    def requests(self) -> int:
+        return self._requests.total()
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens.total()
 
     @contextmanager
-    def hold(self, *, requests: int = 0, tokens: int = 0) -> Iterator[None]:
-        """Admits for the length of the block. Raises Overloaded; more than the whole queue needs an empty one."""
-        too_many = self.requests > 0 and self.requests + requests > self._limits.max_requests
-        too_long = self.tokens > 0 and self.tokens + tokens > self._limits.max_tokens
-        if too_many or too_long:
-            raise Overloaded("rate_limit_exceeded", "The queue is full; try again later.")
-        self.requests += requests
-        self.tokens += tokens
+    def hold(self, tenant: str, *, requests: int = 0, tokens: int = 0) -> Iterator[None]:
+        """Admits for the length of the block. Raises Overloaded; more than there ever is room for needs an empty
+        queue."""
+        held = ((self._requests, requests, self._limits.max_requests), (self._tokens, tokens, self._limits.max_tokens))
+        for counts, more, limit in held:
+            if more and counts.total() and counts[tenant] + more > limit - counts.total():
+                raise Overloaded("rate_limit_exceeded", "The queue is full; try again later.")
+        for counts, more, _ in held:
+            counts[tenant] += more
         try:
             yield
         finally:
-            self.requests -= requests
-            self.tokens -= tokens
+            for counts, more, _ in held:
+                counts[tenant] -= more
+                if not counts[tenant]:
+                    del counts[tenant]

@@ -58,10 +58,10 @@ class TextService:
         prompts = request.prompt if isinstance(request, CompletionRequest) else ("",)
         if (requests := len(prompts) * (request.n or 1)) > self.limits.max_choices:
             raise RequestError("invalid_value", f"prompts times n may be {self.limits.max_choices} at most.", "prompt")
-        with self.admission.hold(requests=requests):
+        with self.admission.hold(tenant, requests=requests):
             plan = await self._plan(request, adapters, tenant)
             tokens = sum(len(choice.prompt_ids) + choice.sampling.max_tokens for choice in plan.choices)
-            with self.admission.hold(tokens=tokens):
+            with self.admission.hold(tenant, tokens=tokens):
                 yield plan
 
     async def run(self, plan: Plan, emit: Emit) -> None:
