@@ -82,15 +82,16 @@ class Announcer:
         """A record that expires at once; None if there never was another. Raises OSError as SequenceCounter does."""
         return self._make(_FAREWELL_S) if self.current is not None else None
 
-    async def run(self, publish: Callable[[bytes], Awaitable[None]]) -> None:
-        """Until cancelled. While no sequence number can be made durable, nothing is told, and tried again."""
+    async def run(self, publish: Callable[[bytes], Awaitable[bool]]) -> None:
+        """Until cancelled. `publish` returns whether anybody can have heard. While no sequence number can be made
+        durable, nothing is told, and tried again."""
         allowance, counted_at = float(self._pace.burst), trio.current_time()
         while True:
             self._changed = trio.Event()
             if (data := self._try_to_make()) is not None:
                 self.current = data
-                await publish(data)
-                allowance -= max(1.0, len(data) / self._pace.small_bytes)
+                if await publish(data):
+                    allowance -= max(1.0, len(data) / self._pace.small_bytes)
             await self._wait()
             now = trio.current_time()
             allowance = min(self._pace.burst, allowance + (now - counted_at) / self._pace.between_s)

@@ -114,8 +114,10 @@ class PresenceService:
         if self._announcer is not None and (last := self._announcer.farewell()) is not None:
             await self._publish(last)
 
-    async def _publish(self, data: bytes) -> None:
+    async def _publish(self, data: bytes) -> bool:
+        """False if nobody was there to hear it."""
         await self._network.publish(self._topic, data)
+        return bool(self._network.connected())
 
     # ---- what others say --------------------------------------------------------------------------------------------
 
