@@ -3,8 +3,10 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
@@ -19,6 +21,7 @@ from openlora.node.network.messages import Announce
 from openlora.node.network.options import NetworkOptions
 from openlora.node.network.supervisor import supervised_network
 from openlora.node.supervise import Patience
+from openlora.p2p.presence.record import Adapters
 from tests.node.network.fake_network import status
 
 REGISTRY = to_checksum_address("0x" + "5f" * 20)
@@ -48,14 +51,16 @@ class Node:
     network: NetworkClient
     content: NetworkContent
 
-    async def announce(self, queued: int = 0) -> None:
+    async def announce(self, queued: int = 0, adapters: int = 0) -> None:
         key = hot_key(self.number)
+        digests = [sha256(b"%d %d" % (self.number, adapter)).digest() for adapter in range(adapters)]
+        told = msgspec.structs.replace(status(queued), adapters=Adapters.of((), (), digests))
         await self.network.announce(
             Announce(
                 operator=operator(self.number).lower(),
                 hot_key=key.address.lower(),
                 binding=sign_binding(key, DOMAIN, operator(self.number), self.network.peer_id),
-                status=status(queued),
+                status=told,
             )
         )
 
@@ -64,13 +69,15 @@ class Node:
 
 
 @asynccontextmanager
-async def node(folder: Path, number: int, bootstrap: Sequence[str] = (), **options: int) -> AsyncIterator[Node]:
+async def node(
+    folder: Path, number: int, bootstrap: Sequence[str] = (), *, port: int = 0, **options: int
+) -> AsyncIterator[Node]:
     here = folder / f"node{number}"
     network_options = NetworkOptions(
         chain_id=DOMAIN.chain_id,
         registry=REGISTRY,
         content_dir=str(here / "content"),
-        listen=("/ip4/127.0.0.1/tcp/0",),
+        listen=(f"/ip4/127.0.0.1/tcp/{port}",),
         bootstrap=tuple(bootstrap),
         mdns=False,
         nat=False,
