@@ -1,13 +1,16 @@
 """The engine's throughput: 32 requests of 64 prompt and 64 output tokens, greedy, request i on adapter i mod N.
 
-    python node/bench/throughput.py MODEL [--adapters 0 1 8 32] [--dtype bfloat16] [--runs 3]
+    python node/bench/throughput.py MODEL [--adapters 0 1 8 32] [--dtype bfloat16] [--runs 3] [--kernels best]
 
 Prints one JSON line for each N: the median of the runs after a warm-up. The adapters are drawn at random, ranks 8, 16,
-16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that each changes the output.
+16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that each changes the output. With --steps, lines for
+single steps follow: decoding at several batch sizes and contexts, prefilling whole prompts. Beside every figure stand
+the machine's load and what its memory gave to a plain sum at that moment: on a shared machine both vary by a factor.
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -16,9 +19,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from openlora.kernels.ops import BACKENDS, Ops
+from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
+from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.runner import OpsRunner, Runner
+from openlora.node.engine.runners import best_runner
 
 REQUESTS, PROMPT, OUTPUT = 32, 64, 64
 RANKS = (8, 16, 16, 32)
@@ -49,16 +59,40 @@ def write_adapter(folder: Path, model: Path, number: int) -> Path:
     return path
 
 
+def load(model: Path, dtype: str, kernels: str, cache: Path) -> Engine:
+    """`kernels`: "best", "reference", or an instruction set of the compiled decoder. Nothing is cached between runs."""
+    config, limits = DecoderConfig.from_path(model), EngineLimits(prefix_cache=False)
+    weights = load_weights(model, config, dtype)
+    runner: Runner
+    match kernels:
+        case "best":
+            runner = best_runner(config, weights, limits, cache)
+        case "reference":
+            ops = Ops(BACKENDS["reference"])
+            runner = OpsRunner(Decoder(config, weights, ops), ops, limits.pages, limits.page_tokens)
+        case instructions:
+            runner = CompiledRunner(config, weights, limits, cache, instructions)
+    return Engine(config, runner, limits)
+
+
+def submit(engine: Engine, number: int, prompt: int, output: int, adapters: int) -> None:
+    rng = torch.Generator().manual_seed(number)
+    refused = engine.handle(
+        Submit(
+            request_id=str(number),
+            prompt=tuple(torch.randint(engine.info.vocab_size, (prompt,), generator=rng).tolist()),
+            sampling=Sampling(max_tokens=output, temperature=0.0, ignore_eos=True),
+            adapters=(AdapterUse(f"a{number % adapters}"),) if adapters else (),
+        )
+    )
+    assert not refused, refused
+
+
 def run_once(engine: Engine, adapters: int) -> float:
     """Seconds for the whole workload."""
-    rng = torch.Generator().manual_seed(0)
     started_s = time.perf_counter()
     for number in range(REQUESTS):
-        uses = (AdapterUse(f"a{number % adapters}"),) if adapters else ()
-        prompt = tuple(torch.randint(engine.info.vocab_size, (PROMPT,), generator=rng).tolist())
-        sampling = Sampling(max_tokens=OUTPUT, temperature=0.0, ignore_eos=True)
-        refused = engine.handle(Submit(request_id=str(number), prompt=prompt, sampling=sampling, adapters=uses))
-        assert not refused, refused
+        submit(engine, number, PROMPT, OUTPUT, adapters)
     generated = 0
     while engine.has_work:
         step = engine.step()
@@ -67,35 +101,88 @@ def run_once(engine: Engine, adapters: int) -> float:
     return time.perf_counter() - started_s
 
 
+def decode_once(engine: Engine, batch: int, context: int, adapters: int, steps: int = 16) -> float:
+    """Seconds of a step in which `batch` sequences of about `context` tokens decode."""
+    for number in range(batch):
+        submit(engine, number, context, steps + 2, adapters)
+    while (step := engine.step()) is not None and len(step.tokens) < batch:
+        pass
+    seconds = []
+    for _ in range(steps):
+        started_s = time.perf_counter()
+        step = engine.step()
+        seconds.append(time.perf_counter() - started_s)
+        assert step is not None
+        assert len(step.tokens) == batch, "some ended early"
+    while engine.step() is not None:
+        pass
+    return statistics.median(seconds)
+
+
+def prefill_once(engine: Engine, prompt: int) -> float:
+    """Seconds until the first token of one prompt."""
+    submit(engine, 0, prompt, 1, 0)
+    started_s = time.perf_counter()
+    while engine.has_work:
+        engine.step()
+    return time.perf_counter() - started_s
+
+
+def read_gb_s() -> float:
+    """What summing 256 MiB reads, the best of five."""
+    block = torch.zeros(64 << 20)
+    seconds = []
+    for _ in range(5):
+        started_s = time.perf_counter()
+        block.sum()
+        seconds.append(time.perf_counter() - started_s)
+    return block.nbytes / min(seconds) / 1e9
+
+
+def report(engine: Engine, seconds: list[float], tokens: int, **what: int) -> None:
+    median_s = statistics.median(seconds)
+    result = {
+        "engine": f"openlora-{engine.info.backend}",
+        "dtype": engine.info.dtype,
+        **what,
+        "median_s": round(median_s, 4),
+        "tok_s": round(tokens / median_s, 1),
+        "runs": [round(one, 4) for one in seconds],
+        "read_gb_s": round(read_gb_s(), 1),
+        "load": round(os.getloadavg()[0], 1),
+    }
+    print(json.dumps(result), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--kernels", default="best")
+    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--cache", type=Path, default=Path("var/cache"))
     arguments = parser.parse_args()
-    engine = Engine.load(arguments.model, dtype=arguments.dtype)
+    engine = load(arguments.model, arguments.dtype, arguments.kernels, arguments.cache)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(max(arguments.adapters)):
             path = write_adapter(Path(folder), arguments.model, number)
             (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(path)))
             assert isinstance(loaded, AdapterLoaded), loaded
-        for adapters in arguments.adapters:
-            run_once(engine, adapters)
-            seconds = [run_once(engine, adapters) for _ in range(arguments.runs)]
-            median_s = statistics.median(seconds)
-            result = {
-                "engine": f"openlora-{engine.info.backend}",
-                "dtype": engine.info.dtype,
-                "adapters": adapters,
-                "requests": REQUESTS,
-                "prompt": PROMPT,
-                "output": OUTPUT,
-                "median_s": round(median_s, 3),
-                "output_tok_s": round(REQUESTS * OUTPUT / median_s, 1),
-                "runs": [round(one, 3) for one in seconds],
-            }
-            print(json.dumps(result), flush=True)
+    for adapters in arguments.adapters:
+        run_once(engine, adapters)
+        seconds = [run_once(engine, adapters) for _ in range(arguments.runs)]
+        report(engine, seconds, REQUESTS * OUTPUT, adapters=adapters, requests=REQUESTS, prompt=PROMPT, output=OUTPUT)
+    if not arguments.steps:
+        return
+    for context in (100, 1_000):
+        for batch in (1, 8, 32):
+            seconds = [decode_once(engine, batch, context, 0) for _ in range(arguments.runs)]
+            report(engine, seconds, batch, batch=batch, context=context)
+    for prompt in (512, 2_048):
+        seconds = [prefill_once(engine, prompt) for _ in range(arguments.runs)]
+        report(engine, seconds, prompt, prefill=prompt)
 
 
 if __name__ == "__main__":

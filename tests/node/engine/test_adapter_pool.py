@@ -4,6 +4,7 @@ import torch
 
 from openlora.node.adapters.format import AdapterWeights, Factor, RawTensor
 from openlora.node.engine.adapter_pool import AdapterPool
+from openlora.node.engine.lora_tables import LoraTables
 from openlora.node.errors import AdapterError
 
 NBYTES = 4 * (2 * 3 + 5 * 2)  # one module, rank 2, float32
@@ -27,8 +28,16 @@ def weights(value: float, *modules: str, dtype: str = "F32") -> AdapterWeights:
     return AdapterWeights(rank=2, nbytes=1, factors=factors)
 
 
-def pool(max_bytes: int = 10 * NBYTES) -> AdapterPool:
-    return AdapterPool(max_bytes, torch.float32, torch.device("cpu"))
+class Pool(AdapterPool):
+    """A pool over tables that can be looked into."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.tables = LoraTables()
+        super().__init__(max_bytes, self.tables, torch.float32, torch.device("cpu"))
+
+
+def pool(max_bytes: int = 10 * NBYTES) -> Pool:
+    return Pool(max_bytes)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -70,7 +79,7 @@ def test_an_unloaded_adapter_leaves_with_its_last_user() -> None:
     assert (adapters.keys, adapters.nbytes) == ((), NBYTES)
     adapters.release(held)
     assert adapters.nbytes == 0
-    assert not adapters.tables  # no module is looked at any more
+    assert adapters.tables.get("m") is None  # no module is looked at any more
     adapters.check_integrity([])
 
 

@@ -30,6 +30,7 @@ from openlora.node.engine.messages import (
 )
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.runner import OpsRunner
 from tests.node.engine.tiny import write_adapter, write_model
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=2)
@@ -223,7 +224,8 @@ class NoLora(Ops):
 def test_base_only_batches_run_no_lora_code(files: Path) -> None:
     config = DecoderConfig.from_path(files / "model")
     ops = NoLora(BACKENDS["reference"])
-    engine = Engine(Decoder(config, load_weights(files / "model", config, "float32"), ops), ops, SMALL)
+    model = Decoder(config, load_weights(files / "model", config, "float32"), ops)
+    engine = Engine(config, OpsRunner(model, ops, SMALL.pages, SMALL.page_tokens), SMALL)
     engine.handle(LoadAdapter(key="a", path=str(files / "a")))
     base_only = [s for s in mixed_requests() if not s.adapters]
     assert_same(run(engine, base_only), solo(files, base_only))

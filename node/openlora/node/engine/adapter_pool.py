@@ -1,6 +1,6 @@
-"""The adapters in memory, each in a slot of the tables that the LoRA op reads."""
+"""The adapters in memory, each in a slot of the store that a runner computes from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openlora.kernels.types import LoraFactors
 from openlora.node.adapters.format import AdapterWeights, RawTensor
+from openlora.node.engine.lora_tables import FactorStore
 from openlora.node.errors import AdapterError
 
 _NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -35,29 +36,25 @@ class AdapterPool:
     leaves memory with its last request; its slot is used again only then.
     """
 
-    def __init__(self, max_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, max_bytes: int, store: FactorStore, dtype: torch.dtype, device: torch.device) -> None:
         self._max_bytes = max_bytes
+        self._store = store
         self._dtype = dtype
         self._device = device
         self._by_key: dict[str, ResidentAdapter] = {}
         self._slots: list[ResidentAdapter | None] = []
-        self._tables: dict[str, list[LoraFactors | None]] = {}
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(self._by_key)
 
     @property
-    def tables(self) -> Mapping[str, Sequence[LoraFactors | None]]:
-        """For each module that some adapter touches, the factors by slot."""
-        return self._tables
-
-    @property
     def nbytes(self) -> int:
         return sum(adapter.nbytes for adapter in self._slots if adapter is not None)
 
     def load(self, key: str, weights: AdapterWeights) -> ResidentAdapter:
-        """Put `weights` into a slot and let `key` name it from now on. Raises AdapterError beyond the budget."""
+        """Put `weights` into a slot and let `key` name it from now on. Raises AdapterError beyond the budget, or beyond
+        the machine's memory."""
         nbytes = self._dtype.itemsize * sum(
             factor.a.shape[0] * (factor.a.shape[1] + factor.b.shape[0]) for factor in weights.factors.values()
         )
@@ -70,10 +67,12 @@ class AdapterPool:
             )
         self.unload(key)
         adapter = ResidentAdapter(key, self._free_slot(), weights.rank, nbytes, weights.digest())
+        factors = {
+            module: LoraFactors(self._tensor(factor.a), self._tensor(factor.b), factor.scale)
+            for module, factor in weights.factors.items()
+        }
+        self._store.put(adapter.slot, factors)
         self._slots[adapter.slot] = adapter
-        for module, factor in weights.factors.items():
-            table = self._tables.setdefault(module, [None] * len(self._slots))
-            table[adapter.slot] = LoraFactors(self._tensor(factor.a), self._tensor(factor.b), factor.scale)
         self._by_key[key] = adapter
         return adapter
 
@@ -100,7 +99,7 @@ class AdapterPool:
         """Assert that the users are exactly those of `held`, and that nothing stays that neither key nor user needs."""
         for slot, adapter in enumerate(self._slots):
             if adapter is None:
-                assert not any(table[slot] for table in self._tables.values()), f"slot {slot} is free and not empty"
+                assert not self._store.holds(slot), f"slot {slot} is free and not empty"
                 continue
             assert adapter.users == sum(user is adapter for user in held), f"{adapter.key}: users"
             assert adapter.users or adapter.listed, f"{adapter.key}: needed by nobody"
@@ -110,16 +109,11 @@ class AdapterPool:
         if adapter.users or adapter.listed:
             return
         self._slots[adapter.slot] = None
-        for module, table in list(self._tables.items()):
-            table[adapter.slot] = None
-            if not any(table):
-                del self._tables[module]
+        self._store.drop(adapter.slot)
 
     def _free_slot(self) -> int:
         if None not in self._slots:
             self._slots.append(None)
-            for table in self._tables.values():
-                table.append(None)
         return self._slots.index(None)
 
     def _tensor(self, raw: RawTensor) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openlora.kernels.ops import BACKENDS, Ops
 from openlora.node.adapters.format import read_adapter
 from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
 from openlora.node.engine.admission import check_adapters, check_prompt, check_request
@@ -35,10 +34,10 @@ from openlora.node.engine.messages import (
     UnloadAdapter,
 )
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.decoder import Decoder
 from openlora.node.engine.prefix_cache import root_key
-from openlora.node.engine.runner import Runner
-from openlora.node.engine.sampling import sample_tokens
+from openlora.node.engine.runner import Outputs, Runner
+from openlora.node.engine.runners import best_runner
+from openlora.node.engine.sampling import to_events
 from openlora.node.engine.scheduler import Scheduler
 from openlora.node.engine.sequence import Chunk, Sequence
 from openlora.node.errors import AdapterError, RequestError
@@ -61,39 +60,48 @@ class Engine:
     adapters, and a row that turns NaN or infinite ends its own request alone.
     """
 
-    def __init__(self, model: Decoder, ops: Ops, limits: EngineLimits) -> None:
-        config = model.config
-        blocks = BlockAllocator(limits.kv_tokens // limits.page_tokens, limits.page_tokens)
+    def __init__(self, config: DecoderConfig, runner: Runner, limits: EngineLimits) -> None:
+        """`runner` computes the model of `config` with `limits.pages` pages of `limits.page_tokens` tokens."""
+        blocks = BlockAllocator(limits.pages, limits.page_tokens)
         kv_tokens = blocks.pages * blocks.page_tokens
         self.info = ModelInfo(
             family=config.family,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=str(runner.dtype).removeprefix("torch."),
             vocab_size=config.vocab_size,
             max_context=min(config.max_positions, kv_tokens),
             eos_token_ids=config.eos_token_ids,
             kv_tokens=kv_tokens,
-            backend=ops.name,
+            backend=runner.backend,
         )
         self._limits = limits
-        self._ops = ops
         self._layout = config.layout()
         self._eos = frozenset(config.eos_token_ids)
         self._blocks = blocks
         self._scheduler = Scheduler(limits, blocks)
         self._base = secrets.token_bytes(32)  # stands for the base model: no cached page outlives this engine
-        self._adapters = AdapterPool(limits.adapter_bytes, model.dtype, model.device)
-        self._runner = Runner(model, ops, self._adapters, blocks.pages, blocks.page_tokens)
+        self._adapters = AdapterPool(limits.adapter_bytes, runner.factors, runner.dtype, runner.device)
+        self._runner = runner
         self._sequences: dict[str, Sequence] = {}
         self._refused: list[Refused] = []
         self._steps = 0
         self._generated_tokens = 0
 
     @classmethod
-    def load(cls, path: Path, *, dtype: str = "auto", limits: EngineLimits | None = None) -> "Engine":
-        """Load a Hugging Face directory or a GGUF file. Raises ModelError."""
+    def load(
+        cls,
+        path: Path,
+        *,
+        dtype: str = "auto",
+        limits: EngineLimits | None = None,
+        cache_dir: Path | None = None,
+    ) -> "Engine":
+        """Load a Hugging Face directory or a GGUF file. Raises ModelError.
+
+        `cache_dir` keeps compiled kernels from one start to the next; without it only the reference serves.
+        """
+        limits = limits or EngineLimits()
         config = DecoderConfig.from_path(path)
-        ops = Ops(BACKENDS["reference"])
-        return cls(Decoder(config, load_weights(path, config, dtype), ops), ops, limits or EngineLimits())
+        return cls(config, best_runner(config, load_weights(path, config, dtype), limits, cache_dir), limits)
 
     @property
     def has_work(self) -> bool:
@@ -122,10 +130,10 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> Step | None:
         """One forward pass; None when nothing runs. A request that failed in it is reported by `take_refused`."""
-        chunks, logits = self._forward()
+        chunks = self._scheduler.schedule()
         if not chunks:
             return None
-        tokens = self._sample([chunk.sequence for chunk in chunks if chunk.outputs], logits)
+        tokens = self._take([chunk.sequence for chunk in chunks if chunk.outputs], self._forward(chunks))
         for token in tokens:
             if token.finish_reason is not None:
                 self._end(token.request_id)
@@ -147,7 +155,9 @@ class Engine:
             sequences = [self._score_sequence(f"score-{i}", request) for i, request in enumerate(requests)]
             found: dict[Sequence, list[Tensor]] = {sequence: [] for sequence in sequences}
             while self.has_work:
-                chunks, logits = self._forward()
+                chunks = self._scheduler.schedule()
+                logits = self._forward(chunks).logits
+                assert logits is not None, "sequences that sample nothing want them"
                 rows = logits.log_softmax(dim=-1).split_with_sizes([chunk.outputs for chunk in chunks])
                 for chunk, logprobs in zip(chunks, rows, strict=True):
                     found[chunk.sequence].append(logprobs)
@@ -240,26 +250,23 @@ class Engine:
 
     # ---- a step -----------------------------------------------------------------------------------------------------
 
-    def _forward(self) -> tuple[list[Chunk], Tensor]:
-        """Schedule and run one pass: its chunks, and the logits of their output rows in the chunks' order."""
-        chunks = self._scheduler.schedule()
-        logits = self._runner.run(chunks) if chunks else torch.empty(0, self.info.vocab_size)
+    def _forward(self, chunks: list[Chunk]) -> Outputs:
+        outputs = self._runner.run(chunks)
         self._scheduler.computed(chunks)
-        return chunks, logits
+        return outputs
 
-    def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[Token]:
-        """A token for each sequence whose logits are finite; the others are refused and freed."""
-        if not sequences:
-            return []
-        lowest, highest = logits.aminmax(dim=-1)  # NaN where a row holds one
-        finite = (lowest.isfinite() & highest.isfinite()).tolist()
-        if not all(finite):
-            for sequence, sound in zip(sequences, finite, strict=True):
-                if not sound:
+    def _take(self, sequences: list[Sequence], outputs: Outputs) -> list[Token]:
+        """The pass's tokens, one a sequence; those whose logits were not finite are refused and freed."""
+        drawn = list(zip(sequences, outputs.tokens, strict=True))
+        sound = [(sequence, token) for sequence, token in drawn if token is not None]
+        logits = outputs.logits
+        if len(sound) < len(drawn):
+            for sequence, token in drawn:
+                if token is None:
                     self._refuse_poisoned(sequence)
-            sequences = [sequence for sequence, sound in zip(sequences, finite, strict=True) if sound]
-            logits = logits[torch.tensor(finite, device=logits.device)]
-        return sample_tokens(self._ops, logits, sequences, self._eos) if sequences else []
+            if logits is not None:
+                logits = logits[[row for row, (_, token) in enumerate(drawn) if token is not None]]
+        return to_events([sequence for sequence, _ in sound], [token for _, token in sound], logits, self._eos)
 
     def _refuse_poisoned(self, sequence: Sequence) -> None:
         message = "the model's numbers became infinite or NaN under this prompt and these adapters"

@@ -20,6 +20,10 @@ class EngineLimits:
     adapter_bytes: int = 2 << 30  # of all adapters, those kept for running requests included
     prefix_cache: bool = True  # requests of one tenant that begin alike share what was computed for the beginning
 
+    @property
+    def pages(self) -> int:
+        return self.kv_tokens // self.page_tokens
+
     def __post_init__(self) -> None:
         wrong = [name for name in self.__slots__ if name != "prefix_cache" and getattr(self, name) < 1]
         if wrong:

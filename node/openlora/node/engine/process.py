@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ class Arguments:
     model: Path
     dtype: str
     limits: dict[str, Any]  # fields of EngineLimits; the others have their defaults
+    cache: Path  # keeps compiled kernels
 
 
 def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
     die_with_parent()
     _let_threads_sleep()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    arguments = _parse(argv)
+    arguments = _parse(argv, os.environ)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(arguments.socket))
         frames = BlockingFrames[Command](sock, Command)
@@ -96,13 +97,20 @@ def _let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _parse(argv: Sequence[str]) -> Arguments:
+def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="openlora.node.engine.process")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int | bool]), default={})
+    parser.add_argument("--cache", type=Path, default=_user_cache(environment))
     return Arguments(**vars(parser.parse_args(argv)))
+
+
+def _user_cache(environment: Mapping[str, str]) -> Path:
+    """As the XDG base directory specification has it: relative paths are ignored."""
+    named = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "openlora"
 
 
 def _load(arguments: Arguments) -> Steps:
@@ -112,7 +120,7 @@ def _load(arguments: Arguments) -> Steps:
         limits = EngineLimits(**arguments.limits)
     except TypeError as error:
         raise ConfigError(f"engine limits: {error}") from None
-    return Engine.load(arguments.model, dtype=arguments.dtype, limits=limits)
+    return Engine.load(arguments.model, dtype=arguments.dtype, limits=limits, cache_dir=arguments.cache)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,75 @@
-"""One forward pass for any mix of chunks: from sequences to tensors, and back to logits."""
+"""One forward pass for any mix of chunks: from sequences to tensors, and back to tokens."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from openlora.kernels.ops import LoraPlan, Ops
 from openlora.kernels.types import AttentionBatch, LoraEntries
-from openlora.node.engine.adapter_pool import AdapterPool
+from openlora.node.engine.lora_tables import FactorStore, LoraTables
 from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
 from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.sampling import choose
 from openlora.node.engine.sequence import Chunk
 
 
-class Runner:
-    """Owns the cache's memory; who holds which of its pages is the allocator's affair."""
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a pass yields for the chunks' output rows, in order."""
 
-    def __init__(self, model: Decoder, ops: Ops, adapters: AdapterPool, pages: int, page_tokens: int) -> None:
+    tokens: Sequence[int | None]  # drawn as each sequence's sampling says; None where the logits are not all finite
+    logits: Tensor | None  # [N, vocabulary] float32; None where the runner made none because nobody had asked
+
+
+class Runner(Protocol):
+    """A model that computes: its weights, its cache's memory and its adapters' factors.
+
+    Who holds which pages and slots is the allocator's and the pool's affair.
+    """
+
+    @property
+    def backend(self) -> str:
+        """The kernels' name, for people."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def factors(self) -> FactorStore: ...
+
+    def run(self, chunks: Sequence[Chunk]) -> Outputs:
+        """Compute the chunks into the cache. Logits are there if a chunk's sequence samples nothing, or reports
+        log-probabilities."""
+        ...
+
+
+class OpsRunner:
+    """The model written in ops, a call each: every dtype, device and model that is served."""
+
+    def __init__(self, model: Decoder, ops: Ops, pages: int, page_tokens: int) -> None:
         config = model.config
+        self.backend = ops.name
+        self.dtype = model.dtype
+        self.device = model.device
+        self.factors = LoraTables()
         self._model = model
         self._ops = ops
-        self._adapters = adapters
         self._page_tokens = page_tokens
         shape = (pages, page_tokens, config.kv_heads, config.head_size)
         self._cache = KvCache.empty(config.layers, shape, model.dtype, model.device)
 
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute the chunks into the cache. Logits [N, vocabulary] float32 of each chunk's output rows, in order."""
-        return self._model.forward(self._batch(chunks), self._cache)
+    def run(self, chunks: Sequence[Chunk]) -> Outputs:
+        logits = self._model.forward(self._batch(chunks), self._cache)
+        sequences = [chunk.sequence for chunk in chunks for _ in range(chunk.outputs)]
+        return Outputs(choose(self._ops, logits, sequences), logits)
 
     def _batch(self, chunks: Sequence[Chunk]) -> Batch:
         lengths = [chunk.length for chunk in chunks]
@@ -63,7 +104,7 @@ class Runner:
         return LoraBatch(
             plan=self._lora_plan(chunks, [chunk.length for chunk in chunks]),
             output_plan=self._lora_plan(chunks, [chunk.outputs for chunk in chunks]),
-            tables=self._adapters.tables,
+            tables=self.factors,
         )
 
     def _lora_plan(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> LoraPlan:

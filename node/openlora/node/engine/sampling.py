@@ -10,16 +10,28 @@ from openlora.node.engine.messages import Sampling, Token
 from openlora.node.engine.sequence import Sequence
 
 
-def sample_tokens(
-    ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence], eos_token_ids: frozenset[int]
+def choose(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence]) -> list[int | None]:
+    """The next token of each row, drawn as its sequence's sampling says (greedily where there is none); None where a
+    logit is infinite or NaN. `logits` [N, vocabulary] float32."""
+    if not sequences:
+        return []
+    lowest, highest = logits.aminmax(dim=-1)  # NaN where a row holds one
+    finite = (lowest.isfinite() & highest.isfinite()).tolist()
+    sound = logits if all(finite) else logits.where(torch.tensor(finite, device=logits.device).unsqueeze(1), 0.0)
+    chosen = _draw(ops, sound, sequences)
+    return [token if usable else None for token, usable in zip(chosen, finite, strict=True)]
+
+
+def to_events(
+    sequences: abc.Sequence[Sequence],
+    chosen: abc.Sequence[int],
+    logits: Tensor | None,
+    eos_token_ids: frozenset[int],
 ) -> list[Token]:
-    """The next token of each sequence, appended to it; `logits` [N, vocabulary] float32, finite, one row each."""
+    """Append each sequence's chosen token to it, and tell of it. `logits` [N, vocabulary] are needed where
+    log-probabilities are to be reported."""
     params = [_sampling(sequence) for sequence in sequences]
-    if all(p.temperature == 0 for p in params):
-        chosen = logits.argmax(dim=-1).tolist()
-    else:
-        chosen = _sample(ops, logits, sequences, params).tolist()
-    logprobs = _logprobs(logits, chosen, params)
+    logprobs = _logprobs(logits, chosen, params) if logits is not None else {}
     tokens = []
     for row, (sequence, sampling, token_id) in enumerate(zip(sequences, params, chosen, strict=True)):
         sequence.tokens.append(token_id)
@@ -41,17 +53,21 @@ def _sampling(sequence: Sequence) -> Sampling:
     return sequence.sampling
 
 
-def _sample(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence], params: abc.Sequence[Sampling]) -> Tensor:
+def _draw(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence]) -> list[int]:
+    params = [sequence.sampling for sequence in sequences]
+    if not any(p is not None and p.temperature for p in params):
+        return [int(token) for token in logits.argmax(dim=-1).tolist()]
     device = logits.device
-    seeds = [p.seed - (p.seed >> 63 << 64) for p in params]  # the same 64 bits, as a signed number
-    return ops.sample(
+    seeds = [p.seed - (p.seed >> 63 << 64) if p else 0 for p in params]  # the same 64 bits, as a signed number
+    chosen = ops.sample(
         logits,
-        torch.tensor([p.temperature for p in params], dtype=torch.float64, device=device),
-        torch.tensor([p.top_k for p in params], device=device),
-        torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
+        torch.tensor([p.temperature if p else 0.0 for p in params], dtype=torch.float64, device=device),
+        torch.tensor([p.top_k if p else 0 for p in params], device=device),
+        torch.tensor([p.top_p if p else 1.0 for p in params], dtype=torch.float64, device=device),
         torch.tensor(seeds, device=device),
         torch.tensor([len(sequence.tokens) for sequence in sequences], device=device),
     )
+    return [int(token) for token in chosen.tolist()]
 
 
 def _logprobs(

@@ -1,13 +1,12 @@
 """What one forward pass is given: the rows, where they live in the cache, and the adapters they use."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from openlora.kernels.ops import AttentionPlan, LoraPlan
-from openlora.kernels.types import LoraFactors
+from openlora.node.engine.lora_tables import LoraTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,7 @@ class LoraBatch:
 
     plan: LoraPlan  # over all rows
     output_plan: LoraPlan  # over the rows that reach the head
-    tables: Mapping[str, Sequence[LoraFactors | None]]  # by module name, as DecoderConfig.layout() writes it
+    tables: LoraTables
 
 
 @dataclass(frozen=True, slots=True)

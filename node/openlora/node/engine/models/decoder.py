@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openlora.kernels.ops import LoraPlan, Ops
-from openlora.kernels.types import LoraFactors
 from openlora.node.engine.models.batch import Batch, KvCache
 from openlora.node.engine.models.config import DecoderConfig
 
@@ -85,8 +84,7 @@ class Decoder:
         y = self._ops.linear(x, layer.weight, layer.bias, out_dtype)
         if batch.lora is not None and plan is not None:
             for module, columns in layer.parts:
-                table: Sequence[LoraFactors | None] | None = batch.lora.tables.get(module)
-                if table is not None:
+                if (table := batch.lora.tables.get(module)) is not None:
                     self._ops.lora_(y[:, columns], x, plan, table)
         return y
 

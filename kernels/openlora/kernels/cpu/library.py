@@ -1,0 +1,103 @@
+"""The shared library's functions and structs, as src/api.h declares them."""
+
+import ctypes
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_void_p
+from pathlib import Path
+
+
+class Shape(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "layers",
+                "heads",
+                "kv_heads",
+                "head_size",
+                "max_positions",
+                "pages",
+                "threads",
+            )
+        ),
+        ("rms_norm_eps", c_float),
+    )
+
+
+class LayerWeights(ctypes.Structure):
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in (
+            *("attention_norm", "mlp_norm"),
+            *("q", "k", "v", "o", "gate", "up", "down"),
+            *("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias"),
+        )
+    )
+
+
+class Weights(ctypes.Structure):
+    _fields_ = (
+        ("embedding", c_void_p),
+        ("layers", POINTER(LayerWeights)),
+        ("norm", c_void_p),
+        ("head", c_void_p),
+        ("rope", c_void_p),
+    )
+
+
+class Factor(ctypes.Structure):
+    _fields_ = (
+        ("layer", c_int32),
+        ("part", c_int32),
+        ("rank", c_int32),
+        ("scale", c_float),
+        ("a", c_void_p),
+        ("b", c_void_p),
+    )
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        ("rows", c_int32),
+        ("sequences", c_int32),
+        ("outputs", c_int32),
+        *(
+            (name, c_void_p)
+            for name in (
+                "tokens",
+                "row_starts",
+                "context_lens",
+                "page_starts",
+                "pages",
+                "output_rows",
+                "entry_starts",
+                "entry_slots",
+                "entry_weights",
+                "temperature",
+                "top_p",
+                "top_k",
+                "seed",
+                "position",
+                "logits",
+                "chosen",
+            )
+        ),
+    )
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    signatures = {
+        "decoder_create": (c_void_p, [POINTER(Shape), POINTER(Weights), c_char_p, c_char_p]),
+        "decoder_destroy": (None, [c_void_p]),
+        "decoder_instructions": (c_char_p, [c_void_p]),
+        "decoder_load_adapter": (c_bool, [c_void_p, c_int32, POINTER(Factor), c_int32]),
+        "decoder_unload_adapter": (None, [c_void_p, c_int32]),
+        "decoder_step": (c_bool, [c_void_p, POINTER(Step)]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, f"openlora_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,51 @@
+// The library's functions: nothing is thrown across them.
+#include "api.h"
+
+#include <cstdio>
+#include <new>
+
+#include "decoder.h"
+
+namespace openlora {
+extern "C" {
+
+Decoder* openlora_decoder_create(const Shape* shape, const Weights* weights, const char* instructions, char* error) {
+  const Kernels* kernels = choose_kernels(instructions);
+  if (!kernels) {
+    std::snprintf(error, 256, "this processor has no %s", instructions);
+    return nullptr;
+  }
+  try {
+    return new Decoder(*shape, *weights, *kernels);
+  } catch (const std::exception& problem) {
+    std::snprintf(error, 256, "%s", problem.what());
+    return nullptr;
+  }
+}
+
+void openlora_decoder_destroy(Decoder* decoder) { delete decoder; }
+
+const char* openlora_decoder_instructions(const Decoder* decoder) { return decoder->kernels.name; }
+
+bool openlora_decoder_load_adapter(Decoder* decoder, std::int32_t slot, const Factor* factors, std::int32_t count) {
+  try {
+    decoder->load_adapter(slot, factors, count);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
+void openlora_decoder_unload_adapter(Decoder* decoder, std::int32_t slot) { decoder->adapters[slot].reset(); }
+
+bool openlora_decoder_step(Decoder* decoder, const Step* step) {
+  try {
+    decoder->step(*step);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+}
+
+}  // namespace openlora

@@ -1,0 +1,71 @@
+// The library as Python sees it, through ctypes: these structs are mirrored in ../library.py.
+#pragma once
+#include <cstdint>
+
+namespace openlora {
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+struct Shape {
+  std::int32_t vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_size, max_positions;
+  std::int32_t pages, threads;
+  float rms_norm_eps;
+};
+
+// Row-major bfloat16 matrices [out, in]; norms and biases float32, a missing bias null.
+struct LayerWeights {
+  const float *attention_norm, *mlp_norm;
+  const std::uint16_t *q, *k, *v, *o, *gate, *up, *down;
+  const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
+};
+
+// `embedding` is read at every step and must outlive the decoder; all else is copied.
+struct Weights {
+  const std::uint16_t* embedding;  // [vocabulary, hidden]
+  const LayerWeights* layers;
+  const float* norm;
+  const std::uint16_t* head;   // [vocabulary, hidden]
+  const float* rope;           // [max positions, head size]: cosines, then sines
+};
+
+// One linear layer's part of an adapter. `layer` is −1 for the head; `part` is 0–6 for q, k, v, o, gate, up, down.
+struct Factor {
+  std::int32_t layer, part, rank;
+  float scale;
+  const std::uint16_t *a, *b;  // [rank, in], [out, rank]
+};
+
+// Sequences and the rows computed for them now, as types.AttentionBatch has them; all rows of sequence s use the adapters
+// entry_starts[s]:entry_starts[s + 1].
+struct Step {
+  std::int32_t rows, sequences, outputs;
+  const std::int32_t *tokens;        // [rows]
+  const std::int32_t *row_starts;    // [sequences + 1]
+  const std::int32_t *context_lens;  // [sequences], this step's rows included
+  const std::int32_t *page_starts;   // [sequences + 1]
+  const std::int32_t *pages;         // of sequence s by position: pages[page_starts[s]:page_starts[s + 1]]
+  const std::int32_t *output_rows;   // [outputs], ascending
+  const std::int32_t *entry_starts;  // [sequences + 1]
+  const std::int32_t *entry_slots;
+  const float *entry_weights;
+  const double *temperature, *top_p;               // [outputs], as reference.sample has them; null: 0 everywhere
+  const std::int64_t *top_k, *seed, *position;  // [outputs]
+  float* logits;         // [outputs, vocabulary], or null where they are not wanted
+  std::int32_t* chosen;  // [outputs]: the next token; −1 where a logit is infinite or NaN
+};
+
+struct Decoder;
+
+// Null, with a sentence in `error` [256], where there is no memory or no such instruction set; "" picks the best.
+Decoder* openlora_decoder_create(const Shape*, const Weights*, const char* instructions, char* error);
+void openlora_decoder_destroy(Decoder*);
+const char* openlora_decoder_instructions(const Decoder*);
+// False where there is no memory; then the slot holds nothing.
+bool openlora_decoder_load_adapter(Decoder*, std::int32_t slot, const Factor*, std::int32_t count);
+void openlora_decoder_unload_adapter(Decoder*, std::int32_t slot);
+bool openlora_decoder_step(Decoder*, const Step*);
+}
+#pragma GCC visibility pop
+
+}  // namespace openlora

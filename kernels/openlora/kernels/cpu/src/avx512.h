@@ -1,0 +1,20 @@
+// The two instructions of AVX-512 BF16, for the units that have it.
+#pragma once
+#include <immintrin.h>
+
+#include "unit.h"
+
+namespace openlora {
+
+inline __attribute__((always_inline)) F native_dot2(F sum, U w, U x) {
+  return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+}
+inline __attribute__((always_inline)) U16 native_to_bf16(F x) { return (U16)_mm512_cvtneps_pbh((__m512)x); }
+
+inline bool has_avx512_bf16() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+}  // namespace openlora

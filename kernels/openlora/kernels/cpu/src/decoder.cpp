@@ -1,0 +1,160 @@
+// Packing: what happens once, when a model or an adapter is loaded.
+#include "decoder.h"
+
+#include <cstring>
+#include <initializer_list>
+
+namespace openlora {
+namespace {
+
+constexpr std::size_t kPrefetchSlack = 1 << 20;  // beyond the last tile, for fetches that run ahead
+
+std::vector<float> padded(const float* values, int n) {
+  std::vector<float> result(round_up(n, kTile), 0.0f);
+  std::memcpy(result.data(), values, sizeof(float) * n);
+  return result;
+}
+
+// The tiles in their order, with weights still to be packed, and the biases.
+Linear lay_out(int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
+  Linear linear;
+  linear.inputs = inputs;
+  linear.unit = in_turn ? static_cast<int>(matrices.size()) : 1;
+  int part = 0;
+  bool biased = false;
+  for (const Matrix& matrix : matrices) {
+    const int count = tiles_of(matrix.out);
+    for (int i = 0; i < count; ++i) {
+      const auto at = in_turn ? linear.tiles.begin() + i * (part + 1) + part : linear.tiles.end();
+      linear.tiles.insert(at, {part, i, nullptr});
+    }
+    biased |= matrix.bias != nullptr;
+    ++part;
+  }
+  if (!biased) return linear;
+  linear.bias.assign(linear.tiles.size() * kTile, 0.0f);
+  for (std::size_t t = 0; t < linear.tiles.size(); ++t) {
+    const Matrix& matrix = matrices.begin()[linear.tiles[t].part];
+    const int first = linear.tiles[t].index * kTile;
+    for (int i = 0; matrix.bias && i < kTile && first + i < matrix.out; ++i)
+      linear.bias[t * kTile + i] = matrix.bias[first + i];
+  }
+  return linear;
+}
+
+}  // namespace
+
+Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
+    : shape(s), kernels(k), team(s.threads), embedding(w.embedding), norm(padded(w.norm, s.hidden_size)) {
+  rope.assign(w.rope, w.rope + std::size_t{1} * s.max_positions * s.head_size);
+  const int q = s.heads * s.head_size, kv = s.kv_heads * s.head_size, hidden = s.hidden_size;
+
+  struct Job {
+    Linear* linear;
+    std::vector<Matrix> matrices;
+  };
+  std::vector<Job> jobs;
+  layers.resize(s.layers);
+  for (int i = 0; i < s.layers; ++i) {
+    const LayerWeights& from = w.layers[i];
+    Layer& layer = layers[i];
+    layer.attention_norm = padded(from.attention_norm, hidden);
+    layer.mlp_norm = padded(from.mlp_norm, hidden);
+    const auto add = [&](Linear& linear, int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
+      linear = lay_out(inputs, matrices, in_turn);
+      jobs.push_back({&linear, matrices});
+    };
+    add(layer.qkv, hidden, {{from.q, from.q_bias, q}, {from.k, from.k_bias, kv}, {from.v, from.v_bias, kv}}, false);
+    add(layer.o, q, {{from.o, from.o_bias, hidden}}, false);
+    const int inner = s.intermediate_size;
+    add(layer.gate_up, hidden, {{from.gate, from.gate_bias, inner}, {from.up, from.up_bias, inner}}, true);
+    add(layer.down, inner, {{from.down, from.down_bias, hidden}}, false);
+  }
+  head = lay_out(hidden, {{w.head, nullptr, s.vocab_size}}, false);
+  jobs.push_back({&head, {{w.head, nullptr, s.vocab_size}}});
+
+  arenas.resize(s.threads);
+  scratch.resize(s.threads);
+  for (int member = 0; member < s.threads; ++member) {
+    std::size_t bytes = 0;
+    for (const Job& job : jobs) {
+      const auto mine = team.share(job.linear->units(), member);
+      bytes += job.linear->tile_bytes() * (mine.end - mine.begin) * job.linear->unit;
+    }
+    arenas[member] = Memory(bytes + kPrefetchSlack);
+  }
+  team.run([&](int member) {
+    bf16* at = arenas[member].as<bf16>();
+    for (const Job& job : jobs) {
+      const auto mine = team.share(job.linear->units(), member);
+      for (int t = mine.begin * job.linear->unit; t < mine.end * job.linear->unit; ++t) {
+        Linear::Tile& tile = job.linear->tiles[t];
+        const Matrix& matrix = job.matrices[tile.part];
+        pack_tile(matrix.weight, matrix.out, job.linear->inputs, tile.index * kTile, at);
+        tile.weights = at;
+        at += job.linear->tile_bytes() / sizeof(bf16);
+      }
+    }
+  });
+  cache = Memory(sizeof(bf16) * page_numbers() * s.layers * s.pages * s.kv_heads);
+}
+
+void Decoder::load_adapter(int slot, const Factor* factors, int count) {
+  const int q = shape.heads * shape.head_size, kv = shape.kv_heads * shape.head_size;
+  const int hidden = shape.hidden_size, inner = shape.intermediate_size;
+  const int ins[] = {hidden, hidden, hidden, q, hidden, hidden, inner, hidden};
+  const int outs[] = {q, kv, kv, hidden, inner, inner, hidden, shape.vocab_size};
+  const auto lines = [](std::size_t numbers) { return (numbers + 31) / 32 * 32; };
+
+  auto adapter = std::make_unique<Adapter>();
+  adapter->loras.resize(shape.layers * kParts + 1);
+  std::vector<const Factor*> by_place(adapter->loras.size(), nullptr);
+  std::size_t numbers = 0;
+  for (int i = 0; i < count; ++i) {
+    const Factor& factor = factors[i];
+    const int part = factor.layer < 0 ? kParts : factor.part;
+    by_place[factor.layer < 0 ? by_place.size() - 1 : factor.layer * kParts + part] = &factor;
+    const std::size_t ranks = round_up(factor.rank, 2);
+    numbers += lines(ranks * round_up(ins[part], 32)) + lines(ranks / 2 * tiles_of(outs[part]) * kTileRow);
+  }
+  adapter->memory = Memory(sizeof(bf16) * numbers + kPrefetchSlack / 16);
+  bf16* at = adapter->memory.as<bf16>();
+  for (std::size_t place = 0; place < by_place.size(); ++place) {
+    const Factor* factor = by_place[place];
+    if (!factor) continue;
+    const int part = factor->layer < 0 ? kParts : factor->part;
+    const int ranks = round_up(factor->rank, 2), in = ins[part], wide = round_up(in, 32), tiles = tiles_of(outs[part]);
+    Lora& lora = adapter->loras[place];
+    lora.ranks = ranks;
+    lora.scale = factor->scale;
+    lora.a = at;
+    for (int r = 0; r < factor->rank; ++r)
+      std::memcpy(at + std::ptrdiff_t{r} * wide, factor->a + std::ptrdiff_t{r} * in, sizeof(bf16) * in);
+    at += lines(std::size_t{1} * ranks * wide);
+    lora.b = at;
+    for (int t = 0; t < tiles; ++t)
+      pack_tile(factor->b, outs[part], factor->rank, t * kTile, at + std::ptrdiff_t{t} * (ranks / 2) * kTileRow);
+    at += lines(std::size_t{1} * ranks / 2 * tiles * kTileRow);
+  }
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    Lora* parts = &adapter->loras[layer * kParts];
+    parts[kK].offset = parts[kQ].ranks;
+    parts[kV].offset = parts[kQ].ranks + parts[kK].ranks;
+    parts[kUp].offset = parts[kGate].ranks;
+  }
+  if (slot >= static_cast<int>(adapters.size())) adapters.resize(slot + 1);
+  adapters[slot] = std::move(adapter);
+}
+
+const Kernels* choose_kernels(const char* instructions) {
+  const Kernels* found[] = {
+#if defined(__x86_64__)
+      amx_kernels(), avx512_kernels(), avx2_kernels(),
+#endif
+      plain_kernels()};
+  for (const Kernels* one : found)
+    if (one && (!*instructions || !std::strcmp(instructions, one->name))) return one;
+  return nullptr;
+}
+
+}  // namespace openlora

@@ -1,0 +1,61 @@
+// A Llama-style decoder: weights, cache, adapters, and one call a step.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "api.h"
+#include "kernels.h"
+#include "linear.h"
+#include "team.h"
+
+namespace openlora {
+
+enum Part { kQ, kK, kV, kO, kGate, kUp, kDown, kParts };
+
+struct Layer {
+  std::vector<float> attention_norm, mlp_norm;
+  Linear qkv, o, gate_up, down;
+};
+
+struct Adapter {
+  Memory memory;
+  std::vector<Lora> loras;  // [layers · kParts + 1], the head last
+};
+
+struct Decoder {
+  Decoder(const Shape&, const Weights&, const Kernels&);
+
+  Shape shape;
+  const Kernels& kernels;
+  Team team;
+  const bf16* embedding;
+  std::vector<float> rope;
+  std::vector<float> norm;
+  std::vector<Layer> layers;
+  Linear head;
+  std::vector<Memory> arenas;  // a thread each: its tiles in the order in which it reads them
+  Memory cache;                // [layers][pages][key-value heads][page]
+  std::vector<std::unique_ptr<Adapter>> adapters;  // by slot
+
+  // Buffers that grow to the largest step.
+  Memory residual, normed, projected, queries, attended, activated, shrunk, outputs, logits;
+  std::vector<Memory> scratch;  // a thread each
+
+  std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }
+  bf16* page(int layer, int page, int kv_head) const {
+    const std::size_t index = (std::size_t{1} * layer * shape.pages + page) * shape.kv_heads + kv_head;
+    return cache.as<bf16>() + index * page_numbers();
+  }
+  const Lora* lora(int slot, int layer, int part) const {
+    const Adapter* adapter = adapters[slot].get();
+    const Lora& found = adapter->loras[layer < 0 ? adapter->loras.size() - 1 : layer * kParts + part];
+    return found.ranks ? &found : nullptr;
+  }
+
+  void load_adapter(int slot, const Factor* factors, int count);
+  void step(const Step&);
+};
+
+const Kernels* choose_kernels(const char* instructions);
+
+}  // namespace openlora

@@ -1,0 +1,69 @@
+// The inner loops, one table of them for every instruction set.
+//
+// Every number depends on its own row alone and on a fixed order of operations: whatever else a call computes, however
+// many rows it has, each result is the same, bit for bit, within one table. Products accumulate in float32.
+#pragma once
+#include "layout.h"
+
+namespace openlora {
+
+struct Kernels {
+  const char* name;
+
+  // Brackets every thread's work of a step.
+  void (*enter)();
+  void (*leave)();
+
+  // out[m, 0:48] = Σ_k x[m, k] · tile[k, 0:48] for m < rows ≤ 32, out [32][48]. x has 32 rows to read, `stride` numbers
+  // apart; out's rows from `rows` on are unspecified afterwards. While it computes, it fetches as many bytes as the tile
+  // has from `ahead` into the second-level cache, unless that is null.
+  void (*tile)(const bf16* x, int stride, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
+
+  // out[rows[i], 0:48] += Σ_r h[i][r] · b[r, 0:48] over 2 · pairs ranks, one chain that starts from out; b lies as a tile.
+  void (*expand)(float* out, const int* rows, const bf16* const* h, int count, const bf16* b, int pairs);
+
+  // h[i][r] = scale[i] · Σ_k x[i][k] · a[r, k] for r < ranks, rounded to bfloat16; a [ranks][inputs], inputs a multiple
+  // of 32.
+  void (*shrink)(bf16* const* h, const bf16* const* x, const float* scale, int count, const bf16* a, int ranks,
+                 int inputs);
+
+  // One key-value head's attention for `queries` query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
+  // · v[j] over the first limits[i] ≤ context positions, rounded to bfloat16; limits do not fall. pages[j / 16] holds the
+  // keys and values of position j. `scratch` is attention_scratch(queries, context) bytes.
+  void (*attention)(const bf16* const* q, bf16* const* out, const int* limits, int queries, const bf16* const* pages,
+                    int head_size, float scale, void* scratch);
+
+  // y = x / sqrt(mean(x²) + eps) · weight over n columns; x and weight are zero from n to the next multiple of 48.
+  void (*rms_norm)(const float* x, const float* weight, int n, float eps, bf16* y);
+
+  // Rotates one head: (a, b) → (a·cos − b·sin, b·cos + a·sin) for its halves; cos_sin holds the cosines, then the sines.
+  void (*rope)(const float* x, const float* cos_sin, int head_size, bf16* y);
+
+  // y = x, rounded to bfloat16; n is a multiple of 16.
+  void (*round)(const float* x, int n, bf16* y);
+
+  // y[m, 0:48] = silu(gate[m, 0:48]) · up[m, 0:48]; gate and up [32][48], y's rows are `stride` apart.
+  void (*silu_mul)(const float* gate, const float* up, int rows, bf16* y, int stride);
+
+  // x[m, 0:48] += y[m, 0:48]; y [32][48], x's rows are `stride` apart.
+  void (*add)(float* x, int stride, const float* y, int rows);
+
+  // The largest of n values and where it stands first; false if any is infinite or NaN. n is a multiple of 16.
+  bool (*largest)(const float* x, int n, float* value, int* index);
+
+  // words[i] is the first word of Philox4x32-10 with key `seed` and counter (position, first + i, 0, 0).
+  void (*philox)(std::uint32_t position, std::uint64_t seed, std::uint32_t first, int count, std::uint32_t* words);
+};
+
+inline std::size_t attention_scratch(int queries, int context) {
+  const std::size_t padded = round_up(context, 4 * kPageTokens);
+  return queries * padded * (sizeof(float) + sizeof(bf16)) + 64;
+}
+
+// Null where the processor, or the system, lacks the instructions.
+const Kernels* amx_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+const Kernels* plain_kernels();
+
+}  // namespace openlora

@@ -1,0 +1,52 @@
+// Linear layers and what adapters add to them, packed.
+#pragma once
+#include <vector>
+
+#include "memory.h"
+
+namespace openlora {
+
+struct Matrix {
+  const bf16* weight;  // [out, in]
+  const float* bias;   // [out], or null
+  int out;
+};
+
+// One or several matrices of one input, as tiles; every tile belongs to one of them.
+struct Linear {
+  struct Tile {
+    int part;             // which matrix
+    int index;            // which of the matrix's tiles
+    const bf16* weights;  // [pairs][48][2]
+  };
+
+  int inputs = 0;
+  int unit = 1;             // tiles that must be computed by one thread, one after the other
+  std::vector<Tile> tiles;  // all first of each matrix, …; or with unit = matrices: one of each in turn
+  std::vector<float> bias;  // [tiles][48], or empty
+
+  int pairs() const { return tile_pairs(inputs); }
+  std::size_t tile_bytes() const { return sizeof(bf16) * pairs() * kTileRow; }
+  int units() const { return static_cast<int>(tiles.size()) / unit; }
+};
+
+inline int tiles_of(int out) { return (out + kTile - 1) / kTile; }
+
+// Columns first:first + 48 of the matrix as one tile; what lies beyond it is zero already.
+inline void pack_tile(const bf16* weight, int out, int inputs, int first, bf16* tile) {
+  for (int column = 0; column < kTile && first + column < out; ++column) {
+    const bf16* row = weight + std::ptrdiff_t{first + column} * inputs;
+    for (int k = 0; k < inputs; ++k) tile[std::ptrdiff_t{k / 2} * kTileRow + 2 * column + k % 2] = row[k];
+  }
+}
+
+// One matrix of an adapter: scale · B · A at its own rank, made even by a zero.
+struct Lora {
+  int ranks = 0;  // 0: the adapter leaves this matrix alone
+  int offset = 0;  // where its ranks begin among those of the matrices that share an input
+  float scale = 0;
+  const bf16* a = nullptr;  // [ranks][inputs up to a multiple of 32]
+  const bf16* b = nullptr;  // [tiles][ranks / 2][48][2]
+};
+
+}  // namespace openlora

@@ -1,0 +1,523 @@
+// One forward pass: the phases of a layer, each divided among the threads, with a barrier between one and the next.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "decoder.h"
+#include "sample.h"
+
+namespace openlora {
+namespace {
+
+constexpr int kHead = -1;                   // the head's "layer" for adapters
+constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
+constexpr int kQueriesWanted = 12;          // query vectors an attention item has at least, where there are as many
+
+template <class T>
+T* grown(Memory& memory, std::size_t count) {
+  if (memory.bytes() < count * sizeof(T)) memory = Memory(count * sizeof(T) * 5 / 4);
+  return memory.as<T>();
+}
+
+// Which rows use one adapter in one place of their lists.
+struct Run {
+  int slot;
+  int begin, end;  // of Runs::uses
+};
+
+struct Use {
+  int place, slot;
+  int row;    // counted from the first row that was grouped
+  int entry;  // of all rows' entries
+};
+
+struct Runs {
+  std::vector<Use> uses;
+  std::vector<Run> runs;  // every row's places in ascending order
+};
+
+// A piece of attention: some rows of one sequence under one key-value head.
+struct Item {
+  int sequence, kv_head, first_row, rows;
+};
+
+class Pass {
+ public:
+  Pass(Decoder& decoder, const Step& step)
+      : d_(decoder), s_(decoder.shape), k_(decoder.kernels), step_(step), rows_(step.rows) {
+    lay_out_rows();
+    lay_out_attention();
+    lay_out_adapters();
+    allocate();
+  }
+
+  void run() {
+    d_.team.run([this](int member) {
+      k_.enter();
+      compute(member);
+      k_.leave();
+    });
+    choose();
+    if (step_.temperature) d_.team.run([this](int member) { draw(member); });
+  }
+
+ private:
+  // ---- before the threads start -------------------------------------------------------------------------------------
+
+  void lay_out_rows() {
+    sequence_.resize(rows_);
+    position_.resize(rows_);
+    for (int s = 0; s < step_.sequences; ++s) {
+      const int begin = step_.row_starts[s], end = step_.row_starts[s + 1];
+      for (int row = begin; row < end; ++row) {
+        sequence_[row] = s;
+        position_[row] = step_.context_lens[s] - (end - row);
+      }
+    }
+  }
+
+  void lay_out_attention() {
+    const int each = std::max(1, kQueriesWanted / group());
+    std::vector<std::int64_t> cost;
+    for (int s = 0; s < step_.sequences; ++s) {
+      for (int head = 0; head < s_.kv_heads; ++head) {
+        for (int row = step_.row_starts[s]; row < step_.row_starts[s + 1]; row += each) {
+          const int rows = std::min(each, step_.row_starts[s + 1] - row);
+          items_.push_back({s, head, row, rows});
+          cost.push_back(rows * std::int64_t{64 + position_[row + rows - 1]});
+        }
+      }
+    }
+    item_share_ = shares(cost);
+  }
+
+  void lay_out_adapters() {
+    entry_starts_.assign(rows_ + 1, 0);
+    std::vector<std::int64_t> cost(rows_);
+    for (int row = 0; row < rows_; ++row) {
+      const int s = sequence_[row], begin = step_.entry_starts[s], end = step_.entry_starts[s + 1];
+      cost[row] = 16;
+      for (int e = begin; e < end; ++e) {
+        entry_weight_.push_back(step_.entry_weights[e]);
+        const int ranks = widest(step_.entry_slots[e]);
+        h_stride_ = std::max(h_stride_, ranks);
+        cost[row] += ranks;
+      }
+      entry_starts_[row + 1] = entry_starts_[row] + end - begin;
+    }
+    row_share_ = shares(cost);
+    std::vector<int> every(rows_), chosen(step_.output_rows, step_.output_rows + step_.outputs);
+    for (int row = 0; row < rows_; ++row) every[row] = row;
+    adapted_ = entry_starts_[rows_] > 0;
+    if (!adapted_) return;
+    for (int member = 0; member < d_.team.size(); ++member)
+      member_runs_.push_back(grouped(every.data() + row_share_[member], row_share_[member + 1] - row_share_[member]));
+    for (int row = 0; row < rows_; row += kBlock)
+      block_runs_.push_back(grouped(every.data() + row, std::min(kBlock, rows_ - row)));
+    for (int row = 0; row < step_.outputs; row += kBlock)
+      output_runs_.push_back(grouped(chosen.data() + row, std::min(kBlock, step_.outputs - row)));
+  }
+
+  // The most ranks that matrices of one input have together.
+  int widest(int slot) const {
+    int most = 0;
+    for (int layer = 0; layer < s_.layers; ++layer) {
+      const Lora* part = &d_.adapters[slot]->loras[layer * kParts];
+      most = std::max({most, part[kQ].ranks + part[kK].ranks + part[kV].ranks, part[kO].ranks,
+                       part[kGate].ranks + part[kUp].ranks, part[kDown].ranks});
+    }
+    return std::max(most, d_.adapters[slot]->loras.back().ranks);
+  }
+
+  Runs grouped(const int* rows, int count) const {
+    Runs result;
+    for (int i = 0; i < count; ++i) {
+      const int first = step_.entry_starts[sequence_[rows[i]]];
+      for (int e = entry_starts_[rows[i]]; e < entry_starts_[rows[i] + 1]; ++e) {
+        const int place = e - entry_starts_[rows[i]];
+        result.uses.push_back({place, step_.entry_slots[first + place], i, e});
+      }
+    }
+    std::stable_sort(result.uses.begin(), result.uses.end(), [](const Use& a, const Use& b) {
+      return a.place != b.place ? a.place < b.place : a.slot < b.slot;
+    });
+    for (int i = 0; i < static_cast<int>(result.uses.size()); ++i) {
+      const Use& use = result.uses[i];
+      if (i && result.uses[i - 1].place == use.place && result.uses[i - 1].slot == use.slot)
+        result.runs.back().end = i + 1;
+      else
+        result.runs.push_back({use.slot, i, i + 1});
+    }
+    return result;
+  }
+
+  // Where each member's contiguous part begins, so that costs are nearly equal; one more for the end.
+  std::vector<int> shares(const std::vector<std::int64_t>& cost) const {
+    std::int64_t total = 0, sum = 0;
+    for (const std::int64_t one : cost) total += one;
+    std::vector<int> begins{0};
+    for (int i = 0; i < static_cast<int>(cost.size()); ++i) {
+      while (static_cast<int>(begins.size()) < d_.team.size() &&
+             (sum + cost[i] / 2) * d_.team.size() >= total * static_cast<std::int64_t>(begins.size()))
+        begins.push_back(i);
+      sum += cost[i];
+    }
+    begins.resize(d_.team.size() + 1, static_cast<int>(cost.size()));
+    return begins;
+  }
+
+  void allocate() {
+    const int rows = round_up(rows_, kBlock), outputs = round_up(step_.outputs, kBlock);
+    hidden_stride_ = row_stride(s_.hidden_size);
+    residual_stride_ = round_up(s_.hidden_size, kTile);
+    q_tiles_ = tiles_of(s_.heads * s_.head_size);
+    kv_tiles_ = tiles_of(s_.kv_heads * s_.head_size);
+    projected_stride_ = (q_tiles_ + 2 * kv_tiles_) * kTile;
+    attended_stride_ = row_stride(s_.heads * s_.head_size);
+    activated_stride_ = row_stride(s_.intermediate_size);
+    residual_ = grown<float>(d_.residual, std::size_t{1} * rows * residual_stride_);
+    normed_ = grown<bf16>(d_.normed, std::size_t{1} * rows * hidden_stride_);
+    projected_ = grown<float>(d_.projected, std::size_t{1} * rows * projected_stride_);
+    queries_ = grown<bf16>(d_.queries, std::size_t{1} * rows * s_.heads * s_.head_size);
+    attended_ = grown<bf16>(d_.attended, std::size_t{1} * rows * attended_stride_);
+    activated_ = grown<bf16>(d_.activated, std::size_t{1} * rows * activated_stride_);
+    outputs_ = grown<bf16>(d_.outputs, std::size_t{1} * outputs * hidden_stride_);
+    shrunk_ = grown<bf16>(d_.shrunk, std::size_t{1} * entry_starts_[rows_] * h_stride_);
+    const int queries = std::max(group(), kQueriesWanted);
+    int longest = 0;
+    for (int s = 0; s < step_.sequences; ++s) longest = std::max(longest, step_.context_lens[s]);
+    for (Memory& memory : d_.scratch) grown<char>(memory, attention_scratch(queries, longest));
+    logits_ = step_.logits;
+    if (!logits_ && step_.temperature) logits_ = grown<float>(d_.logits, std::size_t{1} * outputs * s_.vocab_size);
+    best_.assign(std::size_t{1} * d_.team.size() * step_.outputs, {-INFINITY, -1, true});
+  }
+
+  // ---- in every thread ----------------------------------------------------------------------------------------------
+
+  void compute(int member) {
+    for (int i = 0; i < s_.layers; ++i) {
+      const Layer& layer = d_.layers[i];
+      if (i == 0) embed(member);
+      norm(member, layer.attention_norm);
+      shrink(member, i, {kQ, kK, kV}, normed_, hidden_stride_, s_.hidden_size);
+      d_.team.barrier();
+      project(member, layer.qkv, i, kQ);
+      d_.team.barrier();
+      rotate(member, i);
+      d_.team.barrier();
+      attend(member, i);
+      d_.team.barrier();
+      if (shrink(member, i, {kO}, attended_, attended_stride_, s_.heads * s_.head_size)) d_.team.barrier();
+      add_to_residual(member, layer.o, i, kO, attended_, attended_stride_);
+      d_.team.barrier();
+      norm(member, layer.mlp_norm);
+      shrink(member, i, {kGate, kUp}, normed_, hidden_stride_, s_.hidden_size);
+      d_.team.barrier();
+      activate(member, layer.gate_up, i);
+      d_.team.barrier();
+      if (shrink(member, i, {kDown}, activated_, activated_stride_, s_.intermediate_size)) d_.team.barrier();
+      add_to_residual(member, layer.down, i, kDown, activated_, activated_stride_);
+      d_.team.barrier();
+    }
+    if (!step_.outputs) return;
+    norm_outputs(member);
+    d_.team.barrier();
+    predict(member);
+  }
+
+  void embed(int member) {
+    for (int row = row_share_[member]; row < row_share_[member + 1]; ++row) {
+      const bf16* from = d_.embedding + std::ptrdiff_t{step_.tokens[row]} * s_.hidden_size;
+      float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
+      for (int i = 0; i < s_.hidden_size; ++i) to[i] = widen(from[i]);
+      std::fill(to + s_.hidden_size, to + residual_stride_, 0.0f);
+    }
+  }
+
+  void norm(int member, const std::vector<float>& weight) {
+    for (int row = row_share_[member]; row < row_share_[member + 1]; ++row)
+      k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, weight.data(), s_.hidden_size, s_.rms_norm_eps,
+                  normed_ + std::ptrdiff_t{row} * hidden_stride_);
+  }
+
+  // The shrunk inputs of the member's rows, for matrices that share an input; false if no row has an adapter.
+  bool shrink(int member, int layer, std::initializer_list<int> parts, const bf16* x, int stride, int inputs) {
+    if (!adapted_) return false;
+    const bf16* mine = x + std::ptrdiff_t{row_share_[member]} * stride;
+    shrink_runs(member_runs_[member], layer, parts, mine, stride, inputs);
+    return true;
+  }
+
+  void shrink_runs(const Runs& grouped, int layer, std::initializer_list<int> parts, const bf16* x, int stride,
+                   int inputs) {
+    const bf16* from[kBlock];
+    bf16* to[kBlock];
+    float scale[kBlock];
+    for (const Run& run : grouped.runs) {
+      for (const int part : parts) {
+        const Lora* lora = d_.lora(run.slot, layer, part);
+        if (!lora) continue;
+        for (int begin = run.begin; begin < run.end; begin += kBlock) {
+          const int count = std::min(kBlock, run.end - begin);
+          for (int i = 0; i < count; ++i) {
+            const Use& use = grouped.uses[begin + i];
+            from[i] = x + std::ptrdiff_t{use.row} * stride;
+            to[i] = shrunk_ + std::ptrdiff_t{use.entry} * h_stride_ + lora->offset;
+            scale[i] = lora->scale * entry_weight_[use.entry];
+          }
+          k_.shrink(to, from, scale, count, lora->a, lora->ranks, round_up(inputs, 32));
+        }
+      }
+    }
+  }
+
+  // What the rows' adapters add to one tile of a block.
+  void expand(const Runs& grouped, int layer, int part, int tile, float* out) {
+    int rows[kBlock];
+    const bf16* h[kBlock];
+    for (const Run& run : grouped.runs) {
+      const Lora* lora = d_.lora(run.slot, layer, part);
+      if (!lora) continue;
+      const int count = run.end - run.begin;  // of one place, hence a row each
+      for (int i = 0; i < count; ++i) {
+        const Use& use = grouped.uses[run.begin + i];
+        rows[i] = use.row;
+        h[i] = shrunk_ + std::ptrdiff_t{use.entry} * h_stride_ + lora->offset;
+      }
+      const int pairs = lora->ranks / 2;
+      k_.expand(out, rows, h, count, lora->b + std::ptrdiff_t{tile} * pairs * kTileRow, pairs);
+    }
+  }
+
+  void fetch_factors(const Runs& grouped, int layer, int part, int tile) {
+    for (const Run& run : grouped.runs) {
+      const Lora* lora = d_.lora(run.slot, layer, part);
+      if (!lora) continue;
+      const std::ptrdiff_t numbers = std::ptrdiff_t{lora->ranks} / 2 * kTileRow;
+      const bf16* at = lora->b + tile * numbers;
+      for (std::ptrdiff_t i = 0; i < numbers; i += 32) __builtin_prefetch(at + i, 0, 2);
+    }
+  }
+
+  // Multiplies the member's tiles, block by block, and hands each unit's results [unit][32][48] to `done`.
+  template <class Done>
+  void multiply(int member, const Linear& linear, int layer, int part, const bf16* x, int stride, int rows,
+                const std::vector<Runs>& runs, Done&& done) {
+    alignas(64) float out[2][kBlock * kTile];
+    const auto mine = d_.team.share(linear.units(), member);
+    for (int unit = mine.begin; unit < mine.end; ++unit) {
+      for (int first = 0; first < rows; first += kBlock) {
+        const int count = std::min(kBlock, rows - first);
+        for (int i = 0; i < linear.unit; ++i) {
+          const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
+          if (adapted_) fetch_factors(runs[first / kBlock], layer, part + tile.part, tile.index);
+          const char* ahead = reinterpret_cast<const char*>(tile.weights) + kAhead;
+          k_.tile(x + std::ptrdiff_t{first} * stride, stride, count, tile.weights, linear.pairs(), out[i],
+                  first ? nullptr : ahead);
+          if (!linear.bias.empty()) add_bias(&linear.bias[(unit * linear.unit + i) * kTile], count, out[i]);
+          if (adapted_) expand(runs[first / kBlock], layer, part + tile.part, tile.index, out[i]);
+        }
+        done(unit, first, count, out);
+      }
+    }
+  }
+
+  static void add_bias(const float* bias, int rows, float* out) {
+    for (int row = 0; row < rows; ++row)
+      for (int i = 0; i < kTile; ++i) out[row * kTile + i] += bias[i];
+  }
+
+  void project(int member, const Linear& linear, int layer, int part) {
+    multiply(member, linear, layer, part, normed_, hidden_stride_, rows_, block_runs_,
+             [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+               for (int row = 0; row < count; ++row)
+                 std::memcpy(projected_ + std::ptrdiff_t{first + row} * projected_stride_ + unit * kTile,
+                             out[0] + row * kTile, sizeof(float) * kTile);
+             });
+  }
+
+  void add_to_residual(int member, const Linear& linear, int layer, int part, const bf16* x, int stride) {
+    multiply(member, linear, layer, part, x, stride, rows_, block_runs_,
+             [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+               k_.add(residual_ + std::ptrdiff_t{first} * residual_stride_ + unit * kTile, residual_stride_, out[0],
+                      count);
+             });
+  }
+
+  void activate(int member, const Linear& linear, int layer) {
+    multiply(member, linear, layer, kGate, normed_, hidden_stride_, rows_, block_runs_,
+             [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+               k_.silu_mul(out[0], out[1], count,
+                           activated_ + std::ptrdiff_t{first} * activated_stride_ + unit * kTile, activated_stride_);
+             });
+  }
+
+  // Queries and keys turned to their positions; keys and values into the cache.
+  void rotate(int member, int layer) {
+    const int size = s_.head_size;
+    const auto mine = d_.team.share(rows_, member);
+    std::vector<bf16> rounded(size);
+    for (int row = mine.begin; row < mine.end; ++row) {
+      const float* q = projected_ + std::ptrdiff_t{row} * projected_stride_;
+      const float* k = q + q_tiles_ * kTile;
+      const float* v = k + kv_tiles_ * kTile;
+      const int position = position_[row];
+      const float* cos_sin = d_.rope.data() + std::ptrdiff_t{position} * size;
+      for (int head = 0; head < s_.heads; ++head)
+        k_.rope(q + head * size, cos_sin, size, query(row, head));
+      const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
+      for (int head = 0; head < s_.kv_heads; ++head) {
+        bf16* keys = d_.page(layer, page, head);
+        bf16* values = keys + kPageTokens * size;
+        k_.rope(k + head * size, cos_sin, size, rounded.data());
+        for (int i = 0; i < size; i += 2)
+          std::memcpy(keys + i * kPageTokens + 2 * token, &rounded[i], 2 * sizeof(bf16));
+        k_.round(v + head * size, size, rounded.data());
+        put_value(values, token, rounded.data());
+        if (!opens_page(row)) continue;
+        std::fill(rounded.begin(), rounded.end(), 0);
+        for (int rest = token + 1; rest < kPageTokens; ++rest) put_value(values, rest, rounded.data());
+      }
+    }
+  }
+
+  void put_value(bf16* values, int token, const bf16* value) const {
+    bf16* column = values + token / 2 * 2 * s_.head_size + token % 2;
+    for (int i = 0; i < s_.head_size; ++i) column[2 * i] = value[i];
+  }
+
+  // The row is the sequence's last one, in a page that this step begins. What a former holder left behind the row may be
+  // NaN, and NaN times a weight of zero is NaN: it is cleared.
+  bool opens_page(int row) const {
+    const int s = sequence_[row], first = step_.context_lens[s] - (step_.row_starts[s + 1] - step_.row_starts[s]);
+    return row + 1 == step_.row_starts[s + 1] && position_[row] / kPageTokens * kPageTokens >= first;
+  }
+
+  void attend(int member, int layer) {
+    const int size = s_.head_size;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    const bf16* q[64];
+    bf16* out[64];
+    int limits[64];
+    std::vector<const bf16*> pages;
+    for (int i = item_share_[member]; i < item_share_[member + 1]; ++i) {
+      const Item& item = items_[i];
+      int count = 0;
+      for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
+        for (int head = item.kv_head * group(); head < (item.kv_head + 1) * group(); ++head) {
+          q[count] = query(row, head);
+          out[count] = attended_ + std::ptrdiff_t{row} * attended_stride_ + head * size;
+          limits[count++] = position_[row] + 1;
+        }
+      }
+      pages.clear();
+      for (int page = 0; page * kPageTokens < limits[count - 1]; ++page)
+        pages.push_back(d_.page(layer, page_of(item.sequence, page), item.kv_head));
+      k_.attention(q, out, limits, count, pages.data(), size, scale, d_.scratch[member].as<char>());
+    }
+  }
+
+  void norm_outputs(int member) {
+    const int blocks = (step_.outputs + kBlock - 1) / kBlock;
+    const auto mine = blocks > 1 ? d_.team.share(blocks, member) : Team::Range{0, member ? 0 : blocks};
+    for (int block = mine.begin; block < mine.end; ++block) {
+      for (int i = block * kBlock; i < std::min(step_.outputs, (block + 1) * kBlock); ++i)
+        k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_, d_.norm.data(),
+                    s_.hidden_size, s_.rms_norm_eps, outputs_ + std::ptrdiff_t{i} * hidden_stride_);
+      if (adapted_)
+        shrink_runs(output_runs_[block], kHead, {0}, outputs_ + std::ptrdiff_t{block} * kBlock * hidden_stride_,
+                    hidden_stride_, s_.hidden_size);
+    }
+  }
+
+  void predict(int member) {
+    Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
+    multiply(member, d_.head, kHead, 0, outputs_, hidden_stride_, step_.outputs, output_runs_,
+             [&](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+               const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
+               for (int row = 0; row < count; ++row) {
+                 const float* logits = out[0] + row * kTile;
+                 best[first + row].take(k_, logits, column, columns);
+                 if (logits_)
+                   std::memcpy(logits_ + std::ptrdiff_t{first + row} * s_.vocab_size + column, logits,
+                               sizeof(float) * columns);
+               }
+             });
+  }
+
+  // ---- after them ---------------------------------------------------------------------------------------------------
+
+  struct Best {
+    float value;
+    int token;
+    bool finite;
+
+    void take(const Kernels& kernels, const float* logits, int column, int columns) {
+      alignas(64) float shorter[kTile];
+      if (columns < kTile) {  // the vocabulary's end: repeat what is there
+        std::fill(std::copy(logits, logits + columns, shorter), shorter + kTile, logits[0]);
+        logits = shorter;
+      }
+      float largest;
+      int index;
+      finite = kernels.largest(logits, kTile, &largest, &index) && finite;
+      if (finite && largest > value) {
+        value = largest;
+        token = column + index;
+      }
+    }
+  };
+
+  // The members' tiles ascend with their numbers, so that of equals the first is the lowest token.
+  void choose() {
+    for (int i = 0; i < step_.outputs; ++i) {
+      Best all{-INFINITY, -1, true};
+      for (int member = 0; member < d_.team.size(); ++member) {
+        const Best& one = best_[std::ptrdiff_t{member} * step_.outputs + i];
+        all.finite &= one.finite;
+        if (one.value > all.value) all = {one.value, one.token, all.finite};
+      }
+      step_.chosen[i] = all.finite ? all.token : -1;
+    }
+  }
+
+  void draw(int member) {
+    const auto mine = d_.team.share(step_.outputs, member);
+    for (int i = mine.begin; i < mine.end; ++i) {
+      if (step_.temperature[i] == 0 || step_.chosen[i] < 0) continue;
+      const Sampling sampling{step_.temperature[i], step_.top_p[i], step_.top_k[i],
+                              static_cast<std::uint64_t>(step_.seed[i]), static_cast<std::uint32_t>(step_.position[i])};
+      step_.chosen[i] = sample(k_, logits_ + std::ptrdiff_t{i} * s_.vocab_size, s_.vocab_size, sampling);
+    }
+  }
+
+  int group() const { return s_.heads / s_.kv_heads; }
+  int page_of(int sequence, int index) const { return step_.pages[step_.page_starts[sequence] + index]; }
+  bf16* query(int row, int head) const {
+    return queries_ + (std::ptrdiff_t{row} * s_.heads + head) * s_.head_size;
+  }
+
+  Decoder& d_;
+  const Shape& s_;
+  const Kernels& k_;
+  const Step& step_;
+  const int rows_;
+  std::vector<int> sequence_, position_;
+  std::vector<Item> items_;
+  std::vector<int> item_share_, row_share_;
+  bool adapted_ = false;
+  int h_stride_ = 0;
+  std::vector<int> entry_starts_;  // by row
+  std::vector<float> entry_weight_;
+  std::vector<Runs> member_runs_, block_runs_, output_runs_;
+  int hidden_stride_, residual_stride_, projected_stride_, attended_stride_, activated_stride_, q_tiles_, kv_tiles_;
+  float *residual_, *projected_, *logits_;
+  bf16 *normed_, *queries_, *attended_, *activated_, *shrunk_, *outputs_;
+  std::vector<Best> best_;
+};
+
+}  // namespace
+
+void Decoder::step(const Step& step) { Pass(*this, step).run(); }
+
+}  // namespace openlora

@@ -1,0 +1,29 @@
+// What every instruction set's unit begins with.
+#pragma once
+#include <type_traits>
+
+#include "kernels.h"
+
+namespace openlora {
+
+typedef float F __attribute__((vector_size(64)));
+typedef std::uint32_t U __attribute__((vector_size(64)));
+typedef std::int32_t I __attribute__((vector_size(64)));
+typedef std::uint16_t U16 __attribute__((vector_size(32)));
+
+// Stand-ins for the instructions that only some processors have.
+inline __attribute__((always_inline)) F even_of(U pairs) { return (F)(pairs << 16); }
+inline __attribute__((always_inline)) F odd_of(U pairs) { return (F)(pairs & 0xffff0000u); }
+inline __attribute__((always_inline)) F emulated_dot2(F sum, U w, U x) {
+  sum += even_of(w) * even_of(x);
+  return sum + odd_of(w) * odd_of(x);
+}
+inline __attribute__((always_inline)) U16 emulated_to_bf16(F x) {
+  const U b = (U)x;
+  const U rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  const U quiet = (b >> 16) | 0x40u;  // rounding must not carry a NaN into infinity
+  const U nan = (U)(I)(x != x);
+  return __builtin_convertvector((rounded & ~nan) | (quiet & nan), U16);
+}
+
+}  // namespace openlora

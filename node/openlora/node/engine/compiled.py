@@ -1,0 +1,119 @@
+"""The runner whose steps are one call into C++ each."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from openlora.kernels.cpu import decoder as cpu
+from openlora.kernels.types import LoraFactors
+from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.messages import Sampling
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.models.decoder import DecoderWeights, Layer, rope_table
+from openlora.node.engine.runner import Outputs
+from openlora.node.engine.sequence import Chunk
+from openlora.node.errors import AdapterError
+
+_MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj")
+_GREEDY = Sampling(max_tokens=1, temperature=0.0)
+
+
+class CompiledRunner:
+    """bfloat16 on this machine's processor."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        limits: EngineLimits,
+        cache_dir: Path,
+        instructions: str = "",
+    ) -> None:
+        """`instructions` as CpuDecoder has them. Raises KernelsUnavailable, naming what is not supported."""
+        self._decoder = cpu.CpuDecoder(
+            cpu.DecoderShape(**{name: getattr(config, name) for name in cpu.DecoderShape.__slots__}),
+            cpu.DecoderWeights(
+                embedding=weights.embedding,
+                layers=[_layer(layer) for layer in weights.layers],
+                norm=weights.norm,
+                head=weights.head.weight,
+                rope_table=rope_table(config.rope_frequencies, config.max_positions),
+            ),
+            pages=limits.pages,
+            page_tokens=limits.page_tokens,
+            threads=torch.get_num_threads(),
+            cache_dir=cache_dir,
+            instructions=instructions,
+        )
+        self.backend = f"cpu-{self._decoder.instructions}"
+        self.dtype = torch.bfloat16
+        self.device = torch.device("cpu")
+        self.factors = _PackedFactors(self._decoder)
+
+    def run(self, chunks: Sequence[Chunk]) -> Outputs:
+        params = [chunk.sequence.sampling for chunk in chunks]
+        drawn = any(p is not None and p.temperature for p in params)
+        tokens, logits = self._decoder.step(
+            [_rows(chunk) for chunk in chunks],
+            [_sampling(chunk) for chunk in chunks for _ in range(chunk.outputs)] if drawn else None,
+            want_logits=any(p is None or p.logprobs is not None for p in params),
+        )
+        return Outputs([token if token >= 0 else None for token in tokens], logits)
+
+
+class _PackedFactors:
+    """The decoder's adapters as a FactorStore."""
+
+    def __init__(self, decoder: cpu.CpuDecoder) -> None:
+        self._decoder = decoder
+        self._filled: set[int] = set()
+
+    def put(self, slot: int, factors: Mapping[str, LoraFactors]) -> None:
+        try:
+            self._decoder.load_adapter(slot, {_place(module): factor for module, factor in factors.items()})
+        except MemoryError as error:
+            raise AdapterError(f"the adapter does not fit into this machine's memory: {error}") from error
+        self._filled.add(slot)
+
+    def drop(self, slot: int) -> None:
+        self._decoder.unload_adapter(slot)
+        self._filled.remove(slot)
+
+    def holds(self, slot: int) -> bool:
+        return slot in self._filled
+
+
+def _layer(layer: Layer) -> cpu.LayerWeights:
+    matrices = {}
+    for projection in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        for module, columns in projection.parts:
+            bias = None if projection.bias is None else projection.bias[columns]
+            matrices[_place(module)[1]] = (projection.weight[columns], bias)
+    return cpu.LayerWeights(layer.attention_norm, layer.mlp_norm, matrices)
+
+
+def _place(module: str) -> tuple[int, str]:
+    """The decoder's name for a module: its layer and matrix."""
+    if module == "lm_head":
+        return cpu.HEAD, ""
+    found = _MODULE.fullmatch(module)
+    assert found is not None, module
+    return int(found[1]), found[2]
+
+
+def _rows(chunk: Chunk) -> cpu.Rows:
+    sequence = chunk.sequence
+    return cpu.Rows(
+        tokens=sequence.tokens[chunk.start : chunk.end],
+        start=chunk.start,
+        pages=sequence.pages,
+        adapters=[(adapter.slot, weight) for adapter, weight in sequence.adapters],
+        outputs=chunk.outputs,
+    )
+
+
+def _sampling(chunk: Chunk) -> cpu.Sampling:
+    p = chunk.sequence.sampling or _GREEDY
+    return cpu.Sampling(p.temperature, p.top_k, p.top_p, p.seed, position=len(chunk.sequence.tokens))

@@ -1,0 +1,297 @@
+"""The compiled decoder against the reference: the same model, op by op in float32, with weights that bfloat16 holds.
+
+What bfloat16 activations cost is known from the reference itself: run in bfloat16, it strays from float32 by some
+amount, and the compiled decoder, which rounds less often, may stray no further.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from openlora.kernels.cpu.build import library_path
+from openlora.kernels.errors import KernelsUnavailable
+from openlora.kernels.ops import BACKENDS, Ops
+from openlora.kernels.types import LoraFactors
+from openlora.node.engine.adapter_pool import ResidentAdapter
+from openlora.node.engine.compiled import CompiledRunner
+from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.loader import load_weights
+from openlora.node.engine.messages import Sampling
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.runner import OpsRunner, Runner
+from openlora.node.engine.runners import best_runner
+from openlora.node.engine.sampling import choose
+from openlora.node.engine.sequence import Chunk
+from openlora.node.engine.sequence import Sequence as Request
+from tests.node.engine.tiny import write_model
+
+INSTRUCTIONS = ("plain", "avx2", "avx512", "amx")
+BATCHES = (1, 2, 3, 7, 33, 133)
+POPULARITIES = ("distinct", "identical", "uniform", "skewed")
+SLOTS = 8
+LIMITS = EngineLimits(kv_tokens=16 * 1024)
+MODEL = {  # a head's width is a vector register's; the others leave tiles, blocks and registers partly filled
+    "vocab_size": 211,
+    "hidden_size": 72,
+    "intermediate_size": 136,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+GREEDY = Sampling(max_tokens=1000, temperature=0.0)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the library; built once for all of a machine's test runs."""
+    cache = Path("var/cache/kernels")
+    try:
+        library_path(cache)
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+    return cache
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), **MODEL)
+
+
+def compiled(model: Path, kernels: Path, instructions: str = "", threads: int = 2) -> CompiledRunner:
+    config = DecoderConfig.from_path(model)
+    torch.set_num_threads(threads)
+    try:
+        return CompiledRunner(config, load_weights(model, config, "bfloat16"), LIMITS, kernels, instructions)
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+    finally:
+        torch.set_num_threads(1)
+
+
+def reference(model: Path, dtype: torch.dtype = torch.float32) -> OpsRunner:
+    """The weights are those that bfloat16 holds, whatever is computed in."""
+    config = DecoderConfig.from_path(model)
+    weights = load_weights(model, config, "bfloat16")
+    if dtype == torch.float32:
+        weights = widened(weights)
+    ops = Ops(BACKENDS["reference"])
+    return OpsRunner(Decoder(config, weights, ops), ops, LIMITS.pages, LIMITS.page_tokens)
+
+
+def widened(value: object) -> object:
+    """The same dataclasses with every tensor in float32."""
+    match value:
+        case Tensor():
+            return value.float()
+        case tuple() if not (value and isinstance(value[0], str)):
+            return tuple(widened(one) for one in value)
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(
+            value, **{f.name: widened(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
+    return value
+
+
+def load_adapters(runners: Sequence[Runner], model: Path, rank: int | str) -> None:
+    """SLOTS adapters, some of which leave some matrices alone; numbers that bfloat16 holds."""
+    rng = torch.Generator().manual_seed(1)
+    ranks = [1, 3, 8, 16, 17, 64, 33, 5] if rank == "mixed" else [int(rank)] * SLOTS
+    layout = DecoderConfig.from_path(model).layout()
+    for slot, r in enumerate(ranks):
+        factors = {}
+        for index, (module, shape) in enumerate(layout.items()):
+            a = torch.randn(r, shape.in_features, generator=rng) / shape.in_features**0.5
+            b = torch.randn(shape.out_features, r, generator=rng) / r**0.5
+            if (index + slot) % 5:
+                factors[module] = LoraFactors(a.bfloat16(), b.bfloat16(), 0.5 / (1 + slot % 3))
+        for runner in runners:
+            cast = {m: LoraFactors(f.a.to(runner.dtype), f.b.to(runner.dtype), f.scale) for m, f in factors.items()}
+            runner.factors.put(slot, cast)
+
+
+def request(tokens: Sequence[int], recipe: Sequence[tuple[int, float]], sampling: Sampling | None = None) -> Request:
+    adapters = tuple((ResidentAdapter(str(slot), slot, 0, 0, b""), weight) for slot, weight in recipe)
+    return Request("r", list(tokens), len(tokens), sampling, adapters=adapters)
+
+
+def recipes_of(popularity: str, rows: int) -> list[list[tuple[int, float]]]:
+    """One adapter a request, of every fifth none and of every seventh two."""
+    rng = random.Random(rows)
+    slots = {
+        "distinct": [row % SLOTS for row in range(rows)],
+        "identical": [3] * rows,
+        "uniform": [rng.randrange(SLOTS) for _ in range(rows)],
+        "skewed": [0 if rng.random() < 0.9 else rng.randrange(SLOTS) for _ in range(rows)],
+    }[popularity]
+    recipes = [[(slot, 0.5)] if row % 5 else [] for row, slot in enumerate(slots)]
+    return [[*recipe, (6, -0.25)] if row % 7 == 6 else recipe for row, recipe in enumerate(recipes)]
+
+
+def some_requests(rows: int, popularity: str) -> list[Request]:
+    """Contexts of 2 to 40 tokens."""
+    rng = random.Random(rows)
+    return [
+        request([rng.randrange(211) for _ in range(2 + 17 * i % 39)], recipe)
+        for i, recipe in enumerate(recipes_of(popularity, rows))
+    ]
+
+
+def give_pages(requests: Sequence[Request]) -> None:
+    """Pages enough for 64 tokens each, in no order."""
+    pages = list(range(LIMITS.pages))
+    random.Random(0).shuffle(pages)
+    for one in requests:
+        one.pages = [pages.pop() for _ in range(4)]
+
+
+def logits_of(runner: Runner, requests: Sequence[Request], decoded: int = 2) -> Tensor:
+    """The last logits of each request: all tokens but `decoded` in one pass, then decode rows beside the prompts that
+    are too short to have any."""
+    give_pages(requests)
+    whole = [Chunk(one, 0, max(1, len(one.tokens) - (decoded if i % 3 else 0))) for i, one in enumerate(requests)]
+    last: dict[int, Tensor] = {}
+    pending = dict(enumerate(whole))
+    while pending:
+        outputs = runner.run(list(pending.values()))
+        assert outputs.logits is not None
+        for (i, chunk), rows in zip(
+            list(pending.items()), outputs.logits.split([chunk.length for chunk in pending.values()]), strict=True
+        ):
+            last[i] = rows[-1]
+            if chunk.end == len(chunk.sequence.tokens):
+                del pending[i]
+            else:
+                pending[i] = Chunk(chunk.sequence, chunk.end, 1)
+    return torch.stack([last[i] for i in range(len(requests))])
+
+
+def divergence(found: Tensor, expected: Tensor) -> float:
+    """Mean Kullback-Leibler divergence."""
+    p, q = expected.log_softmax(dim=-1), found.log_softmax(dim=-1)
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+# ---- against the reference ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("rank", [1, 8, 64, "mixed"])
+def test_equals_the_reference_over_the_grid(model: Path, kernels: Path, instructions: str, rank: int | str) -> None:
+    runners = compiled(model, kernels, instructions), reference(model), reference(model, torch.bfloat16)
+    load_adapters(runners, model, rank)
+    for rows in BATCHES:
+        for popularity in POPULARITIES:
+            found, exact, rounded = (logits_of(runner, some_requests(rows, popularity)) for runner in runners)
+            case = f"{rows} rows, {popularity}"
+            assert divergence(found, exact) <= max(2e-4, divergence(rounded, exact)), case
+            assert float((found - exact).abs().max()) <= max(0.05, 1.5 * float((rounded - exact).abs().max())), case
+
+
+# ---- bit for bit ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_is_the_same_in_any_company(model: Path, kernels: Path, instructions: str, threads: int) -> None:
+    together, alone = compiled(model, kernels, instructions, threads), compiled(model, kernels, instructions, 1)
+    load_adapters([together, alone], model, "mixed")
+    for rows in (7, 37):
+        crowd = logits_of(together, some_requests(rows, "uniform"))
+        for i, one in enumerate(some_requests(rows, "uniform")):
+            assert torch.equal(logits_of(alone, [one])[0], crowd[i]), (rows, i)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_a_prompt_is_the_same_in_chunks_of_any_size_and_decoded(model: Path, kernels: Path, instructions: str) -> None:
+    runner = compiled(model, kernels, instructions)
+    load_adapters([runner], model, "mixed")
+    rng = random.Random(3)
+    tokens = [rng.randrange(211) for _ in range(500)]
+    pages = rng.sample(range(LIMITS.pages), 40)
+
+    def run(sizes: Sequence[int], recipe: Sequence[tuple[int, float]]) -> Tensor:
+        one, found = request(tokens, recipe), []
+        one.pages = pages
+        start = 0
+        while start < len(tokens):
+            size = min(sizes[len(found) % len(sizes)], len(tokens) - start)
+            logits = runner.run([Chunk(one, start, size)]).logits
+            assert logits is not None
+            found.append(logits)
+            start += size
+        return torch.cat(found)
+
+    for recipe in ([], [(4, 1.0), (1, -0.5)]):
+        whole = run([500], recipe)
+        for sizes in ([450], [16], [1], [33, 1, 7, 64]):
+            assert torch.equal(run(sizes, recipe), whole), sizes
+
+
+# ---- isolation and sampling -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_a_poisoned_row_leaves_its_company_and_its_pages_followers_alone(
+    model: Path, kernels: Path, instructions: str
+) -> None:
+    runner = compiled(model, kernels, instructions)
+    layout = DecoderConfig.from_path(model).layout()
+    shape = layout["model.layers.0.self_attn.v_proj"]
+    a, b = torch.full((2, shape.in_features), 3e38), torch.full((shape.out_features, 2), 3e38)
+    runner.factors.put(0, {"model.layers.0.self_attn.v_proj": LoraFactors(a.bfloat16(), b.bfloat16(), 1.0)})
+    tokens = [random.Random(0).randrange(211) for _ in range(40)]
+    clean, poisoned, later = (request(tokens, recipe, GREEDY) for recipe in ([], [(0, 1.0)], []))
+    clean.pages, poisoned.pages, later.pages = [1, 2, 3], [7, 8, 9], [9, 7, 8]
+    alone = runner.run([Chunk(clean, 0, 40)]).tokens
+    assert runner.run([Chunk(poisoned, 0, 40), Chunk(clean, 0, 40)]).tokens == [None, *alone]
+    assert runner.run([Chunk(later, 0, 40)]).tokens == alone
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_draws_what_the_reference_draws(model: Path, kernels: Path, instructions: str) -> None:
+    runner, ops = compiled(model, kernels, instructions), Ops(BACKENDS["reference"])
+    rng = random.Random(5)
+    for trial in range(12):
+        requests = []
+        for _ in range(9):
+            sampling = Sampling(
+                max_tokens=9,
+                temperature=rng.choice([0.0, 0.3, 1.0, 5.0]),
+                top_k=rng.choice([0, 0, 1, 5, 210, 1000]),
+                top_p=rng.choice([1.0, 1.0, 0.9, 0.2]),
+                seed=rng.getrandbits(64),
+                logprobs=0,
+            )
+            requests.append(request([rng.randrange(211) for _ in range(1 + trial)], [], sampling))
+        give_pages(requests)
+        outputs = runner.run([Chunk(one, 0, len(one.tokens)) for one in requests])
+        assert outputs.logits is not None
+        assert outputs.tokens == choose(ops, outputs.logits, requests)
+
+
+# ---- what is not served ---------------------------------------------------------------------------------------------
+
+
+def test_refuses_by_name_and_falls_back(tmp_path: Path, kernels: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = write_model(tmp_path)  # heads of 8
+    config = DecoderConfig.from_path(model)
+    weights = load_weights(model, config, "bfloat16")
+    with pytest.raises(KernelsUnavailable, match="head size of 8"):
+        CompiledRunner(config, weights, LIMITS, kernels)
+    assert best_runner(config, weights, LIMITS, kernels).backend == "reference"
+    assert "head size of 8" in caplog.text
+
+
+def test_no_compiler_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(KernelsUnavailable, match="no C\\+\\+ compiler"):
+        library_path(tmp_path)
