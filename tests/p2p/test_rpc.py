@@ -142,17 +142,17 @@ def test_a_reader_that_takes_nothing_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent",
+    ("sent", "misdeeds"),
     [
-        pytest.param(b"", id="nothing"),
-        pytest.param(struct.pack("!IB", 100, 0) + b"half", id="half a request"),
-        pytest.param(struct.pack("!IB", 1002, 0), id="a request that is too large"),
-        pytest.param(struct.pack("!I", 0), id="an empty frame"),
-        pytest.param(struct.pack("!IB", 1, 77), id="an unknown kind"),
-        pytest.param(struct.pack("!IB", 1, 3), id="an end"),
+        pytest.param(b"", 0, id="nothing"),
+        pytest.param(struct.pack("!IB", 100, 0) + b"half", 0, id="half a request"),
+        pytest.param(struct.pack("!IB", 1002, 0), 1, id="a request that is too large"),
+        pytest.param(struct.pack("!I", 0), 1, id="an empty frame"),
+        pytest.param(struct.pack("!IB", 1, 77), 1, id="an unknown kind"),
+        pytest.param(struct.pack("!IB", 1, 3), 1, id="an end"),
     ],
 )
-def test_whoever_does_not_ask_properly_is_cut_off(sent: bytes) -> None:
+def test_whoever_does_not_ask_properly_is_cut_off(sent: bytes, misdeeds: int) -> None:
     async def scenario(asker: MemoryNetwork, responder: MemoryNetwork) -> None:
         async def answer(_peer: PeerId, _request: bytes) -> AsyncIterator[bytes]:
             raise AssertionError("this must not be answered")
@@ -163,6 +163,7 @@ def test_whoever_does_not_ask_properly_is_cut_off(sent: bytes) -> None:
         await stream.write(sent)
         with pytest.raises(StreamLost):
             await stream.read(1)
+        assert responder.refusals["request-malformed"] == misdeeds
 
     run(scenario)
 

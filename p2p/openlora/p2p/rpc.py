@@ -42,6 +42,10 @@ class _Kind(IntEnum):
     END = 3
 
 
+class _FormatBroken(StreamLost):
+    """The peer sent what is none of our frames, not merely less than one."""
+
+
 Answer = Callable[[PeerId, bytes], AsyncIterator[bytes]]
 _DEFAULTS: Final = RpcLimits()
 
@@ -50,10 +54,11 @@ def serve(network: Network, protocol: str, answer: Answer, limits: RpcLimits = _
     """Answers every request for `protocol` with what `answer(peer, request)` yields, each at most `reply_bytes`.
 
     An `answer` that raises StreamRefused sends its message to the asker as the reason. It is cancelled when the asker
-    hangs up; any other error of it resets the stream."""
+    hangs up; any other error of it resets the stream. Who sends no request, or a larger one than we take, is
+    penalised: both sides of an honest conversation have the same limits."""
 
     async def handle(stream: Stream) -> None:
-        await _respond(stream, answer, limits)
+        await _respond(stream, await _take_request(network, stream, limits), answer, limits)
 
     network.handle(protocol, handle)
 
@@ -110,11 +115,19 @@ async def read_exactly(stream: Stream, count: int) -> bytes:
     return bytes(data)
 
 
-async def _respond(stream: Stream, answer: Answer, limits: RpcLimits) -> None:
-    with _silence(limits.request_timeout_s):
-        kind, request = await _receive(stream, limits.request_bytes)
-    if kind is not _Kind.REQUEST:
-        raise StreamLost("the peer opened with something other than a request")
+async def _take_request(network: Network, stream: Stream, limits: RpcLimits) -> bytes:
+    try:
+        with _silence(limits.request_timeout_s):
+            kind, request = await _receive(stream, limits.request_bytes)
+        if kind is not _Kind.REQUEST:
+            raise _FormatBroken("the peer opened with something other than a request")
+    except _FormatBroken:
+        network.penalise(stream.peer, "request-malformed")
+        raise
+    return request
+
+
+async def _respond(stream: Stream, request: bytes, answer: Answer, limits: RpcLimits) -> None:
     lost: StreamLost | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, stream, nursery.cancel_scope)
@@ -169,12 +182,12 @@ async def _send(stream: Stream, kind: _Kind, body: bytes) -> None:
 async def _receive(stream: Stream, max_bytes: int) -> tuple[_Kind, bytes]:
     (length,) = _LENGTH.unpack(await read_exactly(stream, _LENGTH.size))
     if not 1 <= length <= 1 + max_bytes:
-        raise StreamLost(f"a frame of {length} bytes; the limit is {1 + max_bytes}")
+        raise _FormatBroken(f"a frame of {length} bytes; the limit is {1 + max_bytes}")
     payload = await read_exactly(stream, length)
     try:
         return _Kind(payload[0]), payload[1:]
     except ValueError:
-        raise StreamLost(f"a frame of unknown kind {payload[0]}") from None
+        raise _FormatBroken(f"a frame of unknown kind {payload[0]}") from None
 
 
 @contextmanager
