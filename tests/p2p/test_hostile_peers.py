@@ -1,10 +1,12 @@
 """Attacks on the host itself: each is refused with a counted reason, costs little, and honest peers do not notice."""
 
+import gc
+import logging
 import resource
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from os import urandom
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from openlora.p2p.content.dag_pb import encode_fields
 from openlora.p2p.host import HostOptions, Libp2pNetwork, open_network
 from openlora.p2p.identity import Identity
 from openlora.p2p.limits import Limits
@@ -102,6 +105,17 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+async def _objects_left() -> int:
+    """Of the network's own kinds, once what was going on has ended."""
+    counts = [1, 0]
+    while counts[-2] != counts[-1]:
+        await trio.sleep(0.5)
+        gc.collect()
+        ours = ("libp2p", "openlora", "multiaddr")
+        counts.append(sum(str(type(each).__module__).startswith(ours) for each in gc.get_objects()))
+    return counts[-1]
+
+
 async def is_served(peer: Attacker, stream_id: int) -> None:
     """The attacker itself, once it behaves."""
     await peer.open_stream(stream_id, PROTOCOL)
@@ -190,6 +204,61 @@ def test_garbage_on_every_protocol(protocol: str) -> None:
             await is_served(peer, 1001)
 
     run(attack)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "code"),
+    [
+        ("/ipfs/id/push/1.0.0", "identify-too-large"),
+        ("/meshsub/1.2.0", "gossip-too-large"),
+        ("/meshsub/1.1.0", "gossip-too-large"),
+        ("/openlora/kad/1.0.0", "dht-too-large"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused_by_name(protocol: str, code: str) -> None:
+    gibibyte = b"\x80\x80\x80\x80\x04"
+
+    async def attack(here: Scene) -> None:
+        async with attacker(here.victim.addresses[0]) as peer:
+            await peer.open_stream(1, protocol)
+            await peer.send(frame(DATA, 0, 1, len(gibibyte), gibibyte))
+            await here.until_refused(code)
+            await is_served(peer, 1001)
+
+    run(attack)
+
+
+@pytest.fixture
+def _no_log_is_kept() -> Iterator[None]:
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_log_is_kept")
+def test_whoever_has_gone_is_forgotten() -> None:
+    """Under ever new names; what is remembered of the last few dozen is bounded, and of those before them nothing."""
+    names = 50
+    said = encode_fields([(2, bytes.fromhex("040a000001060fa1")), (3, b"/meshsub/1.2.0"), (3, b"/openlora/kad/1.0.0")])
+    about_me = bytes((len(said),)) + said
+    limits = replace(
+        LIMITS, remembered_peers=32, known_peers=32, handshakes_per_ip_per_s=1e6, handshake_burst_per_ip=1e6
+    )
+
+    async def come_and_go(here: Scene, count: int) -> int:
+        for _ in range(count):
+            async with attacker(here.victim.addresses[0]) as peer:
+                await peer.open_stream(1, "/ipfs/id/push/1.0.0")
+                await peer.send(frame(DATA, FIN, 1, len(about_me), about_me))
+                await is_served(peer, 1001)
+        return await _objects_left()
+
+    async def attack(here: Scene) -> None:
+        before = await come_and_go(here, names)
+        assert await come_and_go(here, names) - before < names
+
+    run(attack, limits)
 
 
 def test_whoever_breaks_the_protocol_is_cut() -> None:

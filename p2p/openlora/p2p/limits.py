@@ -39,6 +39,7 @@ class Limits:
     streams_per_handler: int = 32  # that one peer opened for one protocol, at once
     negotiation_timeout_s: float = 5.0  # from a stream's opening until it has named its protocol
     negotiation_bytes: int = 4 * _KIB  # for that; a protocol's name has some 30 bytes
+    identify_bytes: int = 8 * _KIB  # what a peer says of itself; go-libp2p takes as much
     linger_s: float = 30.0  # for the other side to end a stream that we have ended and no longer read
     # bytes
     stream_window_bytes: int = 256 * _KIB  # what yamux lets every stream send unasked
@@ -64,6 +65,7 @@ class Limits:
     forgive_s: float = 60.0
     ban_s: float = 600.0
     remembered_peers: int = 4096  # in each book; the oldest entry is forgotten first
+    known_peers: int = 512  # whose addresses are kept though they are neither connected nor of the DHT's table
 
 
 class TokenBucket:

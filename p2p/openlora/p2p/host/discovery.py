@@ -40,7 +40,6 @@ _LONGEST_BACKOFF_S: Final = 60.0
 _LOOK_AROUND_EVERY_S: Final = 300.0
 _ADDRESS_LIFE_S: Final = 3600
 _ADDRESSES_PER_PEER: Final = 8
-_FORGET_EVERY_S: Final = 30.0
 _LOOPBACK: Final = ("/ip4/127.", "/ip6/::1/")
 _MDNS_QUEUE: Final = 32
 _UPNP_TIMEOUT_S: Final = 30.0
@@ -59,8 +58,8 @@ class PeerAddress:
         try:
             info = info_from_p2p_addr(Multiaddr(text))
             public_key_of(str(info.peer_id))
-        except (MultiaddrError, BaseLibp2pError, ValueError) as error:
-            raise P2PError(f"{text!r} is no address of a peer: {error}") from None
+        except (MultiaddrError, BaseLibp2pError, ValueError):
+            raise P2PError(f"{text!r} is no address of a peer; write /ip4/…/tcp/…/p2p/12D3Koo…") from None
         return cls(info.peer_id, info.addrs[0])
 
 
@@ -115,7 +114,6 @@ class Discovery:
                 nursery.start_soon(self._keep_bootstrapped, address)
             nursery.start_soon(self._keep_looking_around)
             nursery.start_soon(self._keep_connected)
-            nursery.start_soon(self._keep_forgetting)
             if mdns:
                 nursery.start_soon(self._listen_to_mdns)
             if nat:
@@ -201,17 +199,6 @@ class Discovery:
                 except PeerUnreachable:
                     unreachable[peer] = trio.current_time() + _LONGEST_BACKOFF_S
                 break
-
-    async def _keep_forgetting(self) -> None:
-        """Bounds what the library remembers of peers. Its own clean-up may evict our own entry, with the key in it."""
-        store = self._host.get_peerstore()
-        while True:
-            await trio.sleep(_FORGET_EVERY_S)
-            needed = {self._host.get_id(), *self._swarm.connections, *self._routing.known_peers()}
-            strangers = [peer for peer in store.peer_ids() if peer not in needed]
-            for peer in strangers[: max(0, len(strangers) - self._guard.limits.remembered_peers)]:
-                with suppress(PeerStoreError):
-                    store.clear_peerdata(peer)
 
     async def _listen_to_mdns(self) -> None:
         """Dials whoever announces itself in the local network; the library only notes them."""

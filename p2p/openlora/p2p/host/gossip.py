@@ -8,7 +8,6 @@ from functools import partial
 from typing import Final
 
 from libp2p.abc import INetStream
-from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
@@ -16,7 +15,7 @@ from libp2p.pubsub.pubsub import Pubsub
 from openlora.p2p.errors import GossipRefused
 from openlora.p2p.host.guard import Guard
 from openlora.p2p.host.mesh import Router
-from openlora.p2p.host.swarm import muxed
+from openlora.p2p.host.swarm import GuardedHost, muxed
 from openlora.p2p.limits import TokenBucket
 from openlora.p2p.network import PeerId, Validator
 
@@ -30,7 +29,7 @@ _SEQUENCE_BYTES: Final = 8
 class Gossip(Pubsub):
     """The library's pubsub over gossipsub: signed messages of at most `gossip_message_bytes`, relayed once valid."""
 
-    def __init__(self, host: BasicHost, guard: Guard) -> None:
+    def __init__(self, host: GuardedHost, guard: Guard) -> None:
         self.gossipsub: Final = Router(guard)
         super().__init__(
             host,
@@ -42,6 +41,8 @@ class Gossip(Pubsub):
         # It counts messages from the second it started, so one that sent 600 in a minute and restarts repeats numbers,
         # and peers take the new messages for old ones. Nobody sends one a nanosecond.
         self.counter = time.time_ns()
+        for protocol in self.gossipsub.get_protocols():
+            host.bound_frames(protocol, guard.limits.gossip_rpc_bytes, "gossip-too-large")
         self._guard = guard
         self._rates: OrderedDict[ID, TokenBucket] = OrderedDict()
 

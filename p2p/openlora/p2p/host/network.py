@@ -69,6 +69,7 @@ async def _open(identity: Identity, options: HostOptions, limits: Limits) -> Asy
     gossip = Gossip(host, guard)
     routing = Routing(host, guard)
     discovery = Discovery(host, swarm, routing, guard, options.bootstrap)
+    host.known.needed = lambda: (host.get_id(), *swarm.connections, *routing.known_peers())
     listen = _listen_addresses(options.listen)
     async with (
         _listeners_closed_after(swarm),

@@ -20,6 +20,7 @@ from libp2p.records.validator import NamespacedValidator
 
 from openlora.p2p.content.cid import Cid
 from openlora.p2p.host.guard import Guard
+from openlora.p2p.host.swarm import GuardedHost
 from openlora.p2p.limits import Limits
 from openlora.p2p.network import PeerId
 
@@ -88,7 +89,7 @@ class _BoundedProviders(ProviderStore):
 class Routing:
     """Owns the DHT: what we provide is announced now and again; lookups ask the nodes nearest to a CID."""
 
-    def __init__(self, host: BasicHost, guard: Guard) -> None:
+    def __init__(self, host: GuardedHost, guard: Guard) -> None:
         _take_own_protocol(guard.limits)
         self._host = host
         self._provided: dict[Cid, None] = {}
@@ -99,6 +100,7 @@ class Routing:
         # It serves twelve streams at once, of everybody together, for as long as they stay open: who holds twelve has
         # stopped the DHT. The host's cap is for each peer, and here is the end of a long silence.
         self.dht._inbound_limiter = trio.CapacityLimiter(math.inf)
+        host.bound_frames(PROTOCOL, guard.limits.dht_message_bytes, "dht-too-large")
         host.set_stream_handler(TProtocol(PROTOCOL), self._serve)
 
     async def provide(self, cid: Cid) -> None:

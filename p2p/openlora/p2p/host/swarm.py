@@ -23,11 +23,12 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -36,7 +37,9 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from openlora.p2p.errors import StreamLost
+from openlora.p2p.host.framing import FrameLengths
 from openlora.p2p.host.guard import Guard
+from openlora.p2p.host.peers import KnownPeers
 from openlora.p2p.host.tcp import GuardedTcp, metered
 from openlora.p2p.host.yamux import PROTOCOL_ID as YAMUX
 from openlora.p2p.host.yamux import YamuxConnection, YamuxStream
@@ -65,9 +68,21 @@ class YamuxOnly(MuxerMultistream):
 class GuardedHost(BasicHost):
     """The library's host, whose streams are bounded before their protocol is known, and counted after."""
 
-    def __init__(self, swarm: Swarm, guard: Guard, announce: Sequence[Multiaddr] | None, *, observe: bool) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        guard: Guard,
+        known: KnownPeers,
+        announce: Sequence[Multiaddr] | None,
+        *,
+        observe: bool,
+    ) -> None:
+        self.known: Final = known
         self._guard = guard
         self._serving: Counter[tuple[PeerId, str]] = Counter()
+        self._longest_frames: dict[str, tuple[int, str]] = {}
+        for protocol in (IDENTIFY, IDENTIFY_PUSH):
+            self.bound_frames(protocol, guard.limits.identify_bytes, "identify-too-large")
         super().__init__(
             swarm,
             negotiate_timeout=ceil(guard.limits.negotiation_timeout_s),
@@ -75,10 +90,14 @@ class GuardedHost(BasicHost):
             disable_identify_address_discovery=not observe,
         )
 
+    def bound_frames(self, protocol: str, max_bytes: int, code: str) -> None:
+        """A peer that announces more than `max_bytes` on a stream of `protocol`, whoever opened it, is refused so."""
+        self._longest_frames[protocol] = max_bytes, code
+
     async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> INetStream:
         stream = await super().new_stream(peer_id, protocol_ids)
         inner = muxed(stream)
-        inner.budget_bytes = None
+        self._negotiated(inner, stream.get_protocol())
         connection = stream.swarm_conn  # type: ignore[attr-defined]  # of NetStream, the only implementation
         inner.on_over = partial(connection.remove_stream, stream)  # else it is kept until the connection ends
         return stream
@@ -111,7 +130,7 @@ class GuardedHost(BasicHost):
                 self._guard.refuse(peer, "negotiation")
             stream.break_off()
             return
-        stream.budget_bytes = None
+        self._negotiated(stream, protocol)
         net_stream.set_protocol(protocol)
         key = (peer, str(protocol))
         if self._serving[key] >= self._guard.limits.streams_per_handler:
@@ -125,6 +144,11 @@ class GuardedHost(BasicHost):
             self._serving[key] -= 1
             if not self._serving[key]:
                 del self._serving[key]
+
+    def _negotiated(self, stream: YamuxStream, protocol: str | None) -> None:
+        stream.budget_bytes = None
+        if (longest := self._longest_frames.get(protocol or "")) is not None:
+            stream.frames = FrameLengths(*longest)
 
 
 class _NoAutoConnector(AutoConnector):
@@ -151,14 +175,14 @@ def build_host(
     """A host over TCP, noise and our yamux alone; nothing runs yet."""
     keys = create_new_key_pair(identity.seed())
     peer_id = ID.from_pubkey(keys.public_key)
-    peerstore = PeerStore()
-    peerstore.add_key_pair(peer_id, keys)
+    known = KnownPeers(limits.known_peers)
+    known.add_key_pair(peer_id, keys)
     noise = NoiseTransport(keys, noise_privkey=create_noise_key_pair().private_key)
     upgrader = TransportUpgrader({NOISE: noise}, {TProtocol(YAMUX): YamuxConnection})
     upgrader.muxer_multistream = YamuxOnly(guard)
     swarm = Swarm(
         peer_id,
-        peerstore,
+        known,
         upgrader,
         transports=[GuardedTcp(guard)],
         retry_config=RetryConfig(max_retries=0),  # whoever dials knows when to try again
@@ -178,4 +202,4 @@ def build_host(
     )
     swarm.auto_connector = _NoAutoConnector(swarm, auto_connect_interval=_NEVER_S)
     addresses = [Multiaddr(address) for address in announce] or None
-    return GuardedHost(swarm, guard, addresses, observe=observe_addresses), swarm
+    return GuardedHost(swarm, guard, known, addresses, observe=observe_addresses), swarm

@@ -29,6 +29,7 @@ from libp2p.stream_muxer.exceptions import (
 )
 from multiaddr import Multiaddr
 
+from openlora.p2p.host.framing import FrameLengths
 from openlora.p2p.host.guard import Guard, Traffic
 from openlora.p2p.network import PeerId
 
@@ -55,6 +56,7 @@ class YamuxStream(IMuxedStream):
         self.stream_id = stream_id
         self.inbound = inbound
         self.budget_bytes: int | None = connection.limits.negotiation_bytes  # what may be read; None when negotiated
+        self.frames: FrameLengths | None = None  # what is read must keep to
         self.on_over: Callable[[], None] | None = None  # called once, when neither side will say more
         self._received = bytearray()
         self._receive_window = self._target_window = connection.limits.stream_window_bytes
@@ -88,6 +90,10 @@ class YamuxStream(IMuxedStream):
         if not self._broken:
             self.muxed_conn.buffer(-len(data))
             self._grant()
+        if self.frames is not None and not self.frames.fit(data):
+            self.muxed_conn.penalise(self.frames.code)
+            self.break_off()
+            raise MuxedStreamReset("the peer announced a message of more than it may send")
         return data
 
     async def write(self, data: bytes) -> None:
@@ -308,6 +314,9 @@ class YamuxConnection(IMuxedConn):
 
     def refuse(self, code: str) -> None:
         self._guard.refuse(self.peer, code)
+
+    def penalise(self, code: str) -> None:
+        self._guard.penalise(self.peer, code)
 
     def buffer(self, count: int) -> None:
         self.buffered_bytes += count
