@@ -1,11 +1,12 @@
 """Which tokens the next forward pass computes."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Set
 
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.fairness import FairShare
 from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.parts import Parts
 from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
 from openlora.node.engine.waiting import Line, WaitingLines
@@ -118,7 +119,7 @@ class Scheduler:
         closed: set[str] = set()  # tenants of whom nobody is admitted in this pass
         while budget and (chosen := self._next(begun, closed)) is not None:
             if not chosen.pages and not self._admit(chosen):
-                if self._has_its_part(chosen):
+                if self._parts().has_its_part(chosen):
                     closed.add(chosen.tenant)
                 else:
                     self._blocked = chosen
@@ -170,80 +171,26 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Give every sequence that decodes the page its next token needs, the oldest first."""
-        for sequence in sorted((s for s in self.running if s.pending == 1), key=_arrival):
+        for sequence in sorted((s for s in self.running if s.pending == 1), key=lambda s: s.arrival):
             if not sequence.pages:  # preempted by one before it
                 continue
             missing = self._blocks.pages_for(len(sequence.tokens)) - len(sequence.pages)
             while sequence.pages and missing > self._blocks.available:
-                self._preempt(self._victim())
+                self._preempt(self._parts().youngest_of_most())
             if sequence.pages:
                 sequence.pages += self._blocks.allocate(missing)
-
-    def _victim(self) -> Sequence:
-        """The youngest sequence of the tenant that holds most pages, but never the oldest of all."""
-        _, held = self._held()
-        oldest = min(self.running, key=_arrival)
-        return max((s for s in self.running if s is not oldest), key=lambda s: (held[s.tenant], s.arrival))
 
     def _give_way(self) -> None:
         """Make room for the one that did not fit in the last pass, if its tenant is below its part."""
         sequence, self._blocked = self._blocked, None
         if sequence is None or self._admit(sequence):
             return
-        for victim in self._above_their_part(sequence):
-            self._preempt(victim)
+        for giver in self._parts().givers(sequence):
+            self._preempt(giver)
         self._admit(sequence)
 
-    def _part(self) -> tuple[int, int]:
-        """A tenant's even part: places and pages."""
-        tenants = self._tenants.present
-        return self._limits.max_running // tenants, self._blocks.pages // tenants
-
-    def _held(self) -> tuple[Counter[str], Counter[str]]:
-        """What each tenant has: places and pages."""
-        places, pages = Counter[str](), Counter[str]()
-        for sequence in self.running:
-            places[sequence.tenant] += 1
-            pages[sequence.tenant] += len(sequence.pages)
-        return places, pages
-
-    def _above_part_with(self, sequence: Sequence) -> bool:
-        """Whether a waiting sequence would have its tenant above its part."""
-        places, pages = self._part()
-        held_places, held_pages = self._held()
-        needed = self._blocks.pages_for(len(sequence.tokens))
-        return held_places[sequence.tenant] + 1 > places or held_pages[sequence.tenant] + needed > pages
-
-    def _has_its_part(self, sequence: Sequence) -> bool:
-        """Whether others may overtake a waiting sequence: those of its tenant that run make it wait. One that is above
-        its tenant's part all by itself is waited for once the tenant's others have ended."""
-        runs = any(other.tenant == sequence.tenant for other in self.running)
-        return runs and self._above_part_with(sequence)
-
-    def _above_their_part(self, sequence: Sequence) -> list[Sequence]:
-        """The youngest sequences of tenants that keep their even part without them, if that is room enough for
-        `sequence` and its tenant's part allows it; else none. Whoever gives way this time is below nobody's part the
-        next time, so that nobody is sent to and fro."""
-        if self._above_part_with(sequence):
-            return []
-        places, pages = self._part()
-        held_places, held_pages = self._held()
-        needed = self._blocks.pages_for(len(sequence.tokens))
-        victims: list[Sequence] = []
-        no_place = len(self.running) - self._limits.max_running + 1
-        no_pages = needed + len(self.running) - self._blocks.available
-        for other in sorted(self.running, key=_arrival, reverse=True)[:-1]:  # never the oldest
-            if no_place <= 0 and no_pages <= 0:
-                break
-            spare_place = no_place > 0 and held_places[other.tenant] > places
-            spare_pages = no_pages > 0 and held_pages[other.tenant] - len(other.pages) >= pages
-            if spare_place or spare_pages:
-                victims.append(other)
-                no_place -= 1
-                no_pages -= self._blocks.held_once(other.pages) + 1
-                held_places[other.tenant] -= 1
-                held_pages[other.tenant] -= len(other.pages)
-        return victims if no_place <= 0 and no_pages <= 0 else []
+    def _parts(self) -> Parts:
+        return Parts(self.running, self._blocks, self._limits.max_running, self._tenants.present)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -255,10 +202,6 @@ class Scheduler:
         self._blocks.release(sequence.pages)
         sequence.pages = []
         sequence.computed = sequence.offered = 0
-
-
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
 
 
 def _take(prompts: Prompts, sequence: Sequence) -> None:
