@@ -36,7 +36,7 @@ class Stream(Protocol):
 
 
 Handler = Callable[[Stream], Awaitable[None]]
-Validator = Callable[[PeerId, bytes], None]  # raises GossipRefused: the message goes no further
+Validator = Callable[[PeerId, bytes], None]  # raises GossipRefused, which it counts: the message goes no further
 
 
 class Network(Protocol):

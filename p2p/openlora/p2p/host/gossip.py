@@ -110,8 +110,7 @@ class Gossip(Pubsub):
             return False
         try:
             validate(neighbour, message.data)
-        except GossipRefused as refusal:
-            self._guard.refuse(neighbour, refusal.code)
+        except GossipRefused:  # whoever validates also counts
             return False
         except Exception:
             _log.exception("the validator of a topic failed")

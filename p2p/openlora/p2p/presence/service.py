@@ -138,7 +138,7 @@ class PresenceService:
             self._book.accept(data)
         except GossipRefused as refusal:
             if refusal.code in FAULTS:
-                self._network.penalise(peer, f"presence: {refusal.code}")
+                self._network.penalise(peer, refusal.code)
             raise
 
     def _tell(self, operator: str, record: Presence | None) -> None:
