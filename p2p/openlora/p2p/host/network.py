@@ -25,9 +25,9 @@ from openlora.p2p.host.discovery import Discovery, PeerAddress
 from openlora.p2p.host.gossip import Gossip
 from openlora.p2p.host.guard import Guard, Traffic
 from openlora.p2p.host.routing import Routing
+from openlora.p2p.host.stream import YamuxStream
 from openlora.p2p.host.swarm import GuardedHost, build_host, muxed
 from openlora.p2p.host.tcp import check_free
-from openlora.p2p.host.yamux import YamuxStream
 from openlora.p2p.identity import Identity
 from openlora.p2p.limits import Limits
 from openlora.p2p.network import Handler, PeerId, Stream, Validator

@@ -40,9 +40,10 @@ from openlora.p2p.errors import StreamLost
 from openlora.p2p.host.framing import FrameLengths
 from openlora.p2p.host.guard import Guard
 from openlora.p2p.host.peers import KnownPeers
+from openlora.p2p.host.stream import YamuxStream
 from openlora.p2p.host.tcp import GuardedTcp, metered
 from openlora.p2p.host.yamux import PROTOCOL_ID as YAMUX
-from openlora.p2p.host.yamux import YamuxConnection, YamuxStream
+from openlora.p2p.host.yamux import YamuxConnection
 from openlora.p2p.identity import Identity
 from openlora.p2p.limits import Limits
 from openlora.p2p.network import PeerId

@@ -10,206 +10,39 @@ IMuxedStream) and:
 """
 
 import logging
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import (
-    MuxedConnUnavailable,
-    MuxedStreamClosed,
-    MuxedStreamEOF,
-    MuxedStreamReset,
-)
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
 
-from openlora.p2p.host.framing import FrameLengths
 from openlora.p2p.host.guard import Guard, Traffic
+from openlora.p2p.host.stream import (
+    ACK,
+    DATA,
+    FIN,
+    GO_AWAY,
+    HEADER,
+    PING,
+    RST,
+    SYN,
+    WINDOW_UPDATE,
+    ProtocolBroken,
+    YamuxStream,
+)
 from openlora.p2p.network import PeerId
 
 _log = logging.getLogger(__name__)
 
 PROTOCOL_ID: Final = "/yamux/1.0.0"
-_HEADER: Final = struct.Struct("!BBHII")  # version, type, flags, stream id, length
-_DATA, _WINDOW_UPDATE, _PING, _GO_AWAY = range(4)
-_SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
-_MAX_DATA_BYTES: Final = 65535 - 16 - _HEADER.size  # so that one frame fills one noise message
 _BATCH_BYTES: Final = 65535 - 16
 _CLOSE_TIMEOUT_S: Final = 5.0  # for the library to tell everyone that the connection is gone
-
-
-class _Broken(Exception):
-    """The peer broke the protocol or a limit; the message is the refusal's code."""
-
-
-class YamuxStream(IMuxedStream):
-    """One stream. `close` ends our side only. Reads and writes may be cancelled at any time."""
-
-    def __init__(self, connection: "YamuxConnection", stream_id: int, *, inbound: bool) -> None:
-        self.muxed_conn: YamuxConnection = connection
-        self.stream_id = stream_id
-        self.inbound = inbound
-        self.budget_bytes: int | None = connection.limits.negotiation_bytes  # what may be read; None when negotiated
-        self.frames: FrameLengths | None = None  # what is read must keep to
-        self.on_over: Callable[[], None] | None = None  # called once, when neither side will say more
-        self._received = bytearray()
-        self._receive_window = self._target_window = connection.limits.stream_window_bytes
-        self._send_window = connection.limits.stream_window_bytes
-        self._changed = trio.Event()
-        self._writing = trio.Lock()
-        self._ended_by_peer = self._ended_by_us = self._broken = False
-        self.discarding_since_s: float | None = None
-
-    @property
-    def over(self) -> bool:
-        return self._broken or (self._ended_by_peer and self._ended_by_us)
-
-    async def read(self, n: int | None = None) -> bytes:
-        """At least one byte and at most `n`. Raises MuxedStreamEOF at the end, MuxedStreamReset if it was broken."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._received:
-            if self._broken:
-                raise MuxedStreamReset("the stream was reset")
-            if self._ended_by_peer:
-                raise MuxedStreamEOF("the peer has ended the stream")
-            await self._changed.wait()
-        data = bytes(self._received if n is None or n < 0 else self._received[:n])
-        del self._received[: len(data)]
-        if self.budget_bytes is not None:
-            self.budget_bytes -= len(data)
-            if self.budget_bytes < 0:
-                self.muxed_conn.refuse("negotiation-bytes")
-                self.break_off()
-                raise MuxedStreamReset("too much was said before the protocol")
-        if not self._broken:
-            self.muxed_conn.buffer(-len(data))
-            self._grant()
-        if self.frames is not None and not self.frames.fit(data):
-            self.muxed_conn.penalise(self.frames.code)
-            self.break_off()
-            raise MuxedStreamReset("the peer announced a message of more than it may send")
-        return data
-
-    async def write(self, data: bytes) -> None:
-        """Returns once the peer's window has taken all of it, and it is on its way."""
-        async with self._writing:
-            rest = memoryview(data)
-            while rest:
-                await self._wait_to_send()
-                piece = rest[: min(self._send_window, _MAX_DATA_BYTES)]
-                self._send_window -= len(piece)
-                self.muxed_conn.send(_DATA, 0, self.stream_id, len(piece), piece)
-                rest = rest[len(piece) :]
-        await self.muxed_conn.wait_sendable()
-
-    async def close(self) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self.end()
-
-    async def reset(self) -> None:
-        self.break_off()
-        await trio.lowlevel.checkpoint_if_cancelled()
-
-    def end(self) -> None:
-        if not (self._ended_by_us or self._broken):
-            self._ended_by_us = True
-            self.muxed_conn.send(_WINDOW_UPDATE, _FIN, self.stream_id, 0)
-            self._tell()
-            self.muxed_conn.forget_if_over(self)
-
-    def break_off(self) -> None:
-        if not self.over:
-            self.muxed_conn.send(_WINDOW_UPDATE, _RST, self.stream_id, 0)
-        self.broken()
-        self._received.clear()
-
-    def discard(self) -> None:
-        """Nobody will read this stream any more: whatever comes is dropped, and no window is granted for it."""
-        self._uncount()
-        self._received.clear()
-        self.discarding_since_s = trio.current_time()
-
-    def broken(self) -> None:
-        """It is over at once, for both sides. What had come before can be read by whoever still holds the stream."""
-        self._uncount()
-        self._broken = True
-        self._tell()
-        self.muxed_conn.forget_if_over(self)
-
-    def receive(self, data: bytes) -> None:
-        if len(data) > self._receive_window:
-            raise _Broken("window-overrun")
-        if data and self._ended_by_peer:
-            raise _Broken("yamux-protocol")
-        self._receive_window -= len(data)
-        if self.discarding_since_s is None:
-            self._received += data
-            self.muxed_conn.buffer(len(data))
-            self._tell()
-
-    def ended(self) -> None:
-        self._ended_by_peer = True
-        self._tell()
-        self.muxed_conn.forget_if_over(self)
-
-    def widen(self, count: int) -> None:
-        self._send_window += count
-        if self._send_window > 0xFFFFFFFF:
-            raise _Broken("yamux-protocol")
-        self._tell()
-
-    def set_deadline(self, ttl: int) -> None:
-        raise NotImplementedError("use a cancel scope")
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self.muxed_conn.get_remote_address()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _wait_to_send(self) -> None:
-        await self.muxed_conn.wait_sendable()
-        while True:
-            if self._broken:
-                raise MuxedStreamReset("the stream was reset")
-            if self._ended_by_us:
-                raise MuxedStreamClosed("the stream was closed")
-            if self._send_window > 0:
-                return
-            await self._changed.wait()
-
-    def _grant(self) -> None:
-        """Hands the window back in halves. A reader that keeps up gets a larger one: it is what bounds the sender."""
-        if self._ended_by_peer:
-            return
-        outstanding = self._target_window - self._receive_window - len(self._received)
-        if outstanding < self._target_window // 2:
-            return
-        if not self._received:
-            grown = min(2 * self._target_window, self.muxed_conn.limits.largest_window_bytes)
-            outstanding += max(0, grown - self._target_window)
-            self._target_window = max(self._target_window, grown)
-        self._receive_window += outstanding
-        self.muxed_conn.send(_WINDOW_UPDATE, 0, self.stream_id, outstanding)
-
-    def _uncount(self) -> None:
-        if not self._broken:
-            self.muxed_conn.buffer(-len(self._received))
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 class YamuxConnection(IMuxedConn):
@@ -291,7 +124,7 @@ class YamuxConnection(IMuxedConn):
         stream = YamuxStream(self, self._next_id, inbound=False)
         self._next_id += 2
         self._streams[stream.stream_id] = stream
-        self.send(_WINDOW_UPDATE, _SYN, stream.stream_id, 0)
+        self.send(WINDOW_UPDATE, SYN, stream.stream_id, 0)
         return stream
 
     async def accept_stream(self) -> YamuxStream:
@@ -322,14 +155,14 @@ class YamuxConnection(IMuxedConn):
         self.buffered_bytes += count
         self._guard.buffer(count)
         if count > 0 and self.buffered_bytes > self.limits.buffered_bytes_per_connection:
-            raise _Broken("buffered-bytes")
+            raise ProtocolBroken("buffered-bytes")
 
     def send(self, kind: int, flags: int, stream_id: int, length: int, data: memoryview | bytes = b"") -> None:
         """Queues one frame. Data's writers wait before (`wait_sendable`); answers do not, so those are counted."""
         if self._closed.is_set():
             return
-        self._unsent.append(_HEADER.pack(0, kind, flags, stream_id, length) + data)
-        self._unsent_bytes += _HEADER.size + len(data)
+        self._unsent.append(HEADER.pack(0, kind, flags, stream_id, length) + data)
+        self._unsent_bytes += HEADER.size + len(data)
         self._unsent_changed.set()
 
     async def wait_sendable(self) -> None:
@@ -352,7 +185,7 @@ class YamuxConnection(IMuxedConn):
         """Whatever ends one of the tasks ends the connection, and nothing else."""
         try:
             await task()
-        except _Broken as broken:
+        except ProtocolBroken as broken:
             self._guard.penalise(self.peer, str(broken))
         except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             _log.debug("connection lost peer=%s: %s", self.peer, error)
@@ -362,56 +195,56 @@ class YamuxConnection(IMuxedConn):
 
     async def _read_frames(self) -> None:
         while True:
-            version, kind, flags, stream_id, length = _HEADER.unpack(await self._take(_HEADER.size))
-            if version != 0 or kind > _GO_AWAY or flags > 0xF:
-                raise _Broken("yamux-protocol")
+            version, kind, flags, stream_id, length = HEADER.unpack(await self._take(HEADER.size))
+            if version != 0 or kind > GO_AWAY or flags > 0xF:
+                raise ProtocolBroken("yamux-protocol")
             await self._pay(self.limits.frame_cost_bytes)
-            if kind in (_DATA, _WINDOW_UPDATE):
+            if kind in (DATA, WINDOW_UPDATE):
                 await self._handle_stream_frame(kind, flags, stream_id, length)
-            elif kind == _GO_AWAY:
+            elif kind == GO_AWAY:
                 return
-            elif flags & _SYN:
-                self._reply(_PING, _ACK, 0, length)
+            elif flags & SYN:
+                self._reply(PING, ACK, 0, length)
 
     async def _handle_stream_frame(self, kind: int, flags: int, stream_id: int, length: int) -> None:
-        if flags & _SYN:
+        if flags & SYN:
             self._open_inbound(stream_id)
         stream = self._streams.get(stream_id)
-        if kind == _DATA:
+        if kind == DATA:
             if length > self.limits.largest_window_bytes:
-                raise _Broken("window-overrun")
+                raise ProtocolBroken("window-overrun")
             data = await self._take(length)
             if stream is not None:
                 stream.receive(data)
         elif stream is not None:
             stream.widen(length)
-        if stream is not None and flags & _RST:
+        if stream is not None and flags & RST:
             stream.broken()
-        elif stream is not None and flags & _FIN:
+        elif stream is not None and flags & FIN:
             stream.ended()
 
     def _open_inbound(self, stream_id: int) -> None:
         if stream_id <= self._last_inbound_id or stream_id % 2 == self._next_id % 2:
-            raise _Broken("yamux-protocol")
+            raise ProtocolBroken("yamux-protocol")
         self._last_inbound_id = stream_id
         # A stream that was reset before anybody took it still waits to be taken: as many may wait as may be open.
         waiting = self._accepted.statistics().current_buffer_used
         if max(self._inbound, waiting) >= self.limits.inbound_streams:
             self._refused += 1
             if self._refused > self.limits.refused_streams:
-                raise _Broken("streams-flood")
+                raise ProtocolBroken("streams-flood")
             self.refuse("streams")
-            self._reply(_WINDOW_UPDATE, _RST, stream_id, 0)
+            self._reply(WINDOW_UPDATE, RST, stream_id, 0)
             return
         stream = YamuxStream(self, stream_id, inbound=True)
         self._inbound += 1
         self._streams[stream_id] = stream
-        self._reply(_WINDOW_UPDATE, _ACK, stream_id, 0)
+        self._reply(WINDOW_UPDATE, ACK, stream_id, 0)
         self._accepted_in.send_nowait(stream)
 
     def _reply(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if len(self._unsent) >= self.limits.unsent_replies:
-            raise _Broken("unread-replies")
+            raise ProtocolBroken("unread-replies")
         self.send(kind, flags, stream_id, length)
 
     async def _write_frames(self) -> None:
@@ -425,7 +258,7 @@ class YamuxConnection(IMuxedConn):
             with trio.move_on_after(self.limits.write_timeout_s) as timeout:
                 await self.secured_conn.write(bytes(batch))
             if timeout.cancelled_caught:
-                raise _Broken("reads-nothing")
+                raise ProtocolBroken("reads-nothing")
             self._unsent_bytes -= len(batch)
             self._sent.set()
             self._sent = trio.Event()
@@ -440,7 +273,7 @@ class YamuxConnection(IMuxedConn):
             for stream in tuple(self._streams.values()):
                 if stream.discarding_since_s is not None and now - stream.discarding_since_s > self.limits.linger_s:
                     stream.break_off()
-            self.send(_PING, _SYN, 0, 0)
+            self.send(PING, SYN, 0, 0)
 
     async def _take(self, count: int) -> bytes:
         """Exactly `count` bytes from the wire."""
