@@ -1,6 +1,6 @@
 """How flat answers flow while a long prompt is computed beside them.
 
-    python node/bench/pace.py MODEL [--decoding 31] [--prompt 2000] [--dtype bfloat16]
+    python node/bench/pace.py MODEL [--decoding 31] [--prompt 2000] [--dtype bfloat16] [--cache-dir DIR]
 
 Prints one JSON line: inter-token times of the decoding requests without and with the prompt, and the prompt's time to
 first token beside them and alone.
@@ -52,8 +52,12 @@ def main() -> None:
     parser.add_argument("--decoding", type=int, default=31)
     parser.add_argument("--prompt", type=int, default=2_000)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument(
+        "--cache-dir", type=Path, help="where compiled kernels are kept; without it the reference serves"
+    )
     arguments = parser.parse_args()
-    engine = Engine.load(arguments.model, dtype=arguments.dtype, limits=EngineLimits(prefix_cache=False))
+    limits = EngineLimits(prefix_cache=False)
+    engine = Engine.load(arguments.model, dtype=arguments.dtype, limits=limits, cache_dir=arguments.cache_dir)
     submit(engine, "warm-up", 600, 2)
     until_first_token(engine, "warm-up")
     submit(engine, "alone", arguments.prompt, 1)

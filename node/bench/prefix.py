@@ -1,6 +1,6 @@
 """What the prefix cache saves: requests that share a system prompt, with and without it.
 
-    python node/bench/prefix.py MODEL [--shared 512] [--own 32] [--requests 32] [--dtype bfloat16]
+    python node/bench/prefix.py MODEL [--shared 512] [--own 32] [--requests 32] [--dtype bfloat16] [--cache-dir DIR]
 
 Prints one JSON line for each of the two, of requests that come all at once and of requests that come one after
 another: times to first token, and the share of prompt tokens that was computed.
@@ -55,11 +55,15 @@ def main() -> None:
     parser.add_argument("--shared", type=int, default=512)
     parser.add_argument("--own", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument(
+        "--cache-dir", type=Path, help="where compiled kernels are kept; without it the reference serves"
+    )
     arguments = parser.parse_args()
     sampling = Sampling(max_tokens=OUTPUT, temperature=0.0, ignore_eos=True)
     for together in (True, False):
         for cached in (False, True):
-            engine = Engine.load(arguments.model, dtype=arguments.dtype, limits=EngineLimits(prefix_cache=cached))
+            limits = EngineLimits(prefix_cache=cached)
+            engine = Engine.load(arguments.model, dtype=arguments.dtype, limits=limits, cache_dir=arguments.cache_dir)
             submits = [
                 Submit(request_id=str(number), prompt=prompt, sampling=sampling)
                 for number, prompt in enumerate(
