@@ -81,7 +81,7 @@ class NetworkService:
     def __init__(self, frames: TrioFrames[Command], peer: Peer) -> None:
         self._frames, self._peer = frames, peer
         self._outbox = Outbox()
-        self._asked = AskedOfUs(self._outbox)
+        self._asked = AskedOfUs(self._outbox, lambda: {record.peer for record in peer.book.live()})
         self._asking = AskedByUs(peer.network, self._outbox)
         self._providing = Providing(peer.network)
         self._scopes: dict[int, trio.CancelScope] = {}  # of what the agent may cancel
