@@ -173,7 +173,7 @@ def test_a_rare_adapter_waits_little_behind_a_tenants_own_flood() -> None:
 
 
 def test_the_pace_of_answers_stays_flat_under_any_prompts() -> None:
-    """A token waits for a pass of `mixed_batch_tokens` rows, or twice as long as without prompts."""
+    """A token waits for a pass of `mixed_batch_tokens` rows, or less than twice as long as without prompts."""
     served = overload(
         {"a": Client(per_s=3.0, prompt=1000, output=60), "b": Client(per_s=5.0, prompt=20, output=100)}, 20
     )

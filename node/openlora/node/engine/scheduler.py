@@ -11,7 +11,9 @@ from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
 from openlora.node.engine.waiting import Line, WaitingLines
 
-STRETCH = 2  # a pass with prompts beside its decode rows may have as many times their number of rows
+# A pass with prompts beside its decode rows may have 7/4 of their number: a prompt's rows cost more as its context
+# grows, and the pass is to take twice the time at most.
+STRETCH = (7, 4)
 
 Prompts = dict[str, dict[Line, deque[Sequence]]]  # by tenant and line, in order of arrival
 
@@ -20,8 +22,8 @@ class Scheduler:
     """Continuous batching under a budget of tokens a pass, evenly shared between tenants.
 
     *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: of
-    `max_batch_tokens` where nothing decodes, else of `mixed_batch_tokens` or of twice the decode rows. So a token never
-    waits longer than for a pass of `mixed_batch_tokens` rows, or twice as long as without the prompts.
+    `max_batch_tokens` where nothing decodes, else of `mixed_batch_tokens` or 7/4 of the decode rows, these included. So
+    a token never waits longer than for a pass of `mixed_batch_tokens` rows, or twice as long as without the prompts.
 
     *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
     (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
@@ -107,7 +109,7 @@ class Scheduler:
     def _prompt_budget(self, decoding: int) -> int:
         rows = self._limits.max_batch_tokens
         if decoding:
-            rows = min(rows, max(self._limits.mixed_batch_tokens, STRETCH * decoding))
+            rows = min(rows, max(self._limits.mixed_batch_tokens, decoding * STRETCH[0] // STRETCH[1]))
         return rows - decoding
 
     def _prompts(self, budget: int) -> Iterator[Chunk]:
