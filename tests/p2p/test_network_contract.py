@@ -300,6 +300,8 @@ def test_gossip_goes_round_corners_and_invalid_messages_do_not(world: World) -> 
         a.subscribe(TOPIC, lambda _peer, _data: pytest.fail("one's own message came back"))
         b.subscribe(TOPIC, relay)
         c.subscribe(TOPIC, receive)
+        for _ in range(Limits().strikes):
+            a.penalise(c.peer_id, "kept apart")  # else they find each other, and there is no corner
         await a.connect(b.addresses)
         await b.connect(c.addresses)
         await _gossip_until_heard(a, b"good", heard)
