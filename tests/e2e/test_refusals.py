@@ -134,6 +134,19 @@ def test_more_than_the_balance(openlora, node_toml):
     refused(done, "vault", "deposit")
 
 
+def test_a_client_that_knows_no_peer(openlora, node_toml):
+    client = node_toml.with_name("client.toml")
+    edit(client, r"^bootstrap = .*", "bootstrap = []")
+    refused(openlora("job", "watch", "1", "--client", client), "bootstrap", "multiaddr")
+    refused(openlora("network"), "--config", "--client")
+
+
+def test_a_network_that_cannot_be_joined(openlora, node_toml):
+    client = node_toml.with_name("client.toml")
+    edit(client, r"^bootstrap = .*", 'bootstrap = ["/ip4/127.0.0.1/tcp/4001"]')
+    refused(openlora("network", "--client", client), "/ip4/127.0.0.1/tcp/4001", "/p2p/")
+
+
 def test_no_agent(openlora, node_toml):
     refused(openlora("status", "--config", node_toml), "agent.sock", "openlora run")
 

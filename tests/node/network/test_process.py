@@ -132,10 +132,11 @@ async def test_requests_stream_are_refused_and_end_with_their_peer(tmp_path: Pat
             _ = [data async for data in ask(asker.network.peer_id, INFER, b"", timeout_s=2)]
         async with aclosing(ask(peer, INFER, b"wait")) as replies:
             await anext(replies)
+            before = server.network.addresses
             os.kill(child_pid(server), signal.SIGKILL)
             with pytest.raises(NetworkError):
                 await anext(replies)
-        await until(lambda: server.network.alive)
+        await until(lambda: server.network.addresses != before)
         addresses = server.network.addresses
         await asker.network.connect(addresses)
         assert len([data async for data in ask(peer, INFER, b"count", addresses=addresses)]) == 1000
