@@ -5,8 +5,9 @@ amount, and the compiled decoder, which rounds less often, may stray no further.
 """
 
 import dataclasses
+import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,20 @@ MODEL = {  # a head's width is a vector register's; the others leave tiles, bloc
     "attention_bias": True,
     "mlp_bias": True,
 }
+ENGLISH = (
+    "A lighthouse is a tower built to guide ships at night. Its lamp turns slowly, and sailors count the seconds "
+    "between two flashes to know which coast lies before them. Before electricity, keepers burned oil and trimmed the "
+    "wicks every few hours; a keeper who slept could cost a hundred lives. Today most lamps are automatic."
+)
+References = Callable[[int | str, int, str], tuple[Tensor, Tensor]]
 GREEDY = Sampling(max_tokens=1000, temperature=0.0)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the library; built once for all of a machine's test runs."""
-    cache = Path("var/cache/kernels")
+def kernels(repository: Path) -> Path:
+    """A cache that holds the library: a test run builds it when the sources have changed."""
+    cache = repository / "var/cache"
     try:
         library_path(cache)
     except KernelsUnavailable as error:
@@ -183,31 +190,86 @@ def divergence(found: Tensor, expected: Tensor) -> float:
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def references(model: Path) -> References:
+    """The reference's logits in float32 and in bfloat16, by rank, batch and popularity; each computed once."""
+
+    @functools.cache
+    def runners(rank: int | str) -> tuple[OpsRunner, OpsRunner]:
+        both = reference(model), reference(model, torch.bfloat16)
+        load_adapters(both, model, rank)
+        return both
+
+    @functools.cache
+    def logits(rank: int | str, rows: int, popularity: str) -> tuple[Tensor, Tensor]:
+        exact, rounded = (logits_of(runner, some_requests(rows, popularity)) for runner in runners(rank))
+        return exact, rounded
+
+    return logits
+
+
+def assert_as_near_as_bfloat16(found: Tensor, exact: Tensor, rounded: Tensor) -> None:
+    assert divergence(found, exact) <= max(2e-4, divergence(rounded, exact))
+    assert float((found - exact).abs().max()) <= max(0.05, 1.5 * float((rounded - exact).abs().max()))
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize(("rows", "popularity"), [(1, "distinct"), (7, "skewed"), (33, "distinct")])
+def test_equals_the_reference(
+    model: Path, kernels: Path, references: References, instructions: str, rows: int, popularity: str
+) -> None:
+    runner = compiled(model, kernels, instructions)
+    load_adapters([runner], model, "mixed")
+    found = logits_of(runner, some_requests(rows, popularity))
+    assert_as_near_as_bfloat16(found, *references("mixed", rows, popularity))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("rank", [1, 8, 64, "mixed"])
-def test_equals_the_reference_over_the_grid(model: Path, kernels: Path, instructions: str, rank: int | str) -> None:
-    runners = compiled(model, kernels, instructions), reference(model), reference(model, torch.bfloat16)
-    load_adapters(runners, model, rank)
+def test_equals_the_reference_over_the_grid(
+    model: Path, kernels: Path, references: References, instructions: str, rank: int | str
+) -> None:
+    runner = compiled(model, kernels, instructions)
+    load_adapters([runner], model, rank)
     for rows in BATCHES:
         for popularity in POPULARITIES:
-            found, exact, rounded = (logits_of(runner, some_requests(rows, popularity)) for runner in runners)
-            case = f"{rows} rows, {popularity}"
-            assert divergence(found, exact) <= max(2e-4, divergence(rounded, exact)), case
-            assert float((found - exact).abs().max()) <= max(0.05, 1.5 * float((rounded - exact).abs().max())), case
+            found = logits_of(runner, some_requests(rows, popularity))
+            assert_as_near_as_bfloat16(found, *references(rank, rows, popularity))
+
+
+@pytest.mark.slow
+def test_a_real_model_strays_no_further_from_float32_than_transformers_in_bfloat16(
+    model_dir: Path, kernels: Path
+) -> None:
+    """Mean divergence 0.0002 where transformers has 0.0024."""
+    transformers = pytest.importorskip("transformers")
+    tokens = transformers.AutoTokenizer.from_pretrained(model_dir)(ENGLISH)["input_ids"]
+    one = request(tokens, [])
+    one.pages = [5, 3, 8, 1, 9, 2, 6]
+    found = compiled(model_dir, kernels).run([Chunk(one, 0, len(tokens))]).logits
+    assert found is not None
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    with torch.no_grad():
+        exact = oracle(torch.tensor([tokens])).logits[0]
+        rounded = oracle.bfloat16()(torch.tensor([tokens])).logits[0].float()
+    assert divergence(found, exact) <= min(0.001, divergence(rounded, exact))
+    best = exact.topk(2, dim=-1)
+    clear = best.values[:, 0] - best.values[:, 1] > 0.25
+    assert torch.equal(found.argmax(dim=-1)[clear], best.indices[:, 0][clear])
 
 
 # ---- bit for bit ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [2, 3])
 def test_a_row_is_the_same_in_any_company(model: Path, kernels: Path, instructions: str, threads: int) -> None:
     together, alone = compiled(model, kernels, instructions, threads), compiled(model, kernels, instructions, 1)
     load_adapters([together, alone], model, "mixed")
-    for rows in (7, 37):
-        crowd = logits_of(together, some_requests(rows, "uniform"))
-        for i, one in enumerate(some_requests(rows, "uniform")):
-            assert torch.equal(logits_of(alone, [one])[0], crowd[i]), (rows, i)
+    crowd = logits_of(together, some_requests(37, "uniform"))
+    for i, one in enumerate(some_requests(37, "uniform")):
+        assert torch.equal(logits_of(alone, [one])[0], crowd[i]), i
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)

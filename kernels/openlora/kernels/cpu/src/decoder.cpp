@@ -1,6 +1,7 @@
 // Packing: what happens once, when a model or an adapter is loaded.
 #include "decoder.h"
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 
@@ -117,7 +118,8 @@ void Decoder::load_adapter(int slot, const Factor* factors, int count) {
     const std::size_t ranks = round_up(factor.rank, 2);
     numbers += lines(ranks * round_up(ins[part], 32)) + lines(ranks / 2 * tiles_of(outs[part]) * kTileRow);
   }
-  adapter->memory = Memory(sizeof(bf16) * numbers + kPrefetchSlack / 16);
+  const int widest = round_up(std::max({hidden, q, inner}), 32);
+  adapter->memory = Memory(sizeof(bf16) * (numbers + 16 * std::max(widest, kTileRow)));  // see Kernels: reads run on
   bf16* at = adapter->memory.as<bf16>();
   for (std::size_t place = 0; place < by_place.size(); ++place) {
     const Factor* factor = by_place[place];

@@ -19,11 +19,12 @@ struct Kernels {
   // has from `ahead` into the second-level cache, unless that is null.
   void (*tile)(const bf16* x, int stride, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
 
-  // out[rows[i], 0:48] += Σ_r h[i][r] · b[r, 0:48] over 2 · pairs ranks, one chain that starts from out; b lies as a tile.
+  // out[rows[i], 0:48] += Σ_r h[i][r] · b[r, 0:48] over 2 · pairs ranks, in ascending order; b lies as a tile. Up to
+  // sixteen of its rows are read from any sixteenth on: what follows b must be finite.
   void (*expand)(float* out, const int* rows, const bf16* const* h, int count, const bf16* b, int pairs);
 
   // h[i][r] = scale[i] · Σ_k x[i][k] · a[r, k] for r < ranks, rounded to bfloat16; a [ranks][inputs], inputs a multiple
-  // of 32.
+  // of 32. As with b, what follows a must be there.
   void (*shrink)(bf16* const* h, const bf16* const* x, const float* scale, int count, const bf16* a, int ranks,
                  int inputs);
 
@@ -55,9 +56,9 @@ struct Kernels {
   void (*philox)(std::uint32_t position, std::uint64_t seed, std::uint32_t first, int count, std::uint32_t* words);
 };
 
-inline std::size_t attention_scratch(int queries, int context) {
-  const std::size_t padded = round_up(context, 4 * kPageTokens);
-  return queries * padded * (sizeof(float) + sizeof(bf16)) + 64;
+inline std::size_t attention_scratch(int queries, int context, int head_size) {
+  const std::size_t rows = round_up(queries, 16), width = round_up(context, kPageTokens) + head_size;
+  return rows * width * (sizeof(float) + sizeof(bf16));
 }
 
 // Null where the processor, or the system, lacks the instructions.

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kHead = -1;                   // the head's "layer" for adapters
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
-constexpr int kQueriesWanted = 12;          // query vectors an attention item has at least, where there are as many
+constexpr int kQueriesWanted = 16;          // query vectors an attention item has at least, where there are as many
 
 template <class T>
 T* grown(Memory& memory, std::size_t count) {
@@ -186,7 +186,7 @@ class Pass {
     const int queries = std::max(group(), kQueriesWanted);
     int longest = 0;
     for (int s = 0; s < step_.sequences; ++s) longest = std::max(longest, step_.context_lens[s]);
-    for (Memory& memory : d_.scratch) grown<char>(memory, attention_scratch(queries, longest));
+    for (Memory& memory : d_.scratch) grown<char>(memory, attention_scratch(queries, longest, s_.head_size));
     logits_ = step_.logits;
     if (!logits_ && step_.temperature) logits_ = grown<float>(d_.logits, std::size_t{1} * outputs * s_.vocab_size);
     best_.assign(std::size_t{1} * d_.team.size() * step_.outputs, {-INFINITY, -1, true});
