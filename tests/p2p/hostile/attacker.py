@@ -1,6 +1,7 @@
-"""One attack as a process of its own: `python -m tests.p2p.hostile.attacker NAME`.
+"""The attacker, a process of its own: `python -m tests.p2p.hostile.attacker`.
 
-It waits for a line of JSON, its target; says one when it begins, and another, what it has done, when its time is over.
+Each line of JSON that it reads is an attack's name and target. It answers with one line when the attack begins, and
+another, what it has done, when the time for it is over.
 """
 
 import json
@@ -13,12 +14,14 @@ from tests.p2p.hostile.siege import Tally
 from tests.p2p.hostile.wire import Target
 
 
-async def main(name: str, target: Target) -> None:
-    tally = Tally()
+async def attack(name: str, target: Target) -> None:
+    tally = Tally(name)
     with trio.move_on_after(target.seconds):
         await ATTACKS[name].run(target, tally)
     print(json.dumps(tally.counts), flush=True)
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], Target(**json.loads(sys.stdin.readline())))
+    for line in sys.stdin:
+        order = json.loads(line)
+        trio.run(attack, order.pop("attack"), Target(**order))

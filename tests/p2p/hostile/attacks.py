@@ -1,11 +1,11 @@
-"""Every attack by name, and the refusals that it must run into."""
+"""Every attack by name, in the order in which one victim goes through them, and the refusals that each must meet."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from tests.p2p.hostile.blocks import lying_provider, tree_bombs, wantlist_flood
-from tests.p2p.hostile.crowds import idlers, nothing, silent_connections, sybils
+from tests.p2p.hostile.crowds import idlers, many_names, nothing, silent_connections, sybils
 from tests.p2p.hostile.messages import garbage, gossip_control, gossip_flood, oversize
 from tests.p2p.hostile.records import forged_presence, presence_flood, replayed_presence, timeless_presence
 from tests.p2p.hostile.requests import request_flood
@@ -21,7 +21,7 @@ class Attack:
 
     run: Callable[[Target, Tally], Awaitable[None]]
     refused: frozenset[str] = field(default_factory=frozenset)
-    seconds: float = 3.0
+    seconds: float = 2.5
 
     @property
     def name(self) -> str:
@@ -35,11 +35,11 @@ def _codes(text: str) -> frozenset[str]:
 ATTACKS: Final = {
     attack.name: attack
     for attack in (
-        Attack(nothing),
-        Attack(oversize, _codes("gossip-too-large bitswap-message")),
+        Attack(oversize, _codes("gossip-too-large dht-too-large identify-too-large bitswap-message request-malformed")),
         Attack(gossip_flood, _codes("gossip-rate malformed banned")),
         Attack(gossip_control, _codes("gossip-control banned")),
         Attack(silent_connections, _codes("handshakes handshakes-per-address handshake")),
+        Attack(many_names, _codes("identify-too-large")),
         Attack(idlers, _codes("connections"), seconds=4),
         Attack(slow_streams, _codes("negotiation streams-of-one-protocol"), seconds=6.5),
         Attack(stream_storm, _codes("streams streams-flood banned")),
@@ -55,5 +55,6 @@ ATTACKS: Final = {
         Attack(dht_flood, _codes("streams-of-one-protocol")),
         Attack(request_flood, _codes("asked_too_much_by_peer asked_too_much")),
         Attack(sybils, _codes("malformed banned")),
+        Attack(nothing),
     )
 }

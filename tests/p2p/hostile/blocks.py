@@ -10,7 +10,7 @@ from openlora.p2p.bitswap.messages import PROTOCOLS, Message, Want, decode_messa
 from openlora.p2p.content.cid import Cid, Codec
 from openlora.p2p.content.dag_pb import Link, Node, encode_fields, encode_node
 from tests.p2p.hostile.siege import Tally, all_of, siege
-from tests.p2p.hostile.wire import Stream, Target, Wire, framed, someone
+from tests.p2p.hostile.wire import Stream, Target, Wire, framed
 
 _BITSWAP = PROTOCOLS[0]
 _LINKS, _LEVELS = 174, 8
@@ -75,7 +75,7 @@ def _large() -> tuple[Cid, dict[Cid, bytes]]:
 async def tree_bombs(target: Target, tally: Tally) -> None:
     """Serves trees that the stage makes the victim fetch."""
     blocks = {cid: block for _, parts in bombs().values() for cid, block in parts.items()}
-    identity = someone("bomber 0")
+    identity = tally.identity("bomber")
 
     async def stay(wire: Wire) -> None:
         async def serve(stream: Stream) -> None:

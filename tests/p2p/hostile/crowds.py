@@ -4,17 +4,22 @@ import os
 
 import trio
 
+from openlora.p2p.content.dag_pb import encode_fields
 from openlora.p2p.presence.service import topic
 from tests.p2p.hostile import pubsub
 from tests.p2p.hostile.siege import Tally, all_of, siege
-from tests.p2p.hostile.wire import MULTISTREAM_LINE, Cut, Target, Wire, connect, line
+from tests.p2p.hostile.wire import MULTISTREAM_LINE, Cut, Stream, Target, Wire, connect, framed, line
 
-_SOURCES = tuple(f"127.0.1.{number}" for number in range(1, 9))
 _SYBILS = 60
 
 
+def _machines(network: int) -> tuple[str, ...]:
+    """Eight addresses. Who has just knocked too often at one must wait a few seconds."""
+    return tuple(f"127.0.{network}.{number}" for number in range(1, 9))
+
+
 async def nothing(target: Target, tally: Tally) -> None:
-    """What the stage itself costs."""
+    """What the stage itself costs, and how the pair fares when all attacks are over."""
     tally.tell()
     await trio.sleep_forever()
 
@@ -39,7 +44,7 @@ async def silent_connections(target: Target, tally: Tally) -> None:
             tally["cut"] += 1
             await trio.sleep(0.5)
 
-    await all_of(*(stall(source, beginnings[n % len(beginnings)]) for source in _SOURCES for n in range(50)))
+    await all_of(*(stall(source, beginnings[n % len(beginnings)]) for source in _machines(4) for n in range(50)))
 
 
 async def sybils(target: Target, tally: Tally) -> None:
@@ -72,7 +77,34 @@ async def idlers(target: Target, tally: Tally) -> None:
     await all_of(
         *(
             siege(target, tally, f"idler {number} of {source}", hold, source=source)
-            for source in _SOURCES
+            for source in _machines(1)
             for number in range(31)
+        )
+    )
+
+
+async def many_names(target: Target, tally: Tally) -> None:
+    """Ever new identities, each of which says more of itself than anybody could use."""
+    addresses = [(2, bytes.fromhex("040a0000") + os.urandom(1) + bytes.fromhex("060fa1")) for _ in range(1000)]
+    protocols = [(3, f"/{number}/{'x' * 40}".encode()) for number in range(18_000)]
+    said = framed(encode_fields(addresses + protocols))
+
+    async def identify(stream: Stream) -> None:
+        await stream.send(said)
+        await stream.wire.finish(stream)
+
+    async def push(wire: Wire) -> None:
+        stream = await wire.negotiated("/ipfs/id/push/1.0.0")
+        tally["names"] += 1
+        await stream.send(said)
+        await trio.sleep(0.3)
+
+    tally.tell()
+    await all_of(
+        *(
+            siege(
+                target, tally, f"from {source}", push, source=source, renew=True, accepts={"/ipfs/id/1.0.0": identify}
+            )
+            for source in _machines(5)
         )
     )

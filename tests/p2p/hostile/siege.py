@@ -15,7 +15,8 @@ Body = Callable[[Wire], Awaitable[None]]
 class Tally:
     """What an attacker has done, and what the stage must know to play along."""
 
-    def __init__(self) -> None:
+    def __init__(self, attack: str) -> None:
+        self.attack = attack
         self.counts: Counter[str] = Counter()
 
     def __getitem__(self, what: str) -> int:
@@ -23,6 +24,10 @@ class Tally:
 
     def __setitem__(self, what: str, count: int) -> None:
         self.counts[what] = count
+
+    def identity(self, name: str, life: int = 0) -> Identity:
+        """Of this attack alone: whoever was banned in another is somebody else."""
+        return someone(f"{self.attack} {name} {life}")
 
     def tell(self, **facts: object) -> None:
         """Says, once, that the attack has begun."""
@@ -43,7 +48,7 @@ async def siege(
     """For ever. `renew`: under another identity each time, as one who is banned would."""
     life = 0
     while True:
-        identity = someone(f"{name} {life if renew else 0}")
+        identity = tally.identity(name, life if renew else 0)
         life += 1
         await _once(target, tally, identity, body, source, deaf, accepts)
         await trio.sleep(0.05)
@@ -66,10 +71,11 @@ async def _once(
             await body(wire)
         except Cut:
             tally["cut"] += 1
+        finally:
+            if wire is not None:
+                with trio.CancelScope(shield=True):
+                    await wire.close()
         nursery.cancel_scope.cancel()
-    if wire is not None:
-        with trio.CancelScope(shield=True):
-            await wire.close()
 
 
 async def all_of(*sieges: Awaitable[None]) -> None:

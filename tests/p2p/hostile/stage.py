@@ -1,7 +1,7 @@
-"""The victim, an honest peer, and what the two do together before, during and after an attack.
+"""The victim, an honest peer, and what the two do together before, during and after each attack.
 
-Both are real network processes, as the agent starts them. The attacker is a third process; each of its addresses in
-127.0.0.0/8 is another machine to the victim."""
+Both are real network processes, as the agent starts them, and live through all attacks, one after the other. The
+attacker is a third process; each of its addresses in 127.0.0.0/8 is another machine to the victim."""
 
 import asyncio
 import json
@@ -37,6 +37,7 @@ from tests.p2p.presence.people import status
 FILE_BYTES: Final = 4 << 20
 _MIB: Final = 1 << 20
 _PATIENCE_S: Final = 30.0
+_UNDER_WAY_S: Final = 0.5  # until an attack has come to where it wants to be
 
 
 class Peer:
@@ -121,26 +122,26 @@ class Work:
 
     fetch_s: float  # of a file by CID
     ask_s: float  # a question and its answer
-    presence_s: float  # until both tables show what both have just announced
+    presence_s: float  # until both tables show what both have just announced, if they have
     newcomer_s: float  # until a third, honest peer is connected
 
 
 class Stage:
-    """The pair. `work` does one round of what they are there for."""
+    """The pair, and who attacks it. `work` does one round of what the two are there for."""
 
-    def __init__(self, victim: Peer, honest: Peer, files: list[str], target: Target) -> None:
-        self.victim, self.honest, self.target = victim, honest, target
-        self._files = files
+    def __init__(self, victim: Peer, honest: Peer, attacker: "Attacker", target: Target) -> None:
+        self.victim, self.honest, self.attacker, self.target = victim, honest, attacker, target
+        self._blocks = BlockStore(honest.folder / "blocks")
         self._rounds = 0
 
     async def work(self, *, announce: bool = True) -> Work:
-        """One round. A node hears others at its own pace: whoever announces too often waits."""
+        """One round. A node says something new of itself every few seconds: whoever announces more often waits."""
         self._rounds += 1
+        cid = str(await asyncio.to_thread(add_file, BytesIO(os.urandom(FILE_BYTES)), self._blocks.put))
         meet = self._meet() if announce else asyncio.sleep(0)
-        return Work(*await asyncio.gather(*map(_timed, (self._fetch(), self._ask(), meet, self._newcomer()))))
+        return Work(*await asyncio.gather(*map(_timed, (self._fetch(cid), self._ask(), meet, self._newcomer()))))
 
-    async def _fetch(self) -> None:
-        cid = self._files.pop()
+    async def _fetch(self, cid: str) -> None:
         fetched = await self.victim.link.fetch(cid, max_bytes=2 * FILE_BYTES, whole=True, hints=[self.honest.id])
         assert fetched.bytes >= FILE_BYTES
 
@@ -199,17 +200,52 @@ async def _timed(work: Awaitable[None]) -> float:
     return time.monotonic() - started
 
 
+class Attacker:
+    """The attacking process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise TypeError("a process without pipes")
+        self._orders, self._reports = process.stdin, process.stdout
+
+    async def begin(self, attack: Attack, target: Target) -> Mapping[str, Any]:
+        """Returns what the attacker says about the attack, which has then begun."""
+        order = asdict(target) | {"attack": attack.name, "seconds": attack.seconds}
+        self._orders.write(json.dumps(order).encode() + b"\n")
+        return await self._report(15)
+
+    async def end(self, attack: Attack) -> Mapping[str, int]:
+        """Returns what the attacker has done, once its time is over."""
+        return await self._report(attack.seconds + 15)
+
+    async def _report(self, timeout_s: float) -> Mapping[str, Any]:
+        return dict(json.loads(await asyncio.wait_for(self._reports.readline(), timeout_s)))
+
+
+@asynccontextmanager
+async def _running_attacker() -> AsyncIterator[Attacker]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.p2p.hostile.attacker"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Attacker(process)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
 @asynccontextmanager
 async def staged(folder: Path) -> AsyncIterator[Stage]:
     """The pair, connected, warm, and each in the other's table."""
     folder.mkdir(exist_ok=True)
-    async with running_peer(VICTIM, folder / "victim", ()) as victim:
+    async with _running_attacker() as attacker, running_peer(VICTIM, folder / "victim", ()) as victim:
         address = victim.link.ready.addresses[0]
         async with running_peer(HONEST, folder / "honest", (address,)) as honest:
-            blocks = BlockStore(folder / "honest" / "blocks")
-            files = [str(add_file(BytesIO(os.urandom(FILE_BYTES)), blocks.put)) for _ in range(4)]
             target = Target("127.0.0.1", int(address.split("/")[4]), victim.id, CHAIN_ID, REGISTRY, 0.0)
-            stage = Stage(victim, honest, files, target)
+            stage = Stage(victim, honest, attacker, target)
             await stage.work()
             yield stage
 
@@ -239,62 +275,37 @@ class Outcome:
             f"{self.name:19} {self.grown_bytes / _MIB:5.1f} MiB"
             f"  fetch {'/'.join(f'{each.fetch_s:.2f}' for each in times)} s"
             f"  ask {'/'.join(f'{each.ask_s:.2f}' for each in times)}"
-            f"  presence {'/'.join(f'{each.presence_s:.2f}' for each in times[1:])}"
+            f"  presence {self.attacked.presence_s:.2f}"
             f"  newcomer {'/'.join(f'{each.newcomer_s:.2f}' for each in times)}"
             f"  did {json.dumps(self.done)}  refused: {refused}"
         )
 
 
-async def try_out(attack: Attack, folder: Path, meanwhile: Meanwhile | None = None) -> Outcome:
-    """One attack on a fresh pair. Raises AssertionError if the victim or the honest peer did not live through it."""
-    attacker = asyncio.create_task(_attacker(attack.name))
-    async with staged(folder) as stage, _ended(await attacker) as process:
-        quiet = await stage.work(announce=False)
-        before = await stage.victim.stats()
-        async with _watched(stage.victim.process) as memory:
-            facts = await _begin(process, stage.target, attack.seconds)
-            await asyncio.sleep(1)
-            if meanwhile is not None:
-                await meanwhile(stage, facts)
-            attacked = await stage.work()
-            done = json.loads(await asyncio.wait_for(process.stdout.readline(), attack.seconds + 15))
-        after = await stage.work()
-        stats = await stage.victim.stats()
-        assert stage.victim.alive
-        assert stage.honest.alive
-        assert (await stage.honest.stats()).peers >= 1
-        return Outcome(
-            name=attack.name,
-            quiet=quiet,
-            attacked=attacked,
-            after=after,
-            refused=Counter(stats.refused) - Counter(before.refused),
-            grown_bytes=memory.grown_bytes,
-            done=done,
-        )
-
-
-async def _attacker(name: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.p2p.hostile.attacker", name),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
+async def try_out(stage: Stage, attack: Attack, meanwhile: Meanwhile | None = None) -> Outcome:
+    """One attack. Raises AssertionError if the victim or the honest peer did not live through it."""
+    quiet = await stage.work(announce=False)
+    before = await stage.victim.stats()
+    async with _watched(stage.victim.process) as memory:
+        facts = await stage.attacker.begin(attack, stage.target)
+        await asyncio.sleep(_UNDER_WAY_S)
+        if meanwhile is not None:
+            await meanwhile(stage, facts)
+        attacked = await stage.work()
+        done = await stage.attacker.end(attack)
+    after = await stage.work(announce=False)
+    stats = await stage.victim.stats()
+    assert stage.victim.alive
+    assert stage.honest.alive
+    assert (await stage.honest.stats()).peers >= 1
+    return Outcome(
+        name=attack.name,
+        quiet=quiet,
+        attacked=attacked,
+        after=after,
+        refused=Counter(stats.refused) - Counter(before.refused),
+        grown_bytes=memory.grown_bytes,
+        done=done,
     )
-
-
-@asynccontextmanager
-async def _ended(process: asyncio.subprocess.Process) -> AsyncIterator[Any]:
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def _begin(process: Any, target: Target, seconds: float) -> Mapping[str, Any]:
-    process.stdin.write(json.dumps(asdict(target) | {"seconds": seconds}).encode() + b"\n")
-    return dict(json.loads(await asyncio.wait_for(process.stdout.readline(), 15)))
 
 
 class _Memory:
