@@ -25,6 +25,7 @@ from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.process import user_cache
 from openlora.node.engine.runner import OpsRunner, Runner
 from openlora.node.engine.runners import best_runner
 from openlora.node.engine.sampling import choose
@@ -357,3 +358,28 @@ def test_no_compiler_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelsUnavailable, match="no C\\+\\+ compiler"):
         library_path(tmp_path)
+
+
+def test_a_compiler_that_fails_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, cache = tmp_path / "bin" / "c++", tmp_path / "cache"
+    compiler.parent.mkdir()
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: no such thing" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(compiler.parent), prepend=":")
+    with pytest.raises(KernelsUnavailable, match=r"error: no such thing$"):
+        library_path(cache)
+    assert [path.name for path in cache.iterdir()] == ["cpu.lock"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "/elsewhere"}, Path("/elsewhere/openlora")),
+        ({"XDG_CACHE_HOME": "relative"}, Path.home() / ".cache/openlora"),
+        ({}, Path.home() / ".cache/openlora"),
+    ],
+)
+def test_where_the_library_is_kept(environment: dict[str, str], expected: Path) -> None:
+    assert user_cache(environment) == expected

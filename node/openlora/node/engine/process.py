@@ -103,11 +103,11 @@ def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int | bool]), default={})
-    parser.add_argument("--cache", type=Path, default=_user_cache(environment))
+    parser.add_argument("--cache", type=Path, default=user_cache(environment))
     return Arguments(**vars(parser.parse_args(argv)))
 
 
-def _user_cache(environment: Mapping[str, str]) -> Path:
+def user_cache(environment: Mapping[str, str]) -> Path:
     """As the XDG base directory specification has it: relative paths are ignored."""
     named = Path(environment.get("XDG_CACHE_HOME", ""))
     return (named if named.is_absolute() else Path.home() / ".cache") / "openlora"
