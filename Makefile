@@ -14,7 +14,7 @@ setup: .venv/.installed contracts/node_modules/.installed $(MODEL)/config.json #
 demo: setup      ## a dev chain, three nodes, twenty-four jobs, one node killed, everyone paid
 	$(PY) -m openlora.node demo --state $(DEMO) --model $(MODEL)
 
-check: setup lint ## lint, types, fast tests: under a minute
+check: setup lint ## lint, types, fast tests: about a minute
 	.venv/bin/pytest -q -n 2 -m "not slow"
 
 test: setup lint test-contracts ## everything, real chain and real model included
