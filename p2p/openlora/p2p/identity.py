@@ -7,7 +7,6 @@ programs write it.
 """
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,12 +15,12 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from openlora.p2p import durable
 from openlora.p2p.errors import P2PError
 from openlora.p2p.network import PeerId
 
-_PEER_ID_PREFIX: Final = bytes.fromhex(
-    "002408011220"
-)  # identity multihash of 36 bytes · Type: Ed25519 · Data: 32 bytes
+# Identity multihash of 36 bytes · Type: Ed25519 · Data: 32 bytes.
+_PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
 _PRIVATE_KEY_PREFIX: Final = bytes.fromhex("08011240")  # Type: Ed25519 · Data: 64 bytes
 _KEY_BYTES: Final = 32
 _PEER_ID_CHARACTERS: Final = 52
@@ -45,7 +44,7 @@ class Identity:
         new peer to everybody else."""
         with suppress(FileNotFoundError):
             return cls._load(path)
-        _create(path, os.urandom(_KEY_BYTES))
+        durable.write(path, cls(os.urandom(_KEY_BYTES)).file_bytes(), overwrite=False)
         return cls._load(path)  # ours, or that of a process that was quicker
 
     @classmethod
@@ -95,22 +94,3 @@ def verify(peer_id: PeerId, data: bytes, signature: bytes) -> bool:
     except (P2PError, InvalidSignature):
         return False
     return True
-
-
-def _create(path: Path, seed: bytes) -> None:
-    """The file appears whole or not at all, and is never overwritten."""
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(Identity(seed).file_bytes())
-            file.flush()
-            os.fsync(descriptor)
-        with suppress(FileExistsError):
-            os.link(unfinished, path)
-    finally:
-        Path(unfinished).unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

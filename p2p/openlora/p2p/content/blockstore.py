@@ -6,8 +6,6 @@ store, and takes stock anew now and then to see what the others did.
 """
 
 import math
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from openlora.p2p import durable
 from openlora.p2p.content.cid import Cid
 from openlora.p2p.content.unixfs import MAX_BLOCK_BYTES
 from openlora.p2p.errors import BlockMissing, MalformedBlock, MalformedCid, OverBudget, StoreFull
@@ -99,17 +98,7 @@ class BlockStore:
 
     def _write(self, path: Path, block: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
-        descriptor, unfinished = tempfile.mkstemp(dir=self._unfinished)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(block)
-                file.flush()
-                os.fsync(descriptor)
-            Path(unfinished).replace(path)
-        except BaseException:
-            Path(unfinished).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        durable.write(path, block, unfinished_in=self._unfinished)
 
     def _unlink(self, path: Path) -> None:
         with suppress(FileNotFoundError):
@@ -161,12 +150,3 @@ class _Size:
         now = self._clock()
         if now - self._counted_at >= older_than_s:
             self._bytes, self._counted_at = self._count(), now
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename in `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,11 @@
 """A number that never comes twice, whatever crashes: what orders a node's presence records."""
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from openlora.p2p import durable
 
 _RESERVED: Final = 1000  # numbers a write of the file
 _LARGEST: Final = 1 << 60  # milliseconds: no clock says so
@@ -27,7 +27,7 @@ class SequenceCounter:
         """Above every number before. Raises OSError if a new range cannot be made durable."""
         if self._next >= self._end:
             end = self._next + _RESERVED
-            _write(self._path, f"{end}\n".encode())
+            durable.write(self._path, f"{end}\n".encode())
             self._end = end
         self._next += 1
         return self._next - 1
@@ -38,22 +38,3 @@ class SequenceCounter:
         except (FileNotFoundError, ValueError):  # a damaged file is as good as a lost one
             return 0
         return stored if 0 < stored < _LARGEST else 0
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The file has the old content or the new one, and on return durably the new one."""
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        Path(unfinished).replace(path)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
