@@ -7,8 +7,9 @@ nodes through the chain alone, adapters and answers travel over libp2p, and the 
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,7 @@ from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
 from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, BARGAIN, MODEL_NAME, Devnet, devnet
 from openlora.node.documents import ChatMessage, InputDocument
 from openlora.node.market import Offer, SubmittedJob, Term
+from openlora.node.network.client import NetworkClient
 from openlora.node.network.participant import Participant, participant
 from openlora.node.network.replication import replicate
 from openlora.node.network.watching import follow_answer
@@ -37,7 +39,8 @@ from openlora.node.tasks import task_group
 
 FINISH_TIMEOUT_S: Final = 240.0
 MEET_TIMEOUT_S: Final = 60.0
-POLL_S: Final = 0.25
+POLL_S: Final = 0.25  # of the chain
+WATCH_S: Final = 0.05  # of what this process sees of the others
 NOBODYS_PRICE: Final = 0.5
 LEASE_S: Final = 90
 MAX_OUT_TOKENS: Final = 48
@@ -167,8 +170,7 @@ class _Demo:
         try:
             async with asyncio.timeout(MEET_TIMEOUT_S):
                 for watcher in (self.client.network, self.net.developers):
-                    while not peers <= {record.peer for record in watcher.nodes()}:  # noqa: ASYNC110 - others' doing
-                        await asyncio.sleep(POLL_S)
+                    await _until(partial(_sees, watcher, peers))
         except TimeoutError:
             raise DemoFailed(f"the nodes were not seen on the network within {MEET_TIMEOUT_S:.0f} s") from None
         self.view.step(f"{' and '.join(node.name for node in nodes)} serve {MODEL_NAME}, found over libp2p")
@@ -258,14 +260,12 @@ class _Demo:
     async def _kill_one(self) -> None:
         """Kills the node that is answering the long job; once another has taken the job over, starts it again."""
         (victim,) = (demo_job for demo_job in self.jobs if demo_job.long)
-        while not (victim.state == "running" and len(victim.text) > KILL_AFTER_CHARACTERS):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        await _until(lambda: victim.state == "running" and len(victim.text) > KILL_AFTER_CHARACTERS)
         assert victim.job is not None, "a job that runs was submitted"
         (node,) = (node for node in self.nodes if node.name == victim.node)
         await node.kill()
         self.view.step(f"{node.name} was killed while it answered job {victim.job.job_id}; its lease must run out")
-        while not self.requeued:  # noqa: ASYNC110 - the chain's doing
-            await asyncio.sleep(POLL_S)
+        await _until(lambda: self.requeued)
         self.view.step(f"job {victim.job.job_id} is taken over by {victim.node}; {node.name} is started again")
         await node.start()
         self.fetched_before[node.name] = 0  # a new life counts anew
@@ -343,3 +343,13 @@ class _Demo:
         self.next_block = head + 1
         self.history += new
         return [*new, *(event for event in bonds if isinstance(event, ForfeitPaid))]
+
+
+def _sees(watcher: NetworkClient, peers: Set[str]) -> bool:
+    return peers <= {record.peer for record in watcher.nodes()}
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    """Returns once `condition` holds, which other processes bring about and none of them announces."""
+    while not condition():  # noqa: ASYNC110 - so there is no event to wait for
+        await asyncio.sleep(WATCH_S)

@@ -1,6 +1,5 @@
 """Who may speak on the network: the hot keys of operators with enough at stake to claim a job."""
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from openlora.node.chain.history import MAX_RANGE, events
 from openlora.node.chain.types import Block
 from openlora.node.errors import ChainError
 from openlora.node.job import BlockRef
+from openlora.node.tasks import task_group
 
 _CHECKPOINTS: Final = 256  # heads seen, by which a reorganisation's depth is found
 _AT_ONCE: Final = 16  # views asked for together
@@ -106,11 +106,8 @@ class StakeDirectory:
         read = {}
         for start in range(0, len(operators), _AT_ONCE):
             some = operators[start : start + _AT_ONCE]
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = {operator: group.create_task(self._node(operator, head)) for operator in some}
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None  # one RPC that is down fails them all alike
+            async with task_group() as group:  # one RPC that is down fails them all alike
+                tasks = {operator: group.create_task(self._node(operator, head)) for operator in some}
             for operator, task in tasks.items():
                 node = task.result()
                 read[operator] = _Standing(node.hot_key.lower(), node.stake - node.unstaking, head.number)
