@@ -174,6 +174,11 @@ def _bound(path: Path) -> Iterator[socket.socket]:
 class Link(Protocol):
     """Our end of one life of a child, hands shaken."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether that life is over: nothing is answered any more."""
+        ...
+
     async def read(self) -> None:
         """Delivers what the child says; returns when it has ended."""
         ...
@@ -199,6 +204,44 @@ class Holder(Protocol[HeldT]):
         ...
 
     def detach(self) -> None: ...
+
+
+class Current(Generic[LinkT]):
+    """The link in use, which changes with every life of the child: what each `Holder` keeps its links in."""
+
+    def __init__(self, wait_s: float, absent: Callable[[], ChildDied]) -> None:
+        """`wait_s`: how long `get` waits while there is none, before it raises what `absent` makes."""
+        self._wait_s, self._absent = wait_s, absent
+        self._link: LinkT | None = None
+        self._present = asyncio.Event()
+
+    @property
+    def link(self) -> LinkT | None:
+        """It may have ended a moment ago."""
+        return self._link
+
+    @property
+    def alive(self) -> bool:
+        return self._link is not None and not self._link.ended
+
+    def set(self, link: LinkT) -> None:
+        self._link = link
+        self._present.set()
+
+    def clear(self) -> None:
+        self._link = None
+        self._present.clear()
+
+    async def get(self) -> LinkT:
+        """One that has not ended, as far as is known."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while (link := self._link) is None or link.ended:
+                    self.clear()
+                    await self._present.wait()
+        except TimeoutError:
+            raise self._absent() from None
+        return link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,6 +51,7 @@ from openlora.node.errors import (
     RequestError,
 )
 from openlora.node.frames import AsyncFrames, BlockingFrames
+from openlora.node.supervise import Current
 from openlora.node.tasks import running
 
 log = logging.getLogger(__name__)
@@ -222,14 +223,12 @@ class EngineClient:
 
     def __init__(self, info: ModelInfo, restart_wait_s: float = 30.0) -> None:
         self.info = info
-        self._restart_wait_s = restart_wait_s
-        self._connection: Connection | None = None
-        self._attached = asyncio.Event()
+        self._current: Current[Connection] = Current(restart_wait_s, _restarting)
         self._adapters: dict[str, str] = {}
 
     @property
     def alive(self) -> bool:
-        return self._connection is not None and not self._connection.ended
+        return self._current.alive
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = (), tenant: str = ""
@@ -239,7 +238,7 @@ class EngineClient:
         Closing or cancelling the generator cancels the request in the engine. Raises RequestError, Overloaded, and
         EngineDied when the engine ends meanwhile: the request is not repeated, since it may be what killed it.
         """
-        connection = await self._connected()
+        connection = await self._current.get()
         tokens = connection.generate(prompt, sampling, adapters, tenant)
         try:
             async for token in tokens:
@@ -249,17 +248,17 @@ class EngineClient:
 
     async def load_adapter(self, key: str, path: str) -> AdapterLoaded:
         """Make the adapter directory at `path` servable as `key`, now and after a restart. Raises AdapterError."""
-        loaded = await (await self._connected()).load_adapter(key, path)
+        loaded = await (await self._current.get()).load_adapter(key, path)
         self._adapters[key] = path
         return loaded
 
     async def unload_adapter(self, key: str) -> None:
         """Forget `key`; an unknown one is no error."""
         self._adapters.pop(key, None)
-        await (await self._connected()).unload_adapter(key)
+        await (await self._current.get()).unload_adapter(key)
 
     async def status(self) -> Status:
-        return await (await self._connected()).status()
+        return await (await self._current.get()).status()
 
     async def attach(self, link: Connection) -> None:
         """Use `link`, which is being read, once it has the adapters; one that it now refuses is dropped."""
@@ -269,22 +268,14 @@ class EngineClient:
             except AdapterError as error:
                 self._adapters.pop(key, None)
                 log.error("event=adapter_lost key=%s reason=%r", key, str(error))
-        self._connection = link
-        self._attached.set()
+        self._current.set(link)
 
     def detach(self) -> None:
-        self._connection = None
-        self._attached.clear()
+        self._current.clear()
 
-    async def _connected(self) -> Connection:
-        try:
-            async with asyncio.timeout(self._restart_wait_s):
-                while (connection := self._connection) is None or connection.ended:
-                    self.detach()
-                    await self._attached.wait()
-        except TimeoutError:
-            raise EngineDied("the inference engine is restarting; try again later") from None
-        return connection
+
+def _restarting() -> EngineDied:
+    return EngineDied("the inference engine is restarting; try again later")
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ the network process.
 bounded time for the next one, and tells it again what it must know: whom to trust, what to announce and to provide.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -26,6 +25,7 @@ from openlora.node.network.messages import (
     Trust,
 )
 from openlora.node.network.nodes import NodeTable
+from openlora.node.supervise import Current
 from openlora.p2p.presence.record import Presence
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,10 @@ class NetworkClient:
         self, ready: Ready, nodes: NodeTable, handlers: dict[str, Handler], restart_wait_s: float = 30.0
     ) -> None:
         self._ready, self._nodes, self._handlers = ready, nodes, handlers
-        self._restart_wait_s = restart_wait_s
         self._announcement: Announce | None = None
         self._trust = Trust(operators={})
         self._provided: dict[str, None] = {}
-        self._connection: Connection | None = None
-        self._attached = asyncio.Event()
+        self._current: Current[Connection] = Current(restart_wait_s, _restarting)
 
     @property
     def peer_id(self) -> str:
@@ -63,7 +61,7 @@ class NetworkClient:
 
     @property
     def alive(self) -> bool:
-        return self._connection is not None and not self._connection.ended
+        return self._current.alive
 
     def nodes(self) -> tuple[Presence, ...]:
         """The newest record of every trusted node that is alive."""
@@ -94,7 +92,7 @@ class NetworkClient:
         not what it should be or does not fit, NetworkDown.
         """
         for _ in range(_FETCH_LIVES):
-            connection = await self._connected()
+            connection = await self._current.get()
             try:
                 return await connection.fetch(cid, max_bytes=max_bytes, whole=whole, hints=hints)
             except NetworkDown as error:
@@ -112,7 +110,7 @@ class NetworkClient:
         """
         if len(body) > MAX_REQUEST_BYTES:
             raise ValueError(f"a request of {len(body)} bytes; the limit is {MAX_REQUEST_BYTES}")
-        connection = await self._connected()
+        connection = await self._current.get()
         async with aclosing(connection.ask(peer, addresses, protocol, body, timeout_s)) as replies:
             async for data in replies:
                 yield data
@@ -128,11 +126,11 @@ class NetworkClient:
 
     async def connect(self, addresses: Sequence[str]) -> str:
         """Dials the addresses, all of one peer; its peer id. Raises NetworkError if none answers."""
-        return await (await self._connected()).connect(addresses)
+        return await (await self._current.get()).connect(addresses)
 
     async def stats(self) -> Stats:
         """Figures since the network process began."""
-        return await (await self._connected()).stats()
+        return await (await self._current.get()).stats()
 
     async def attach(self, link: Connection) -> None:
         """Use `link`, which is being read, once it has been told what its predecessor knew."""
@@ -141,28 +139,21 @@ class NetworkClient:
             link.post(self._announcement)
         for provide in _provides(list(self._provided)):
             link.post(provide)
-        self._ready, self._connection = link.ready, link  # not a moment later: whoever tells more now tells `link`
-        self._attached.set()
+        self._ready = link.ready
+        self._current.set(link)  # not a moment later: whoever tells more now tells `link`
 
     def detach(self) -> None:
-        self._connection = None
-        self._attached.clear()
+        self._current.clear()
 
     async def _tell(self, *commands: Command) -> None:
         """Nothing, while there is no network process: the next one is told when it is attached."""
-        if self._connection is not None:
-            for command in commands:
-                await self._connection.tell(command)
+        for command in commands:
+            if (link := self._current.link) is not None:
+                await link.tell(command)
 
-    async def _connected(self) -> Connection:
-        try:
-            async with asyncio.timeout(self._restart_wait_s):
-                while (connection := self._connection) is None or connection.ended:
-                    self.detach()
-                    await self._attached.wait()
-        except TimeoutError:
-            raise NetworkDown("the network process is restarting; try again later") from None
-        return connection
+
+def _restarting() -> NetworkDown:
+    return NetworkDown("the network process is restarting; try again later")
 
 
 def _provides(cids: Sequence[str]) -> Iterator[Provide]:
