@@ -93,7 +93,7 @@ def test_reads_the_same_model_as_from_a_directory(tmp_path: Path, family: str) -
                 if projection.bias is not None:
                     assert torch.equal(projection.bias[rows], tensors[f"{name}.bias"]), name
         norm = tensors[f"model.layers.{layer}.post_attention_layernorm.weight"]
-        assert torch.equal(found.mlp_norm, norm)
+        assert torch.equal(found.mlp_norm.weight, norm)
 
 
 def test_rope_factors_are_divisors(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
     weight_map = {name: file for file, part in shards.items() for name in part}
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     loaded = load_weights(tmp_path, config, "float32")
-    assert torch.equal(loaded.norm, tensors["model.norm.weight"])
+    assert torch.equal(loaded.norm.weight, tensors["model.norm.weight"])
 
     index.write_text(json.dumps({"weight_map": weight_map | {names[0]: "../elsewhere.safetensors"}}))
     with pytest.raises(ModelError, match="no file of this directory"):

@@ -37,7 +37,7 @@ class CompiledRunner:
             cpu.DecoderWeights(
                 embedding=weights.embedding,
                 layers=[_layer(layer) for layer in weights.layers],
-                norm=weights.norm,
+                norm=weights.norm.weight,
                 head=weights.head.weight,
                 rope_table=rope_table(config.rope_frequencies, config.max_positions),
             ),
@@ -91,7 +91,7 @@ def _layer(layer: Layer) -> cpu.LayerWeights:
         for module, columns in projection.parts:
             bias = None if projection.bias is None else projection.bias[columns]
             matrices[_place(module)[1]] = (projection.weight[columns], bias)
-    return cpu.LayerWeights(layer.attention_norm, layer.mlp_norm, matrices)
+    return cpu.LayerWeights(layer.attention_norm.weight, layer.mlp_norm.weight, matrices)
 
 
 def _place(module: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.decoder import DecoderWeights, Layer, Projection
+from openlora.node.engine.models.decoder import DecoderWeights, Layer, Norm, Projection
 from openlora.node.errors import ModelError
 
 _INDEX_MAX_BYTES = 64 << 20
@@ -82,17 +82,17 @@ class _Builder:
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(f"model.layers.{i}") for i in range(self._config.layers)),
-            norm=self._one("model.norm.weight"),
+            norm=self._norm("model.norm"),
             head=tied if self._config.tied_head else self._projection("lm_head"),
         )
 
     def _layer(self, prefix: str) -> Layer:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
         return Layer(
-            attention_norm=self._one(f"{prefix}.input_layernorm.weight"),
+            attention_norm=self._norm(f"{prefix}.input_layernorm"),
             qkv=self._projection(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
             o=self._projection(f"{attention}.o_proj"),
-            mlp_norm=self._one(f"{prefix}.post_attention_layernorm.weight"),
+            mlp_norm=self._norm(f"{prefix}.post_attention_layernorm"),
             gate_up=self._projection(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
             down=self._projection(f"{mlp}.down_proj"),
         )
@@ -105,6 +105,9 @@ class _Builder:
         weight = self._stacked(f"{module}.weight" for module in modules)
         biased = f"{modules[0]}.bias" in self._shapes
         return Projection(weight, self._stacked(f"{m}.bias" for m in modules) if biased else None, tuple(parts))
+
+    def _norm(self, module: str) -> Norm:
+        return Norm(module, self._one(f"{module}.weight"))
 
     def _stacked(self, names: Iterable[str]) -> Tensor:
         return torch.cat([self._one(name) for name in names])

@@ -22,11 +22,17 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
+class Norm:
+    module: str
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
-    attention_norm: Tensor
+    attention_norm: Norm
     qkv: Projection
     o: Projection
-    mlp_norm: Tensor
+    mlp_norm: Norm
     gate_up: Projection
     down: Projection
 
@@ -35,7 +41,7 @@ class Layer:
 class DecoderWeights:
     embedding: Tensor  # [vocabulary, hidden]
     layers: tuple[Layer, ...]
-    norm: Tensor
+    norm: Norm
     head: Projection  # the embedding's own memory where the head is tied
 
 
@@ -74,8 +80,8 @@ class Decoder:
         gated = self._ops.silu_mul(self._project(layer.gate_up, x, batch, plan))
         return self._project(layer.down, gated, batch, plan)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._ops.rms_norm(x, weight, self.config.rms_norm_eps)
+    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return self._ops.rms_norm(x, norm.weight, self.config.rms_norm_eps)
 
     def _project(
         self, layer: Projection, x: Tensor, batch: Batch, plan: LoraPlan | None, out_dtype: torch.dtype | None = None
