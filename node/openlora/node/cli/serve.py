@@ -98,6 +98,7 @@ async def run_server(options: ServeOptions) -> None:
             await _load_adapters(engine, catalog, options.adapters)
             service = TextService(engine, await text, catalog, options.limits)
             app = create_app(service, keys=options.keys, adapter_loading=options.adapter_loading)
+            sock.listen()  # whoever reads that it serves can connect
             _say_ready(service, sock)
             await server.serve(app, sock, options.limits)
 
