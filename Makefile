@@ -4,7 +4,7 @@ MODEL   := var/models/smollm2-135m-instruct
 DEMO    := var/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint bench bench-network test-contracts gas clean
+.PHONY: help setup demo check test lint bench bench-streaming bench-network test-contracts gas clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -33,6 +33,9 @@ lint: .venv/.installed ## ruff and mypy strict
 
 bench: setup     ## the engine's throughput, as JSON lines
 	$(PY) node/bench/throughput.py $(MODEL)
+
+bench-streaming: setup ## 32 clients over HTTP beside the engine by itself, as JSON lines
+	$(PY) node/bench/streaming.py $(MODEL)
 
 bench-network: .venv/.installed ## ten nodes' processes on this machine: seconds, bytes, CPU, memory, as JSON lines
 	$(PY) node/bench/network.py

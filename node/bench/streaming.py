@@ -8,7 +8,6 @@ and of the engine, medians of runs that alternate, and their ratio; the clients'
 """
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -23,11 +22,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-
 from bench.throughput import OUTPUT, PROMPT, REQUESTS, load, run_once, write_adapter
+
+from openlora.node.engine.engine import Engine
 from openlora.node.engine.messages import AdapterLoaded, LoadAdapter
 
 _USAGE = re.compile(rb'"completion_tokens":(\d+)')
@@ -100,6 +101,31 @@ def cpu_s(process: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children()))
 
 
+def measure(engine: Engine, process: psutil.Process, port: int, adapters: Sequence[Path], runs: int) -> dict[str, Any]:
+    """Medians of `runs` after a warm-up, HTTP and engine in turn."""
+    http_s, engine_s, server_cpu_s = [], [], []
+    for run in range(1 + runs):
+        first = run * REQUESTS
+        requests = [request(first + i, engine.info.vocab_size, adapters) for i in range(REQUESTS)]
+        before_s = cpu_s(process)
+        http_s.append(stream_all(port, requests))
+        server_cpu_s.append(cpu_s(process) - before_s)
+        engine_s.append(run_once(engine, len(adapters)))
+    median_http_s, median_engine_s = statistics.median(http_s[1:]), statistics.median(engine_s[1:])
+    return {
+        "engine": f"openlora-{engine.info.backend}",
+        "dtype": engine.info.dtype,
+        "adapters": len(adapters),
+        "clients": REQUESTS,
+        "http_tok_s": round(REQUESTS * OUTPUT / median_http_s, 1),
+        "engine_tok_s": round(REQUESTS * OUTPUT / median_engine_s, 1),
+        "ratio": round(median_engine_s / median_http_s, 3),
+        "http_s": [round(one, 3) for one in http_s[1:]],
+        "engine_s": [round(one, 3) for one in engine_s[1:]],
+        "server_cpu_s": round(statistics.median(server_cpu_s[1:]), 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -108,40 +134,18 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache-dir", type=Path, default=Path("var/cache"), help="where compiled kernels are kept")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        cache_home = Path(folder) / "cache"
-        cache_home.mkdir()
-        (cache_home / "openlora").symlink_to(arguments.cache_dir.resolve())
-        paths = [write_adapter(Path(folder), arguments.model, number) for number in range(max(arguments.adapters))]
-        engine = load(arguments.model, arguments.dtype, "best", arguments.cache_dir)
+    engine = load(arguments.model, arguments.dtype, "best", arguments.cache_dir)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "cache").mkdir()
+        (folder / "cache/openlora").symlink_to(arguments.cache_dir.resolve())
+        paths = [write_adapter(folder, arguments.model, number) for number in range(max(arguments.adapters))]
         for number, path in enumerate(paths):
             (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(path)))
             assert isinstance(loaded, AdapterLoaded), loaded
-        with server(arguments.model, arguments.dtype, paths, cache_home) as (process, port):
-            numbers = itertools.count()
+        with server(arguments.model, arguments.dtype, paths, folder / "cache") as (process, port):
             for adapters in arguments.adapters:
-                over_http, alone, server_cpu_s = [], [], []
-                for _ in range(1 + arguments.runs):
-                    requests = [request(next(numbers), engine.info.vocab_size, paths[:adapters]) for _ in range(REQUESTS)]
-                    before_s = cpu_s(process)
-                    over_http.append(stream_all(port, requests))
-                    server_cpu_s.append(cpu_s(process) - before_s)
-                    alone.append(run_once(engine, adapters))
-                del over_http[0], alone[0], server_cpu_s[0]  # a warm-up
-                http_s, engine_s = statistics.median(over_http), statistics.median(alone)
-                result = {
-                    "engine": f"openlora-{engine.info.backend}",
-                    "dtype": engine.info.dtype,
-                    "adapters": adapters,
-                    "clients": REQUESTS,
-                    "http_tok_s": round(REQUESTS * OUTPUT / http_s, 1),
-                    "engine_tok_s": round(REQUESTS * OUTPUT / engine_s, 1),
-                    "ratio": round(engine_s / http_s, 3),
-                    "http_s": [round(one, 3) for one in over_http],
-                    "engine_s": [round(one, 3) for one in alone],
-                    "server_cpu_s": round(statistics.median(server_cpu_s), 3),
-                }
-                print(json.dumps(result), flush=True)
+                print(json.dumps(measure(engine, process, port, paths[:adapters], arguments.runs)), flush=True)
 
 
 if __name__ == "__main__":
