@@ -24,7 +24,7 @@ from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.loader import load_weights
-from openlora.node.engine.messages import AdapterLoaded, AdapterUse, LoadAdapter, Sampling, Submit
+from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Cancel, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
 from openlora.node.engine.runner import OpsRunner, Runner
@@ -104,7 +104,7 @@ def run_once(engine: Engine, adapters: int) -> float:
 def decode_once(engine: Engine, batch: int, context: int, adapters: int, steps: int = 16) -> float:
     """Seconds of a step in which `batch` sequences of about `context` tokens decode."""
     for number in range(batch):
-        submit(engine, number, context, steps + 2, adapters)
+        submit(engine, number, context, steps + batch * context // 16, adapters)  # the first wait for the last prompt
     while (step := engine.step()) is not None and len(step.tokens) < batch:
         pass
     seconds = []
@@ -114,8 +114,8 @@ def decode_once(engine: Engine, batch: int, context: int, adapters: int, steps: 
         seconds.append(time.perf_counter() - started_s)
         assert step is not None
         assert len(step.tokens) == batch, "some ended early"
-    while engine.step() is not None:
-        pass
+    for number in range(batch):
+        engine.handle(Cancel(request_id=str(number)))
     return statistics.median(seconds)
 
 
