@@ -58,25 +58,29 @@ def make_case(shape: list[tuple[int, int]], heads: int, kv_heads: int, head_size
     return case
 
 
-def expected(case: Case, s: int) -> Tensor:
+def expected(case: Case, s: int, window: int | None) -> Tensor:
     """Sequence s alone, in float64, over its own contiguous keys."""
     start, end = case.batch.row_starts[s : s + 2].tolist()
     rows, context = end - start, len(case.keys[s])
     mask = torch.ones(rows, context, dtype=torch.bool).tril(context - rows)
+    if window is not None:
+        mask = mask.triu(context - rows - window + 1)
     q, k, v = (x.double().transpose(0, 1) for x in (case.q[start:end], case.keys[s], case.values[s]))
     return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True).transpose(0, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_size"), [(9, 3, 64), (4, 4, 32), (8, 1, 16)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_size", "window"), [(9, 3, 64, None), (4, 4, 32, 20), (8, 1, 16, None), (4, 2, 16, 1)]
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_equals_each_sequence_alone_over_contiguous_keys(
-    shape: list[tuple[int, int]], heads: int, kv_heads: int, head_size: int, dtype: torch.dtype
+    shape: list[tuple[int, int]], heads: int, kv_heads: int, head_size: int, window: int | None, dtype: torch.dtype
 ) -> None:
     case = make_case(shape, heads, kv_heads, head_size, dtype)
-    plan = OPS.plan_attention(case.batch, PAGE, dtype)
+    plan = OPS.plan_attention(case.batch, PAGE, dtype, window)
     out = OPS.paged_attention(case.q, case.k_cache, case.v_cache, plan, head_size**-0.5)
-    reference = torch.cat([expected(case, s) for s in range(len(shape))])
+    reference = torch.cat([expected(case, s, window) for s in range(len(shape))])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.double(), reference, rtol=tolerance, atol=tolerance)
 

@@ -25,7 +25,7 @@ class Backend:
     silu_mul: Callable[[Tensor], Tensor]
     rope_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     kv_append_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    plan_attention: Callable[[AttentionBatch, int, torch.dtype], Any]
+    plan_attention: Callable[[AttentionBatch, int, torch.dtype, int | None], Any]
     paged_attention: Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
     plan_lora: Callable[[LoraEntries], Any]
     lora_: Callable[[Tensor, Tensor, Any, Sequence[LoraFactors | None]], None]
@@ -105,17 +105,20 @@ class Ops:
         _require(slots.shape == k.shape[:1], "kv_append: one slot a row", slots, k)
         self._backend.kv_append_(k, v, k_cache, v_cache, slots)
 
-    def plan_attention(self, batch: AttentionBatch, page_tokens: int, dtype: torch.dtype) -> AttentionPlan:
+    def plan_attention(
+        self, batch: AttentionBatch, page_tokens: int, dtype: torch.dtype, window: int | None = None
+    ) -> AttentionPlan:
         sequences = len(batch.context_lens)
         rows = batch.row_starts.diff()
         _require(batch.row_starts.shape == (sequences + 1,), "plan_attention: row_starts", batch.row_starts)
         _require(batch.page_table.ndim == 2 and len(batch.page_table) == sequences, "plan_attention", batch.page_table)
         _require(bool((rows >= 1).all() & (rows <= batch.context_lens).all()), "plan_attention: rows a sequence", rows)
+        _require(window is None or window >= 1, f"plan_attention: a window of {window}")
         capacity = batch.page_table.shape[1] * page_tokens
         _require(
             int(batch.context_lens.max()) <= capacity, "plan_attention: more tokens than pages", batch.context_lens
         )
-        prepared = self._backend.plan_attention(batch, page_tokens, dtype)
+        prepared = self._backend.plan_attention(batch, page_tokens, dtype, window)
         return AttentionPlan(int(batch.row_starts[-1]), page_tokens, prepared)
 
     def paged_attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:

@@ -73,8 +73,8 @@ class AttentionGroup:
 AttentionPlan = list[AttentionGroup]
 
 
-def plan_attention(batch: AttentionBatch, page_tokens: int, dtype: torch.dtype) -> AttentionPlan:
-    """Group the batch's sequences; a plan serves every layer of one step.
+def plan_attention(batch: AttentionBatch, page_tokens: int, dtype: torch.dtype, window: int | None) -> AttentionPlan:
+    """Group the batch's sequences; a plan serves every layer of one step that has this window.
 
     Positions past a sequence's context are read from its own last slot, then masked: what another sequence left in a
     page, be it NaN, never enters a sum.
@@ -86,14 +86,20 @@ def plan_attention(batch: AttentionBatch, page_tokens: int, dtype: torch.dtype) 
         if starts[s + 1] - starts[s] == 1:
             decodes.setdefault(length.bit_length(), []).append(s)
         else:
-            plan.append(_group(batch, [s], starts[s + 1] - starts[s], length, page_tokens, dtype))
+            plan.append(_group(batch, [s], starts[s + 1] - starts[s], length, page_tokens, dtype, window))
     for members in decodes.values():
-        plan.append(_group(batch, members, 1, max(lengths[s] for s in members), page_tokens, dtype))
+        plan.append(_group(batch, members, 1, max(lengths[s] for s in members), page_tokens, dtype, window))
     return plan
 
 
 def _group(
-    batch: AttentionBatch, members: list[int], rows_each: int, longest: int, page_tokens: int, dtype: torch.dtype
+    batch: AttentionBatch,
+    members: list[int],
+    rows_each: int,
+    longest: int,
+    page_tokens: int,
+    dtype: torch.dtype,
+    window: int | None,
 ) -> AttentionGroup:
     chosen = torch.tensor(members, device=batch.row_starts.device)
     context = batch.context_lens[chosen].unsqueeze(1)
@@ -101,7 +107,10 @@ def _group(
     reads = torch.minimum(positions, context - 1).long()
     pages = batch.page_table[chosen].gather(1, reads // page_tokens)
     offsets = torch.arange(rows_each, device=chosen.device)
-    hidden = positions > (context - rows_each + offsets).unsqueeze(2)  # [sequences, rows each, longest]
+    own = (context - rows_each + offsets).unsqueeze(2)
+    hidden = positions > own  # [sequences, rows each, longest]
+    if window is not None:
+        hidden |= positions <= own - window
     return AttentionGroup(
         rows=(batch.row_starts[chosen].unsqueeze(1) + offsets).flatten(),
         slots=pages * page_tokens + reads % page_tokens,
@@ -113,7 +122,7 @@ def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: Attention
     """o[t, h] = softmax_j(scale · q[t, h]·k[j, h·K/H] for j ≤ position of t) · v[j, h·K/H], j over t's own sequence.
 
     q and o [T, H, D]; caches [pages, P, K, D] already hold this step's keys and values. A sequence's rows are its last
-    ones: row i of n sees its first context − n + i + 1 positions.
+    ones: row i of n sees its first context − n + i + 1 positions; under the plan's window, the last `window` of these.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     keys, values = k_cache.flatten(0, 1), v_cache.flatten(0, 1)

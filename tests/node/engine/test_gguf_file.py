@@ -24,6 +24,8 @@ GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -78,12 +80,12 @@ def tiny_gguf(directory: Path, family: str, **metadata: object) -> tuple[Path, d
     return write_gguf(directory / "tiny.gguf", stored, family, **metadata), tensors
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_reads_the_same_model_as_from_a_directory(tmp_path: Path, family: str) -> None:
     path, tensors = tiny_gguf(tmp_path, family)
     config = DecoderConfig.from_path(path)
     stored_eps = float(np.float32(1e-5))
-    assert config == replace(DecoderConfig.from_path(tmp_path), rms_norm_eps=stored_eps)
+    assert config == replace(DecoderConfig.from_path(tmp_path), norm_eps=stored_eps)
     weights = load_weights(path, config, "float32")
     assert torch.equal(weights.embedding, tensors["model.embed_tokens.weight"])
     for layer, found in enumerate(weights.layers):
@@ -94,6 +96,8 @@ def test_reads_the_same_model_as_from_a_directory(tmp_path: Path, family: str) -
                     assert torch.equal(projection.bias[rows], tensors[f"{name}.bias"]), name
         norm = tensors[f"model.layers.{layer}.post_attention_layernorm.weight"]
         assert torch.equal(found.mlp_norm.weight, norm)
+        if found.q_norm is not None:
+            assert torch.equal(found.q_norm.weight, tensors[f"model.layers.{layer}.self_attn.q_norm.weight"])
 
 
 def test_rope_factors_are_divisors(tmp_path: Path) -> None:
@@ -115,7 +119,6 @@ def test_rope_factors_are_divisors(tmp_path: Path) -> None:
     ("metadata", "named"),
     [
         ({"llama.expert_count": 8}, "expert_count"),
-        ({"llama.attention.sliding_window": 4096}, "sliding_window"),
         ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
         ({"llama.rope.dimension_count": 4}, "partial rotation"),
         ({"split.count": 2}, "split over several files"),
@@ -129,9 +132,17 @@ def test_what_would_be_computed_wrongly_is_refused_by_name(
         DecoderConfig.from_path(path)
 
 
+def test_mistrals_window_is_every_layers_and_anothers_is_refused(tmp_path: Path) -> None:
+    path, _ = tiny_gguf(tmp_path, "llama", **{"llama.attention.sliding_window": 4096})
+    assert DecoderConfig.from_path(path).windows == (4096, 4096)
+    path, _ = tiny_gguf(tmp_path, "qwen2", **{"qwen2.attention.sliding_window": 4096})
+    with pytest.raises(ModelError, match="sliding_window"):
+        DecoderConfig.from_path(path)
+
+
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"general\.architecture 'falcon'"):
-        DecoderConfig.from_path(write_gguf(tmp_path / "x.gguf", {}, "falcon"))
+    with pytest.raises(ModelError, match=r"general\.architecture 'mamba'"):
+        DecoderConfig.from_path(write_gguf(tmp_path / "x.gguf", {}, "mamba"))
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -162,8 +173,8 @@ def test_names_we_do_not_know_stay_and_are_refused(tmp_path: Path) -> None:
     assert hf_name("output.weight") == "lm_head.weight"
     path, _ = tiny_gguf(tmp_path, "llama")
     stored = {t.name: torch.from_numpy(np.array(t.data)) for t in gguf.GGUFReader(path).tensors}
-    path = write_gguf(tmp_path / "y.gguf", stored | {"blk.0.attn_q_norm.weight": torch.ones(8)}, "llama")
-    with pytest.raises(ModelError, match="attn_q_norm"):
+    path = write_gguf(tmp_path / "y.gguf", stored | {"blk.0.attn_sinks.weight": torch.ones(8)}, "llama")
+    with pytest.raises(ModelError, match="attn_sinks"):
         load_weights(path, DecoderConfig.from_path(path), "float32")
 
 

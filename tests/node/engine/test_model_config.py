@@ -53,6 +53,18 @@ def test_tensors_follow_the_family(tmp_path: Path) -> None:
     assert sum(name.endswith(".bias") for name in biased_llama) == 2 * 7
 
 
+def test_which_layers_have_a_window(tmp_path: Path) -> None:
+    layers = {"num_hidden_layers": 4}
+    assert read(tmp_path, **layers).windows == (None,) * 4
+    assert read(tmp_path, model_type="mistral", **layers).windows == (4096,) * 4
+    assert read(tmp_path, model_type="mistral", sliding_window=None, **layers).windows == (None,) * 4
+    qwen = {"model_type": "qwen3", "sliding_window": 8, "max_window_layers": 3} | layers
+    assert read(tmp_path, **qwen).windows == (None,) * 4
+    assert read(tmp_path, use_sliding_window=True, **qwen).windows == (None, None, None, 8)
+    named = ["sliding_attention", "full_attention"] * 2
+    assert read(tmp_path, use_sliding_window=True, layer_types=named, **qwen).windows == (8, None) * 2
+
+
 def test_both_spellings_of_rope(tmp_path: Path) -> None:
     new = read(tmp_path, rope_parameters=LLAMA3_ROPE)
     old_rope = {key: value for key, value in LLAMA3_ROPE.items() if key not in ("rope_theta", "rope_type")}
@@ -81,8 +93,15 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
     [
         ({"model_type": "mamba"}, "model_type 'mamba'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types 'sliding_attention'"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types 'chunked_attention'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window is not set"),
+        ({"layer_types": ["full_attention"]}, "2 layers have 1 attention windows"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding window of 0"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "positive factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ({"rope_parameters": LLAMA3_ROPE | {"factor": None}}, "lacks one of its four parameters"),
         ({"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "makes no sense"),
@@ -94,7 +113,7 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         ({"num_attention_heads": 0}, "heads 0 is not positive"),
         ({"head_dim": 7}, "head size 7"),
         ({"num_hidden_layers": -1}, "layers -1"),
-        ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
+        ({"rms_norm_eps": 0.0}, "epsilon 0.0"),
         ({"vocab_size": "many"}, "vocab_size"),
     ],
 )

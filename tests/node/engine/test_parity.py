@@ -79,14 +79,27 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+MODELS = [
+    *("smollm2", "llama3", "biased-llama", "stretched-llama", "mistral", "mistral-without-window"),
+    *("qwen2", "tied-qwen2", "qwen3", "biased-qwen3"),
+]
+
 
 def tiny_models() -> dict[str, transformers.PreTrainedModel]:
-    llama, qwen2 = transformers.LlamaConfig, transformers.Qwen2Config
+    llama, mistral = transformers.LlamaConfig, transformers.MistralConfig
+    qwen2, qwen3 = transformers.Qwen2Config, transformers.Qwen3Config
+    some_windows = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}
     configs = {
         "llama3": llama(**TINY, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False, head_dim=32),
         "biased-llama": llama(**TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+        "stretched-llama": llama(**TINY, rope_parameters=LINEAR_ROPE),
+        "mistral": mistral(**TINY, sliding_window=12, head_dim=24),
+        "mistral-without-window": mistral(**TINY, sliding_window=None),
         "qwen2": qwen2(**TINY, tie_word_embeddings=False),
-        "tied-qwen2": qwen2(**TINY, tie_word_embeddings=True),
+        "tied-qwen2": qwen2(**TINY, tie_word_embeddings=True, **some_windows),
+        "qwen3": qwen3(**TINY, head_dim=32, tie_word_embeddings=True),
+        "biased-qwen3": qwen3(**TINY, head_dim=8, attention_bias=True, **some_windows),
     }
     torch.manual_seed(0)
     models = {name: transformers.AutoModelForCausalLM.from_config(config) for name, config in configs.items()}
@@ -161,7 +174,7 @@ def open_case(model_dir: Path, root: Path, text: Sequence[int]) -> Case:
     return Case(model_dir, root, oracle.eval(), text)
 
 
-@pytest.fixture(scope="module", params=["smollm2", "llama3", "biased-llama", "qwen2", "tied-qwen2"])
+@pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Case:
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "smollm2":
@@ -227,17 +240,18 @@ def test_greedy_decoding_follows_the_oracle(case: Case) -> None:
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0])
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_gguf_equals_the_same_file_in_transformers(name: str, kind: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    kinds = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
-    model = transformers.AutoModelForCausalLM.from_config(kinds[name](**TINY, tie_word_embeddings=False))
+    configs = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
+    model = transformers.AutoModelForCausalLM.from_config(configs[name](**TINY, tie_word_embeddings=False))
     config, family = model.config, model.config.model_type
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", family)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_vocab_size(config.vocab_size)

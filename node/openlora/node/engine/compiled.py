@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from openlora.kernels.cpu import decoder as cpu
+from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.types import LoraFactors
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
@@ -33,7 +34,7 @@ class CompiledRunner:
     ) -> None:
         """`instructions` as CpuDecoder has them. Raises KernelsUnavailable, naming what is not supported."""
         self._decoder = cpu.CpuDecoder(
-            cpu.DecoderShape(**{name: getattr(config, name) for name in cpu.DecoderShape.__slots__}),
+            _shape(config),
             cpu.DecoderWeights(
                 embedding=weights.embedding,
                 layers=[_layer(layer) for layer in weights.layers],
@@ -83,6 +84,26 @@ class _PackedFactors:
 
     def holds(self, slot: int) -> bool:
         return slot in self._filled
+
+
+def _shape(config: DecoderConfig) -> cpu.DecoderShape:
+    """Raises KernelsUnavailable for what the compiled decoder does not compute."""
+    refusals = {
+        "sliding windows": any(config.windows),
+        "norms of queries and keys": config.names.q_norm is not None,
+    }
+    if found := [what for what, refused in refusals.items() if refused]:
+        raise KernelsUnavailable(f"they do not support {found[0]}")
+    return cpu.DecoderShape(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        rms_norm_eps=config.norm_eps,
+    )
 
 
 def _layer(layer: Layer) -> cpu.LayerWeights:

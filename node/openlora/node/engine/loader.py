@@ -36,13 +36,13 @@ def load_weights(path: Path, config: DecoderConfig, dtype: str) -> DecoderWeight
     """
     source: TensorSource = SafetensorsSource(path) if path.is_dir() else GgufSource(GgufFile(path), config)
     _check_tensors(source, config)
-    return _Builder(source, config, choose_dtype(dtype, source)).weights()
+    return _Builder(source, config, choose_dtype(dtype, source, f"{config.names.embedding}.weight")).weights()
 
 
-def choose_dtype(wanted: str, source: TensorSource) -> torch.dtype:
+def choose_dtype(wanted: str, source: TensorSource, embedding: str) -> torch.dtype:
     """ "auto": bfloat16 where neither the checkpoint nor the processor loses by it, else float32."""
     if wanted == "auto":
-        exact = source.is_float32("model.embed_tokens.weight")
+        exact = source.is_float32(embedding)
         wanted = "float32" if exact or not _bfloat16_is_fast() else "bfloat16"
     if wanted not in ("bfloat16", "float32"):
         raise ModelError(f"dtype {wanted!r} is not served; 'auto', 'bfloat16' and 'float32' are")
@@ -58,7 +58,7 @@ def _check_tensors(source: TensorSource, config: DecoderConfig) -> None:
     expected, found = config.tensors(), source.names()
     if missing := expected.keys() - found:
         raise ModelError(f"the checkpoint lacks {len(missing)} tensors, one of them {min(missing)!r}")
-    ignored = {"lm_head.weight"} if config.tied_head else set()
+    ignored = {f"{config.names.head}.weight"} if config.tied_head else set()
     unknown = {name for name in found - expected.keys() - ignored if not _HARMLESS.fullmatch(name)}
     if unknown:
         raise ModelError(f"the checkpoint holds {len(unknown)} tensors not of this model, one {min(unknown)!r}")
@@ -77,25 +77,31 @@ class _Builder:
         self._shapes = config.tensors()
 
     def weights(self) -> DecoderWeights:
-        embedding = self._one("model.embed_tokens.weight")
-        tied = Projection(embedding, None, (("lm_head", slice(0, self._config.vocab_size)),))
+        names = self._config.names
+        embedding = self._one(f"{names.embedding}.weight")
+        tied = Projection(embedding, None, ((names.head, slice(0, self._config.vocab_size)),))
         return DecoderWeights(
             embedding=embedding,
-            layers=tuple(self._layer(f"model.layers.{i}") for i in range(self._config.layers)),
-            norm=self._norm("model.norm"),
-            head=tied if self._config.tied_head else self._projection("lm_head"),
+            layers=tuple(self._layer(f"{names.layers}.{i}.") for i in range(self._config.layers)),
+            norm=self._norm(names.norm),
+            head=tied if self._config.tied_head else self._projection(names.head),
         )
 
     def _layer(self, prefix: str) -> Layer:
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        names = self._config.names
         return Layer(
-            attention_norm=self._norm(f"{prefix}.input_layernorm"),
-            qkv=self._projection(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-            o=self._projection(f"{attention}.o_proj"),
-            mlp_norm=self._norm(f"{prefix}.post_attention_layernorm"),
-            gate_up=self._projection(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-            down=self._projection(f"{mlp}.down_proj"),
+            attention_norm=self._norm(prefix + names.attention_norm),
+            qkv=self._projection(*(prefix + name for name in names.qkv)),
+            q_norm=None if names.q_norm is None else self._norm(prefix + names.q_norm),
+            k_norm=None if names.k_norm is None else self._norm(prefix + names.k_norm),
+            o=self._projection(prefix + names.o),
+            mlp_norm=self._norm(prefix + names.mlp_norm),
+            gate_up=self._projection(*(prefix + name for name in names.up)),
+            down=self._projection(prefix + names.down),
         )
+
+    def _norm(self, module: str) -> Norm:
+        return Norm(module, self._source.tensor(f"{module}.weight").float())
 
     def _projection(self, *modules: str) -> Projection:
         parts, end = [], 0
@@ -105,9 +111,6 @@ class _Builder:
         weight = self._stacked(f"{module}.weight" for module in modules)
         biased = f"{modules[0]}.bias" in self._shapes
         return Projection(weight, self._stacked(f"{m}.bias" for m in modules) if biased else None, tuple(parts))
-
-    def _norm(self, module: str) -> Norm:
-        return Norm(module, self._one(f"{module}.weight"))
 
     def _stacked(self, names: Iterable[str]) -> Tensor:
         return torch.cat([self._one(name) for name in names])

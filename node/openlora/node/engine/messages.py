@@ -43,7 +43,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine serves, fixed for its life."""
 
-    family: str  # "llama", "qwen2"
+    family: str  # "llama", "qwen2", …
     dtype: str  # "bfloat16", "float32"
     vocab_size: int
     max_context: int  # prompt + output tokens of one request, at most

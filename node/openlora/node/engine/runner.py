@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openlora.kernels.ops import LoraPlan, Ops
+from openlora.kernels.ops import AttentionPlan, LoraPlan, Ops
 from openlora.kernels.types import AttentionBatch, LoraEntries
 from openlora.node.engine.lora_tables import FactorStore, LoraTables
 from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
@@ -87,10 +87,13 @@ class OpsRunner:
             tokens=self._index(chain.from_iterable(c.sequence.tokens[c.start : c.end] for c in chunks)),
             positions=positions,
             slots=pages * self._page_tokens + positions % self._page_tokens,
-            attention=self._ops.plan_attention(attention, self._page_tokens, self._model.dtype),
+            attention={window: self._plan_attention(attention, window) for window in set(self._model.config.windows)},
             output_rows=self._index(outputs),
             lora=self._lora(chunks),
         )
+
+    def _plan_attention(self, batch: AttentionBatch, window: int | None) -> AttentionPlan:
+        return self._ops.plan_attention(batch, self._page_tokens, self._model.dtype, window)
 
     def _page_table(self, chunks: Sequence[Chunk]) -> Tensor:
         """Padded with page 0, which is never read for it."""

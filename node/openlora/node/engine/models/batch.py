@@ -1,5 +1,6 @@
 """What one forward pass is given: the rows, where they live in the cache, and the adapters they use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class Batch:
     tokens: Tensor  # [T] int32
     positions: Tensor  # [T] int32
     slots: Tensor  # [T] int32: where the rows' keys and values go
-    attention: AttentionPlan
+    attention: Mapping[int | None, AttentionPlan]  # by window
     output_rows: Tensor  # [N] int32: the rows whose next-token logits are wanted
     lora: LoraBatch | None  # None: no row uses an adapter
 

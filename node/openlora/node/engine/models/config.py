@@ -7,15 +7,16 @@ from pathlib import Path
 from openlora.node.adapters.format import LinearShape
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.engine.models import gguf_config, hf_config
+from openlora.node.engine.models.names import Names
 from openlora.node.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A Llama-style decoder: RMS norms before grouped-query attention with rotary positions and before a SiLU-gated
-    MLP. Qwen2 differs by its attention bias alone."""
+    """A decoder with grouped-query attention and rotary positions; the fields say in what families differ."""
 
-    family: str  # "llama", "qwen2"
+    family: str  # "llama", "mistral", …
+    names: Names
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -23,8 +24,9 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_size: int
-    rms_norm_eps: float
+    norm_eps: float
     rope_frequencies: tuple[float, ...]  # radians a position, one for each pair of a head
+    windows: tuple[int | None, ...]  # a layer each: how many positions a row sees, its own included; None: all
     max_positions: int
     tied_head: bool  # the embedding is the output head too
     qkv_bias: bool
@@ -49,54 +51,61 @@ class DecoderConfig:
             raise ModelError(f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads")
         if self.head_size < 2 or self.head_size % 2 or len(self.rope_frequencies) != self.head_size // 2:
             raise ModelError(f"head size {self.head_size} does not fit {len(self.rope_frequencies)} rotary frequencies")
-        if not self.rms_norm_eps > 0:
-            raise ModelError(f"rms_norm_eps {self.rms_norm_eps} is not positive")
+        if not self.norm_eps > 0:
+            raise ModelError(f"the norms' epsilon {self.norm_eps} is not positive")
+        if len(self.windows) != self.layers:
+            raise ModelError(f"{self.layers} layers have {len(self.windows)} attention windows")
+        for window in self.windows:
+            if window is not None and window < 1:
+                raise ModelError(f"a sliding window of {window} positions is not positive")
 
     def layout(self) -> dict[str, LinearShape]:
         """Every linear layer that an adapter may change, by its name as PEFT writes it less `base_model.model.`."""
+        linears = self._layer_linears()
         shapes = {
-            f"model.layers.{layer}.{name}": shape
+            f"{self.names.layers}.{layer}.{name}": shape
             for layer in range(self.layers)
-            for name, shape in self._layer_layout().items()
+            for name, (shape, _) in linears.items()
         }
-        return shapes | {"lm_head": LinearShape(self.vocab_size, self.hidden_size)}
+        return shapes | {self.names.head: LinearShape(self.vocab_size, self.hidden_size)}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint, as Hugging Face names them."""
         shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size),
-            "model.norm.weight": (self.hidden_size,),
+            f"{self.names.embedding}.weight": (self.vocab_size, self.hidden_size),
+            f"{self.names.norm}.weight": (self.hidden_size,),
         }
-        for layer in range(self.layers):
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                shapes[f"model.layers.{layer}.{norm}.weight"] = (self.hidden_size,)
-        for module, shape in self.layout().items():
-            if module == "lm_head" and self.tied_head:
-                continue
-            shapes[f"{module}.weight"] = (shape.out_features, shape.in_features)
-            if self._has_bias(module):
-                shapes[f"{module}.bias"] = (shape.out_features,)
+        linears = self._layer_linears()
+        for prefix in (f"{self.names.layers}.{layer}" for layer in range(self.layers)):
+            for name, size in self._layer_norms().items():
+                shapes[f"{prefix}.{name}.weight"] = (size,)
+            for name, (shape, biased) in linears.items():
+                shapes[f"{prefix}.{name}.weight"] = (shape.out_features, shape.in_features)
+                if biased:
+                    shapes[f"{prefix}.{name}.bias"] = (shape.out_features,)
+        if not self.tied_head:
+            shapes[f"{self.names.head}.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def _layer_layout(self) -> Mapping[str, LinearShape]:
-        hidden, inner = self.hidden_size, self.intermediate_size
+    def _layer_linears(self) -> Mapping[str, tuple[LinearShape, bool]]:
+        """A layer's linear layers, and whether they have a bias."""
+        hidden, inner, names = self.hidden_size, self.intermediate_size, self.names
         q_size, kv_size = self.heads * self.head_size, self.kv_heads * self.head_size
+        qkv_sizes = (q_size + 2 * kv_size,) if names.fused_qkv else (q_size, kv_size, kv_size)
         return {
-            "self_attn.q_proj": LinearShape(q_size, hidden),
-            "self_attn.k_proj": LinearShape(kv_size, hidden),
-            "self_attn.v_proj": LinearShape(kv_size, hidden),
-            "self_attn.o_proj": LinearShape(hidden, q_size),
-            "mlp.gate_proj": LinearShape(inner, hidden),
-            "mlp.up_proj": LinearShape(inner, hidden),
-            "mlp.down_proj": LinearShape(hidden, inner),
+            **{name: (LinearShape(n, hidden), self.qkv_bias) for name, n in zip(names.qkv, qkv_sizes, strict=True)},
+            names.o: (LinearShape(hidden, q_size), self.o_bias),
+            **{name: (LinearShape(inner, hidden), self.mlp_bias) for name in names.up},
+            names.down: (LinearShape(hidden, inner), self.mlp_bias),
         }
 
-    def _has_bias(self, module: str) -> bool:
-        match module.rpartition(".")[2]:
-            case "q_proj" | "k_proj" | "v_proj":
-                return self.qkv_bias
-            case "o_proj":
-                return self.o_bias
-            case "gate_proj" | "up_proj" | "down_proj":
-                return self.mlp_bias
-        return False
+    def _layer_norms(self) -> Mapping[str, int]:
+        """A layer's norms, and how many numbers each normalises."""
+        names = self.names
+        sizes = {
+            names.attention_norm: self.hidden_size,
+            names.mlp_norm: self.hidden_size,
+            names.q_norm: self.head_size,
+            names.k_norm: self.head_size,
+        }
+        return {name: size for name, size in sizes.items() if name is not None}

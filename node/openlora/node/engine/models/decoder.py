@@ -1,4 +1,4 @@
-"""The Llama-style decoder of DecoderConfig, written in the ops of `openlora.kernels`."""
+"""The decoder of DecoderConfig, written in the ops of `openlora.kernels`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +24,17 @@ class Projection:
 @dataclass(frozen=True, slots=True)
 class Norm:
     module: str
-    weight: Tensor
+    weight: Tensor  # float32
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
+    """Norms that are None do nothing."""
+
     attention_norm: Norm
     qkv: Projection
+    q_norm: Norm | None
+    k_norm: Norm | None
     o: Projection
     mlp_norm: Norm
     gate_up: Projection
@@ -59,20 +63,22 @@ class Decoder:
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Write the batch's keys and values to the cache; return the logits [N, vocabulary] float32 of output_rows."""
         x = F.embedding(batch.tokens, self._weights.embedding)
-        for layer, keys, values in zip(self._weights.layers, cache.keys, cache.values, strict=True):
-            x = x + self._attention(layer, self._norm(x, layer.attention_norm), batch, keys, values)
+        for number, layer in enumerate(self._weights.layers):
+            x = x + self._attention(number, self._norm(x, layer.attention_norm), batch, cache)
             x = x + self._mlp(layer, self._norm(x, layer.mlp_norm), batch)
         hidden = self._norm(x.index_select(0, batch.output_rows), self._weights.norm)
         plan = batch.lora.output_plan if batch.lora else None
         return self._project(self._weights.head, hidden, batch, plan, torch.float32)
 
-    def _attention(self, layer: Layer, x: Tensor, batch: Batch, keys: Tensor, values: Tensor) -> Tensor:
-        config, plan = self.config, batch.lora.plan if batch.lora else None
+    def _attention(self, number: int, x: Tensor, batch: Batch, cache: KvCache) -> Tensor:
+        config, layer, plan = self.config, self._weights.layers[number], batch.lora.plan if batch.lora else None
+        keys, values, attention = cache.keys[number], cache.values[number], batch.attention[config.windows[number]]
         qkv = self._project(layer.qkv, x, batch, plan).view(len(x), -1, config.head_size)
         q, k, v = qkv.split_with_sizes([config.heads, config.kv_heads, config.kv_heads], dim=1)
+        q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         self._ops.rope_(q, k, batch.positions, self._rope_table)
         self._ops.kv_append_(k, v, keys, values, batch.slots)
-        o = self._ops.paged_attention(q, keys, values, batch.attention, config.head_size**-0.5)
+        o = self._ops.paged_attention(q, keys, values, attention, config.head_size**-0.5)
         return self._project(layer.o, o.flatten(1), batch, plan)
 
     def _mlp(self, layer: Layer, x: Tensor, batch: Batch) -> Tensor:
@@ -80,8 +86,8 @@ class Decoder:
         gated = self._ops.silu_mul(self._project(layer.gate_up, x, batch, plan))
         return self._project(layer.down, gated, batch, plan)
 
-    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
-        return self._ops.rms_norm(x, norm.weight, self.config.rms_norm_eps)
+    def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
+        return x if norm is None else self._ops.rms_norm(x, norm.weight, self.config.norm_eps)
 
     def _project(
         self, layer: Projection, x: Tensor, batch: Batch, plan: LoraPlan | None, out_dtype: torch.dtype | None = None

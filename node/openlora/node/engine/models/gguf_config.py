@@ -4,32 +4,36 @@ from typing import Any
 
 from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
 from openlora.node.engine.models import rope
+from openlora.node.engine.models.names import LLAMA, QWEN3
 from openlora.node.errors import ModelError
 
-_FAMILIES = ("llama", "qwen2")
+_NAMES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": QWEN3}  # by architecture; Mistral's is "llama"
 
 
 def read(file: GgufFile) -> dict[str, Any]:
     """The fields of DecoderConfig. Raises ModelError."""
     family = file.value("general.architecture", str)
-    if family not in _FAMILIES:
-        raise ModelError(f"general.architecture {family!r} is not served; {', '.join(_FAMILIES)} are")
+    if family not in _NAMES:
+        raise ModelError(f"general.architecture {family!r} is not served; {', '.join(_NAMES)} are")
     _refuse_unsupported(file, family)
     hidden_size = file.value(f"{family}.embedding_length", int)
     heads = file.value(f"{family}.attention.head_count", int)
     head_size = file.value(f"{family}.attention.key_length", int, hidden_size // max(heads, 1))
+    layers = file.value(f"{family}.block_count", int)
     names = file.names()
     return {
         "family": family,
+        "names": _NAMES[family],
         "vocab_size": file.shape("model.embed_tokens.weight")[0] if "model.embed_tokens.weight" in names else 0,
         "hidden_size": hidden_size,
         "intermediate_size": file.value(f"{family}.feed_forward_length", int),
-        "layers": file.value(f"{family}.block_count", int),
+        "layers": layers,
         "heads": heads,
         "kv_heads": file.value(f"{family}.attention.head_count_kv", int, heads),
         "head_size": head_size,
-        "rms_norm_eps": file.value(f"{family}.attention.layer_norm_rms_epsilon", float),
+        "norm_eps": file.value(f"{family}.attention.layer_norm_rms_epsilon", float),
         "rope_frequencies": _rope_frequencies(file, family, head_size),
+        "windows": _windows(file, family, layers),
         "max_positions": file.value(f"{family}.context_length", int),
         "tied_head": "lm_head.weight" not in names,
         "qkv_bias": "model.layers.0.self_attn.q_proj.bias" in names,
@@ -44,11 +48,17 @@ def _refuse_unsupported(file: GgufFile, family: str) -> None:
         raise ModelError("a GGUF model split over several files is not served: merge it first")
     if file.value(f"{family}.expert_count", int, 0):
         raise ModelError(f"{family}.expert_count: mixtures of experts are not served")
-    if file.value(f"{family}.attention.sliding_window", int, 0):
-        raise ModelError(f"{family}.attention.sliding_window is not served: every layer must attend to all")
     scaling = file.value(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
         raise ModelError(f"{family}.rope.scaling.type {scaling!r} is not served; 'none' is")
+
+
+def _windows(file: GgufFile, family: str, layers: int) -> tuple[int | None, ...]:
+    """Mistral's window is that of every layer; of other families the file does not say which layers have it."""
+    window = file.value(f"{family}.attention.sliding_window", int, 0)
+    if window and family != "llama":
+        raise ModelError(f"{family}.attention.sliding_window is not served: every layer must attend to all")
+    return (window or None,) * layers
 
 
 def _rope_frequencies(file: GgufFile, family: str, head_size: int) -> tuple[float, ...]:

@@ -5,6 +5,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """Positions as if they were `factor` times as dense, as `rope_type: linear` writes it."""
+
+    factor: float
+
+    def apply(self, frequency: float) -> float:
+        return frequency / self.factor
+
+
+@dataclass(frozen=True, slots=True)
 class Llama3Scaling:
     """Llama 3.1's stretching of long wavelengths, as `rope_type: llama3` writes it."""
 
@@ -21,7 +31,9 @@ class Llama3Scaling:
         return frequency * (kept + (1.0 - kept) / self.factor)
 
 
-def frequencies(theta: float, head_size: int, scaling: Llama3Scaling | None = None) -> tuple[float, ...]:
+def frequencies(
+    theta: float, head_size: int, scaling: LinearScaling | Llama3Scaling | None = None
+) -> tuple[float, ...]:
     """Radians a position, one for each of the head's head_size/2 pairs: theta^(−2i/head_size), then scaled."""
     plain = (theta ** (-2 * i / head_size) for i in range(head_size // 2))
     return tuple(plain if scaling is None else map(scaling.apply, plain))

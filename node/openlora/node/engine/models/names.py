@@ -1,0 +1,45 @@
+"""What checkpoints call a decoder's modules, and PEFT with them."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The modules' names, a layer's own relative to it. None: the decoder has no such module."""
+
+    embedding: str
+    layers: str  # layer 3 is called `layers`.3
+    attention_norm: str
+    qkv: tuple[str, ...]  # queries, keys and values; or one of all three, head group by head group
+    q_norm: str | None  # of each head's query, before it is rotated
+    k_norm: str | None
+    o: str
+    mlp_norm: str
+    up: tuple[str, ...]  # gate and up projection; or the latter alone
+    down: str
+    norm: str
+    head: str = "lm_head"
+
+    @property
+    def gated(self) -> bool:
+        return len(self.up) == 2
+
+    @property
+    def fused_qkv(self) -> bool:
+        return len(self.qkv) == 1
+
+
+LLAMA = Names(
+    embedding="model.embed_tokens",
+    layers="model.layers",
+    attention_norm="input_layernorm",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    q_norm=None,
+    k_norm=None,
+    o="self_attn.o_proj",
+    mlp_norm="post_attention_layernorm",
+    up=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    norm="model.norm",
+)
+QWEN3 = replace(LLAMA, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
