@@ -33,7 +33,7 @@ from openlora.node.engine.sequence import Chunk
 from openlora.node.engine.sequence import Sequence as Request
 from tests.node.engine.tiny import write_model
 
-INSTRUCTIONS = ("plain", "avx2", "avx512", "amx")
+INSTRUCTIONS = ("plain", "avx2", "avx512", "avx512-bf16", "amx")
 BATCHES = (1, 2, 3, 7, 33, 133)
 POPULARITIES = ("distinct", "identical", "uniform", "skewed")
 SLOTS = 8

@@ -15,12 +15,13 @@ from openlora.kernels.errors import KernelsUnavailable
 _SOURCES = Path(__file__).parent / "src"
 _COMMON = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-pthread")
 # gcc 12 knows no znver4; its tuning for znver3 with wide vectors is what Sapphire Rapids and Zen 4 want.
-_AVX512 = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mtune=znver3", "-mprefer-vector-width=512")
+_AVX512 = ("-march=x86-64-v4", "-mtune=znver3", "-mprefer-vector-width=512")
 _ANY_UNITS: dict[str, tuple[str, ...]] = {"api": (), "decoder": (), "step": (), "sample": (), "plain": ()}
 _X86_UNITS: dict[str, tuple[str, ...]] = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": _AVX512,
-    "amx": (*_AVX512, "-mamx-tile", "-mamx-bf16"),
+    "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+    "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 _COMPILE_TIMEOUT_S = 300.0
 

@@ -95,7 +95,8 @@ class CpuDecoder:
         instructions: str = "",
     ) -> None:
         """Build the library where it is missing, and pack the weights, which are not needed any more then, except for
-        the embedding. `instructions`: "amx", "avx512", "avx2", "plain", or "" for the best there is.
+        the embedding. `instructions`: "amx", "avx512", "avx512-bf16", "avx2", "plain", or ""
+        for the best there is.
 
         Raises KernelsUnavailable.
         """

@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "avx512.h"
+#include "avx512_bf16.h"
 
 namespace openlora::amx {
 namespace {
@@ -18,10 +18,14 @@ constexpr int kVectors = 3;
 inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return native_to_bf16(x); }
 
+#include "vectors.inc"
+
 #define tile vector_tile
 #define expand vector_expand
 #define shrink vector_shrink
 #define attention vector_attention
+#include "pairs.inc"
+
 #include "kernels.inc"
 #undef tile
 #undef expand
@@ -49,9 +53,10 @@ void leave() { _tile_release(); }
 
 // Registers 0–2: the sums of rows 0–15; 3–5: of rows 16–31; 6: inputs; 7: weights.
 template <bool kTall>
-inline void products(const bf16* x, int stride, const bf16* w, int pairs, float* out, const void* ahead) {
+inline void products(Inputs inputs, const bf16* w, int pairs, float* out, const void* ahead) {
   constexpr int kWeightBytes = kTileRow * sizeof(bf16);
-  const int input_bytes = stride * static_cast<int>(sizeof(bf16));
+  const int input_bytes = static_cast<int>(inputs.stride);
+  const bf16* x = static_cast<const bf16*>(inputs.row(0));
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -60,7 +65,7 @@ inline void products(const bf16* x, int stride, const bf16* w, int pairs, float*
     _tile_zero(4);
     _tile_zero(5);
   }
-  const bf16* below = x + std::ptrdiff_t{16} * stride;
+  const bf16* below = static_cast<const bf16*>(inputs.row(16));
   for (int p = 0; p < pairs; p += kDepth) {
     const bf16* columns = w + std::ptrdiff_t{p} * kTileRow;
     const char* next = static_cast<const char*>(ahead) + std::ptrdiff_t{p} * kWeightBytes;
@@ -99,11 +104,11 @@ inline void products(const bf16* x, int stride, const bf16* w, int pairs, float*
   }
 }
 
-void tile(const bf16* x, int stride, int rows, const bf16* w, int pairs, float* out, const void* ahead) {
+void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const void* ahead) {
   if (rows > 16)
-    products<true>(x, stride, w, pairs, out, ahead);
+    products<true>(x, w, pairs, out, ahead);
   else
-    products<false>(x, stride, w, pairs, out, ahead);
+    products<false>(x, w, pairs, out, ahead);
 }
 
 // ---- adapters: sixteen rows at a time ----------------------------------------------------------------------------------
@@ -145,14 +150,15 @@ void expand(float* out, const int* rows, const bf16* const* h, int count, const 
 }
 
 // Sixteen pairs of up to sixteen rows, turned: to[pair][row].
-inline void turn(const bf16* const* x, int k, int count, std::uint32_t (*to)[kHeight]) {
+inline void turn(const void* const* x, int k, int count, std::uint32_t (*to)[kHeight]) {
+  const auto at = [&](int i) { return static_cast<const bf16*>(x[i]) + k; };
   if (count <= 4) {
     for (int i = 0; i < count; ++i)
-      for (int p = 0; p < kDepth; ++p) __builtin_memcpy(&to[p][i], x[i] + k + 2 * p, sizeof(std::uint32_t));
+      for (int p = 0; p < kDepth; ++p) __builtin_memcpy(&to[p][i], at(i) + 2 * p, sizeof(std::uint32_t));
     return;
   }
   __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(x[i < count ? i : 0] + k);
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(at(i < count ? i : 0));
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -176,7 +182,7 @@ inline void turn(const bf16* const* x, int k, int count, std::uint32_t (*to)[kHe
 
 // The other way round, since a lies as it is wanted then: ranks are the rows of the sums in registers 0–3, inputs turned
 // are the columns. 4: a, which may run on into what follows it; 5: the inputs.
-void shrink(bf16* const* h, const bf16* const* x, const float* scale, int count, const bf16* a, int ranks, int inputs) {
+void shrink(bf16* const* h, const void* const* x, const float* scale, int count, const bf16* a, int ranks, int inputs) {
   constexpr int kAhead = 8;  // registers turned before the first is read, by when their stores are through
   alignas(64) std::uint32_t turned[kAhead][kDepth][kHeight] = {};
   alignas(64) float sums[4 * 16][kHeight];
@@ -303,32 +309,31 @@ inline void values_of_pages(const bf16* weights, int width, const bf16* const* p
   }
 }
 
-void attention(const bf16* const* q, bf16* const* out, const int* limits, int queries, const bf16* const* pages,
+void attention(const float* const* q, void* const* out, const int* limits, int queries, const bf16* const* pages,
                int head_size, float scale, void* scratch) {
   const int page_count = (limits[queries - 1] + kPageTokens - 1) / kPageTokens, width = page_count * kPageTokens;
   float* scores = static_cast<float*>(scratch);
   float* sums = scores + std::ptrdiff_t{kHeight} * width;
-  bf16* weights = reinterpret_cast<bf16*>(sums + kHeight * head_size);
-  bf16* inputs = weights + std::ptrdiff_t{kHeight} * width;
+  bf16* weights = reinterpret_cast<bf16*>(scores);
+  bf16* inputs = reinterpret_cast<bf16*>(sums + kHeight * head_size);
   _tile_loadconfig(&kAttention);
   for (int first = 0; first < queries; first += kHeight) {
     const int count = queries - first < kHeight ? queries - first : kHeight;
-    for (int i = 0; i < count; ++i) __builtin_memcpy(inputs + i * head_size, q[first + i], sizeof(bf16) * head_size);
+    for (int i = 0; i < count; ++i) round(q[first + i], head_size, inputs + i * head_size);
     scores_of_pages(inputs, pages, page_count, head_size, scores, width);
     float total[kHeight];
     for (int i = 0; i < count; ++i)
-      total[i] = softmax(scores + std::ptrdiff_t{i} * width, weights + std::ptrdiff_t{i} * width, limits[first + i],
-                         width, scale * kLog2e);
-    values_of_pages(weights, width, pages, page_count, head_size, sums);
+      total[i] = softmax(scores + std::ptrdiff_t{i} * width, limits[first + i], width, scale * kLog2e);
+    values_of_pages(weights, 2 * width, pages, page_count, head_size, sums);
     for (int i = 0; i < count; ++i)
       for (int d = 0; d < head_size; d += kLanes)
-        store(out[first + i] + d, to_bf16(load<F>(sums + i * head_size + d) * (1.0f / total[i])));
+        keep(static_cast<bf16*>(out[first + i]) + d, load<F>(sums + i * head_size + d) * (1.0f / total[i]));
   }
   _tile_loadconfig(&kLinear);
 }
 
-const Kernels kTable = {"amx", enter, leave,    tile, expand, shrink, attention, rms_norm,
-                        rope,  round, silu_mul, add,  largest, philox};
+const Kernels kTable = {"amx",    sizeof(Input), enter, leave,    tile, expand,  shrink, attention,
+                        rms_norm, rope,          round, silu_mul, add,  largest, philox};
 
 bool has_amx_bf16() {
   unsigned a, b, c, d;

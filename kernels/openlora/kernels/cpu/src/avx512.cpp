@@ -1,5 +1,5 @@
-// AVX-512 with BF16: eight rows by 48 columns in 24 accumulators.
-#include "avx512.h"
+// AVX-512: eight rows by 48 columns in 24 accumulators, in float32.
+#include "unit.h"
 
 namespace openlora::avx512 {
 namespace {
@@ -7,15 +7,23 @@ namespace {
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
 
-inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
-inline U16 to_bf16(F x) { return native_to_bf16(x); }
+inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
+
+#include "vectors.inc"
+
+#include "floats.inc"
 
 #include "kernels.inc"
 
-const Kernels kTable = {"avx512", nothing, nothing,  tile, expand, shrink, attention, rms_norm,
-                        rope,     round,   silu_mul, add,  largest, philox};
+const Kernels kTable = {"avx512", sizeof(Input), nothing, nothing,  tile, expand,  shrink, attention,
+                        rms_norm, rope,          round,   silu_mul, add,  largest, philox};
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+}
 
 }  // namespace
 }  // namespace openlora::avx512
 
-const openlora::Kernels* openlora::avx512_kernels() { return has_avx512_bf16() ? &avx512::kTable : nullptr; }
+const openlora::Kernels* openlora::avx512_kernels() { return avx512::has_avx512() ? &avx512::kTable : nullptr; }

@@ -38,7 +38,7 @@ struct Decoder {
   std::vector<std::unique_ptr<Adapter>> adapters;  // by slot
 
   // Buffers that grow to the largest step.
-  Memory residual, normed, projected, queries, attended, activated, shrunk, outputs, logits;
+  Memory residual, normed, projected, attended, activated, shrunk, outputs, logits;
   std::vector<Memory> scratch;  // a thread each
 
   std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }

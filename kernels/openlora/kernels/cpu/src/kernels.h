@@ -7,17 +7,28 @@
 
 namespace openlora {
 
+// A linear layer's inputs, row by row, as its unit multiplies them: bfloat16 with its dot-product instruction, float32
+// without. Kernels take single rows of them as void.
+struct Inputs {
+  char* at = nullptr;
+  std::ptrdiff_t stride = 0;  // bytes
+
+  void* row(int i) const { return at + i * stride; }
+  Inputs from(int row) const { return {at + row * stride, stride}; }
+};
+
 struct Kernels {
   const char* name;
+  int input_bytes;  // of one input: 2 or 4
 
   // Brackets every thread's work of a step.
   void (*enter)();
   void (*leave)();
 
-  // out[m, 0:48] = Σ_k x[m, k] · tile[k, 0:48] for m < rows ≤ 32, out [32][48]. x has 32 rows to read, `stride` numbers
-  // apart; out's rows from `rows` on are unspecified afterwards. While it computes, it fetches as many bytes as the tile
-  // has from `ahead` into the second-level cache, unless that is null.
-  void (*tile)(const bf16* x, int stride, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
+  // out[m, 0:48] = Σ_k x[m, k] · tile[k, 0:48] for m < rows ≤ 32, out [32][48]. x has 32 rows to read; out's rows from
+  // `rows` on are unspecified afterwards. While it computes, it fetches as many bytes as the tile has from `ahead` into
+  // the second-level cache, unless that is null.
+  void (*tile)(Inputs x, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
 
   // out[rows[i], 0:48] += Σ_r h[i][r] · b[r, 0:48] over 2 · pairs ranks, in ascending order; b lies as a tile. Up to
   // sixteen of its rows are read from any sixteenth on: what follows b must be finite.
@@ -25,26 +36,27 @@ struct Kernels {
 
   // h[i][r] = scale[i] · Σ_k x[i][k] · a[r, k] for r < ranks, rounded to bfloat16; a [ranks][inputs], inputs a multiple
   // of 32. As with b, what follows a must be there.
-  void (*shrink)(bf16* const* h, const bf16* const* x, const float* scale, int count, const bf16* a, int ranks,
+  void (*shrink)(bf16* const* h, const void* const* x, const float* scale, int count, const bf16* a, int ranks,
                  int inputs);
 
-  // One key-value head's attention for `queries` query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
-  // · v[j] over the first limits[i] ≤ context positions, rounded to bfloat16; limits do not fall. pages[j / 16] holds the
-  // keys and values of position j. `scratch` is attention_scratch(queries, context) bytes.
-  void (*attention)(const bf16* const* q, bf16* const* out, const int* limits, int queries, const bf16* const* pages,
+  // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
+  // · v[j] over the first limits[i] ≤ context positions, as inputs; limits do not fall. pages[j / 16] holds the keys and
+  // values of position j. `scratch` is attention_scratch(queries, context) bytes.
+  void (*attention)(const float* const* q, void* const* out, const int* limits, int queries, const bf16* const* pages,
                     int head_size, float scale, void* scratch);
 
   // y = x / sqrt(mean(x²) + eps) · weight over n columns; x and weight are zero from n to the next multiple of 48.
-  void (*rms_norm)(const float* x, const float* weight, int n, float eps, bf16* y);
+  void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* y);
 
-  // Rotates one head: (a, b) → (a·cos − b·sin, b·cos + a·sin) for its halves; cos_sin holds the cosines, then the sines.
-  void (*rope)(const float* x, const float* cos_sin, int head_size, bf16* y);
+  // Rotates one head in place: (a, b) → (a·cos − b·sin, b·cos + a·sin) for its halves; cos_sin holds the cosines, then
+  // the sines.
+  void (*rope)(float* x, const float* cos_sin, int head_size);
 
   // y = x, rounded to bfloat16; n is a multiple of 16.
   void (*round)(const float* x, int n, bf16* y);
 
-  // y[m, 0:48] = silu(gate[m, 0:48]) · up[m, 0:48]; gate and up [32][48], y's rows are `stride` apart.
-  void (*silu_mul)(const float* gate, const float* up, int rows, bf16* y, int stride);
+  // y[m, 0:48] = silu(gate[m, 0:48]) · up[m, 0:48]; gate and up [32][48].
+  void (*silu_mul)(const float* gate, const float* up, int rows, Inputs y);
 
   // x[m, 0:48] += y[m, 0:48]; y [32][48], x's rows are `stride` apart.
   void (*add)(float* x, int stride, const float* y, int rows);
@@ -56,6 +68,8 @@ struct Kernels {
   void (*philox)(std::uint32_t position, std::uint64_t seed, std::uint32_t first, int count, std::uint32_t* words);
 };
 
+constexpr int kMaxQueries = 64;  // query vectors that attention takes at once
+
 inline std::size_t attention_scratch(int queries, int context, int head_size) {
   const std::size_t rows = round_up(queries, 16), width = round_up(context, kPageTokens) + head_size;
   return rows * width * (sizeof(float) + sizeof(bf16));
@@ -63,6 +77,7 @@ inline std::size_t attention_scratch(int queries, int context, int head_size) {
 
 // Null where the processor, or the system, lacks the instructions.
 const Kernels* amx_kernels();
+const Kernels* avx512_bf16_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* plain_kernels();

@@ -7,13 +7,16 @@ namespace {
 constexpr int kRows = 2;
 constexpr int kVectors = 1;
 
-inline F dot2(F sum, U w, U x) { return emulated_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
+
+#include "vectors.inc"
+
+#include "floats.inc"
 
 #include "kernels.inc"
 
-const Kernels kTable = {"plain", nothing, nothing, tile,     expand, shrink, attention, rms_norm,
-                        rope, round,   silu_mul, add, largest, philox};
+const Kernels kTable = {"plain", sizeof(Input), nothing, nothing,  tile, expand,  shrink, attention,
+                        rms_norm, rope,          round,   silu_mul, add,  largest, philox};
 
 }  // namespace
 }  // namespace openlora::plain

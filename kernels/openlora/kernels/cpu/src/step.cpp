@@ -168,20 +168,16 @@ class Pass {
 
   void allocate() {
     const int rows = round_up(rows_, kBlock), outputs = round_up(step_.outputs, kBlock);
-    hidden_stride_ = row_stride(s_.hidden_size);
     residual_stride_ = round_up(s_.hidden_size, kTile);
     q_tiles_ = tiles_of(s_.heads * s_.head_size);
     kv_tiles_ = tiles_of(s_.kv_heads * s_.head_size);
     projected_stride_ = (q_tiles_ + 2 * kv_tiles_) * kTile;
-    attended_stride_ = row_stride(s_.heads * s_.head_size);
-    activated_stride_ = row_stride(s_.intermediate_size);
     residual_ = grown<float>(d_.residual, std::size_t{1} * rows * residual_stride_);
-    normed_ = grown<bf16>(d_.normed, std::size_t{1} * rows * hidden_stride_);
+    normed_ = inputs(d_.normed, rows, s_.hidden_size);
     projected_ = grown<float>(d_.projected, std::size_t{1} * rows * projected_stride_);
-    queries_ = grown<bf16>(d_.queries, std::size_t{1} * rows * s_.heads * s_.head_size);
-    attended_ = grown<bf16>(d_.attended, std::size_t{1} * rows * attended_stride_);
-    activated_ = grown<bf16>(d_.activated, std::size_t{1} * rows * activated_stride_);
-    outputs_ = grown<bf16>(d_.outputs, std::size_t{1} * outputs * hidden_stride_);
+    attended_ = inputs(d_.attended, rows, s_.heads * s_.head_size);
+    activated_ = inputs(d_.activated, rows, s_.intermediate_size);
+    outputs_ = inputs(d_.outputs, outputs, s_.hidden_size);
     shrunk_ = grown<bf16>(d_.shrunk, std::size_t{1} * entry_starts_[rows_] * h_stride_);
     const int queries = std::max(group(), kQueriesWanted);
     int longest = 0;
@@ -192,6 +188,11 @@ class Pass {
     best_.assign(std::size_t{1} * d_.team.size() * step_.outputs, {-INFINITY, -1, true});
   }
 
+  Inputs inputs(Memory& memory, int rows, int columns) const {
+    const std::ptrdiff_t stride = std::ptrdiff_t{row_stride(columns)} * k_.input_bytes;
+    return {grown<char>(memory, rows * stride), stride};
+  }
+
   // ---- in every thread ----------------------------------------------------------------------------------------------
 
   void compute(int member) {
@@ -199,7 +200,7 @@ class Pass {
       const Layer& layer = d_.layers[i];
       if (i == 0) embed(member);
       norm(member, layer.attention_norm);
-      shrink(member, i, {kQ, kK, kV}, normed_, hidden_stride_, s_.hidden_size);
+      shrink(member, i, {kQ, kK, kV}, normed_, s_.hidden_size);
       d_.team.barrier();
       project(member, layer.qkv, i, kQ);
       d_.team.barrier();
@@ -207,16 +208,16 @@ class Pass {
       d_.team.barrier();
       attend(member, i);
       d_.team.barrier();
-      if (shrink(member, i, {kO}, attended_, attended_stride_, s_.heads * s_.head_size)) d_.team.barrier();
-      add_to_residual(member, layer.o, i, kO, attended_, attended_stride_);
+      if (shrink(member, i, {kO}, attended_, s_.heads * s_.head_size)) d_.team.barrier();
+      add_to_residual(member, layer.o, i, kO, attended_);
       d_.team.barrier();
       norm(member, layer.mlp_norm);
-      shrink(member, i, {kGate, kUp}, normed_, hidden_stride_, s_.hidden_size);
+      shrink(member, i, {kGate, kUp}, normed_, s_.hidden_size);
       d_.team.barrier();
       activate(member, layer.gate_up, i);
       d_.team.barrier();
-      if (shrink(member, i, {kDown}, activated_, activated_stride_, s_.intermediate_size)) d_.team.barrier();
-      add_to_residual(member, layer.down, i, kDown, activated_, activated_stride_);
+      if (shrink(member, i, {kDown}, activated_, s_.intermediate_size)) d_.team.barrier();
+      add_to_residual(member, layer.down, i, kDown, activated_);
       d_.team.barrier();
     }
     if (!step_.outputs) return;
@@ -237,20 +238,18 @@ class Pass {
   void norm(int member, const std::vector<float>& weight) {
     for (int row = row_share_[member]; row < row_share_[member + 1]; ++row)
       k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, weight.data(), s_.hidden_size, s_.rms_norm_eps,
-                  normed_ + std::ptrdiff_t{row} * hidden_stride_);
+                  normed_.row(row));
   }
 
   // The shrunk inputs of the member's rows, for matrices that share an input; false if no row has an adapter.
-  bool shrink(int member, int layer, std::initializer_list<int> parts, const bf16* x, int stride, int inputs) {
+  bool shrink(int member, int layer, std::initializer_list<int> parts, Inputs x, int columns) {
     if (!adapted_) return false;
-    const bf16* mine = x + std::ptrdiff_t{row_share_[member]} * stride;
-    shrink_runs(member_runs_[member], layer, parts, mine, stride, inputs);
+    shrink_runs(member_runs_[member], layer, parts, x.from(row_share_[member]), columns);
     return true;
   }
 
-  void shrink_runs(const Runs& grouped, int layer, std::initializer_list<int> parts, const bf16* x, int stride,
-                   int inputs) {
-    const bf16* from[kBlock];
+  void shrink_runs(const Runs& grouped, int layer, std::initializer_list<int> parts, Inputs x, int columns) {
+    const void* from[kBlock];
     bf16* to[kBlock];
     float scale[kBlock];
     for (const Run& run : grouped.runs) {
@@ -261,11 +260,11 @@ class Pass {
           const int count = std::min(kBlock, run.end - begin);
           for (int i = 0; i < count; ++i) {
             const Use& use = grouped.uses[begin + i];
-            from[i] = x + std::ptrdiff_t{use.row} * stride;
+            from[i] = x.row(use.row);
             to[i] = shrunk_ + std::ptrdiff_t{use.entry} * h_stride_ + lora->offset;
             scale[i] = lora->scale * entry_weight_[use.entry];
           }
-          k_.shrink(to, from, scale, count, lora->a, lora->ranks, round_up(inputs, 32));
+          k_.shrink(to, from, scale, count, lora->a, lora->ranks, round_up(columns, 32));
         }
       }
     }
@@ -301,7 +300,7 @@ class Pass {
 
   // Multiplies the member's tiles, block by block, and hands each unit's results [unit][32][48] to `done`.
   template <class Done>
-  void multiply(int member, const Linear& linear, int layer, int part, const bf16* x, int stride, int rows,
+  void multiply(int member, const Linear& linear, int layer, int part, Inputs x, int rows,
                 const std::vector<Runs>& runs, Done&& done) {
     alignas(64) float out[2][kBlock * kTile];
     const auto mine = d_.team.share(linear.units(), member);
@@ -312,8 +311,7 @@ class Pass {
           const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
           if (adapted_) fetch_factors(runs[first / kBlock], layer, part + tile.part, tile.index);
           const char* ahead = reinterpret_cast<const char*>(tile.weights) + kAhead;
-          k_.tile(x + std::ptrdiff_t{first} * stride, stride, count, tile.weights, linear.pairs(), out[i],
-                  first ? nullptr : ahead);
+          k_.tile(x.from(first), count, tile.weights, linear.pairs(), out[i], first ? nullptr : ahead);
           if (!linear.bias.empty()) add_bias(&linear.bias[(unit * linear.unit + i) * kTile], count, out[i]);
           if (adapted_) expand(runs[first / kBlock], layer, part + tile.part, tile.index, out[i]);
         }
@@ -328,7 +326,7 @@ class Pass {
   }
 
   void project(int member, const Linear& linear, int layer, int part) {
-    multiply(member, linear, layer, part, normed_, hidden_stride_, rows_, block_runs_,
+    multiply(member, linear, layer, part, normed_, rows_, block_runs_,
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                for (int row = 0; row < count; ++row)
                  std::memcpy(projected_ + std::ptrdiff_t{first + row} * projected_stride_ + unit * kTile,
@@ -336,8 +334,8 @@ class Pass {
              });
   }
 
-  void add_to_residual(int member, const Linear& linear, int layer, int part, const bf16* x, int stride) {
-    multiply(member, linear, layer, part, x, stride, rows_, block_runs_,
+  void add_to_residual(int member, const Linear& linear, int layer, int part, Inputs x) {
+    multiply(member, linear, layer, part, x, rows_, block_runs_,
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                k_.add(residual_ + std::ptrdiff_t{first} * residual_stride_ + unit * kTile, residual_stride_, out[0],
                       count);
@@ -345,10 +343,11 @@ class Pass {
   }
 
   void activate(int member, const Linear& linear, int layer) {
-    multiply(member, linear, layer, kGate, normed_, hidden_stride_, rows_, block_runs_,
+    multiply(member, linear, layer, kGate, normed_, rows_, block_runs_,
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
-               k_.silu_mul(out[0], out[1], count,
-                           activated_ + std::ptrdiff_t{first} * activated_stride_ + unit * kTile, activated_stride_);
+               Inputs y = activated_.from(first);
+               y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
+               k_.silu_mul(out[0], out[1], count, y);
              });
   }
 
@@ -358,18 +357,19 @@ class Pass {
     const auto mine = d_.team.share(rows_, member);
     std::vector<bf16> rounded(size);
     for (int row = mine.begin; row < mine.end; ++row) {
-      const float* q = projected_ + std::ptrdiff_t{row} * projected_stride_;
-      const float* k = q + q_tiles_ * kTile;
+      float* q = query(row, 0);
+      float* k = q + q_tiles_ * kTile;
       const float* v = k + kv_tiles_ * kTile;
       const int position = position_[row];
       const float* cos_sin = d_.rope.data() + std::ptrdiff_t{position} * size;
       for (int head = 0; head < s_.heads; ++head)
-        k_.rope(q + head * size, cos_sin, size, query(row, head));
+        k_.rope(q + head * size, cos_sin, size);
       const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
       for (int head = 0; head < s_.kv_heads; ++head) {
         bf16* keys = d_.page(layer, page, head);
         bf16* values = keys + kPageTokens * size;
-        k_.rope(k + head * size, cos_sin, size, rounded.data());
+        k_.rope(k + head * size, cos_sin, size);
+        k_.round(k + head * size, size, rounded.data());
         for (int i = 0; i < size; i += 2)
           std::memcpy(keys + i * kPageTokens + 2 * token, &rounded[i], 2 * sizeof(bf16));
         k_.round(v + head * size, size, rounded.data());
@@ -396,9 +396,9 @@ class Pass {
   void attend(int member, int layer) {
     const int size = s_.head_size;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-    const bf16* q[64];
-    bf16* out[64];
-    int limits[64];
+    const float* q[kMaxQueries];
+    void* out[kMaxQueries];
+    int limits[kMaxQueries];
     std::vector<const bf16*> pages;
     for (int i = item_share_[member]; i < item_share_[member + 1]; ++i) {
       const Item& item = items_[i];
@@ -406,7 +406,7 @@ class Pass {
       for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
         for (int head = item.kv_head * group(); head < (item.kv_head + 1) * group(); ++head) {
           q[count] = query(row, head);
-          out[count] = attended_ + std::ptrdiff_t{row} * attended_stride_ + head * size;
+          out[count] = attended_.from(row).at + std::ptrdiff_t{head} * size * k_.input_bytes;
           limits[count++] = position_[row] + 1;
         }
       }
@@ -423,16 +423,15 @@ class Pass {
     for (int block = mine.begin; block < mine.end; ++block) {
       for (int i = block * kBlock; i < std::min(step_.outputs, (block + 1) * kBlock); ++i)
         k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_, d_.norm.data(),
-                    s_.hidden_size, s_.rms_norm_eps, outputs_ + std::ptrdiff_t{i} * hidden_stride_);
+                    s_.hidden_size, s_.rms_norm_eps, outputs_.row(i));
       if (adapted_)
-        shrink_runs(output_runs_[block], kHead, {0}, outputs_ + std::ptrdiff_t{block} * kBlock * hidden_stride_,
-                    hidden_stride_, s_.hidden_size);
+        shrink_runs(output_runs_[block], kHead, {0}, outputs_.from(block * kBlock), s_.hidden_size);
     }
   }
 
   void predict(int member) {
     Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
-    multiply(member, d_.head, kHead, 0, outputs_, hidden_stride_, step_.outputs, output_runs_,
+    multiply(member, d_.head, kHead, 0, outputs_, step_.outputs, output_runs_,
              [&](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
                for (int row = 0; row < count; ++row) {
@@ -493,8 +492,8 @@ class Pass {
 
   int group() const { return s_.heads / s_.kv_heads; }
   int page_of(int sequence, int index) const { return step_.pages[step_.page_starts[sequence] + index]; }
-  bf16* query(int row, int head) const {
-    return queries_ + (std::ptrdiff_t{row} * s_.heads + head) * s_.head_size;
+  float* query(int row, int head) const {
+    return projected_ + std::ptrdiff_t{row} * projected_stride_ + head * s_.head_size;
   }
 
   Decoder& d_;
@@ -510,9 +509,10 @@ class Pass {
   std::vector<int> entry_starts_;  // by row
   std::vector<float> entry_weight_;
   std::vector<Runs> member_runs_, block_runs_, output_runs_;
-  int hidden_stride_, residual_stride_, projected_stride_, attended_stride_, activated_stride_, q_tiles_, kv_tiles_;
+  int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
   float *residual_, *projected_, *logits_;
-  bf16 *normed_, *queries_, *attended_, *activated_, *shrunk_, *outputs_;
+  bf16* shrunk_;
+  Inputs normed_, attended_, activated_, outputs_;
   std::vector<Best> best_;
 };
 

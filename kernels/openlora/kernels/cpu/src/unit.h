@@ -1,6 +1,7 @@
 // What every instruction set's unit begins with.
 #pragma once
 #include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -11,13 +12,7 @@ typedef std::uint32_t U __attribute__((vector_size(64)));
 typedef std::int32_t I __attribute__((vector_size(64)));
 typedef std::uint16_t U16 __attribute__((vector_size(32)));
 
-// Stand-ins for the instructions that only some processors have.
-inline __attribute__((always_inline)) F even_of(U pairs) { return (F)(pairs << 16); }
-inline __attribute__((always_inline)) F odd_of(U pairs) { return (F)(pairs & 0xffff0000u); }
-inline __attribute__((always_inline)) F emulated_dot2(F sum, U w, U x) {
-  sum += even_of(w) * even_of(x);
-  return sum + odd_of(w) * odd_of(x);
-}
+// What only some processors have an instruction for.
 inline __attribute__((always_inline)) U16 emulated_to_bf16(F x) {
   const U b = (U)x;
   const U rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;

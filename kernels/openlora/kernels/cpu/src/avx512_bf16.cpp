@@ -1,0 +1,27 @@
+// AVX-512 and its bfloat16 dot product: eight rows by 48 columns in 24 accumulators.
+#include "avx512_bf16.h"
+
+namespace openlora::avx512_bf16 {
+namespace {
+
+constexpr int kRows = 8;
+constexpr int kVectors = 3;
+
+inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
+inline U16 to_bf16(F x) { return native_to_bf16(x); }
+
+#include "vectors.inc"
+
+#include "pairs.inc"
+
+#include "kernels.inc"
+
+const Kernels kTable = {"avx512-bf16", sizeof(Input), nothing, nothing,  tile, expand,  shrink, attention,
+                        rms_norm,      rope,          round,   silu_mul, add,  largest, philox};
+
+}  // namespace
+}  // namespace openlora::avx512_bf16
+
+const openlora::Kernels* openlora::avx512_bf16_kernels() {
+  return has_avx512_bf16() ? &avx512_bf16::kTable : nullptr;
+}
