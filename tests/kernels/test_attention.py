@@ -85,6 +85,21 @@ def test_equals_each_sequence_alone_over_contiguous_keys(
     torch.testing.assert_close(out.double(), reference, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_soft_cap_stands_before_the_softmax(dtype: torch.dtype) -> None:
+    case = make_case(SHAPES["mixed"], 4, 4, 16, dtype)
+    plan = OPS.plan_attention(case.batch, PAGE, dtype, 20)
+    out = OPS.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.5, 1.5)
+    for s, (keys, values) in enumerate(zip(case.keys, case.values, strict=True)):
+        start, end = case.batch.row_starts[s : s + 2].tolist()
+        distance = torch.arange(len(keys) - (end - start), len(keys)).unsqueeze(1) - torch.arange(len(keys))
+        products = torch.einsum("thd,jhd->htj", case.q[start:end].double(), keys.double())
+        scores = (1.5 * (0.5 * products / 1.5).tanh()).masked_fill((distance < 0) | (distance >= 20), -torch.inf)
+        expected = torch.einsum("htj,jhd->thd", scores.softmax(dim=-1), values.double())
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(out[start:end].double(), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_nan_in_one_sequence_stays_there() -> None:
     case = make_case(SHAPES["mixed"], 4, 2, 16, torch.float32)
     plan = OPS.plan_attention(case.batch, PAGE, torch.float32)

@@ -1,4 +1,4 @@
-"""rms_norm, rope_, silu_mul and linear against their equations in float64."""
+"""The norms, activations, rope_ and linear against their equations in float64."""
 
 import pytest
 import torch
@@ -32,6 +32,30 @@ def test_silu_mul(rows: int, dtype: torch.dtype) -> None:
     gate_up = torch.randn(rows, 2 * 96).to(dtype)
     gate, up = gate_up.double().split(96, dim=1)
     close(OPS.silu_mul(gate_up), gate / (1 + (-gate).exp()) * up)
+
+
+@DTYPES
+@ROWS
+def test_layer_norm(rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (1 + torch.randn(*shape).to(dtype) for shape in ((rows, 96), (96,), (96,)))
+    wide = x.double() - x.double().mean(dim=1, keepdim=True)
+    expected = wide / (wide.square().mean(dim=1, keepdim=True) + 1e-5).sqrt() * weight.double() + bias.double()
+    close(OPS.layer_norm(x, weight, bias, 1e-5), expected)
+
+
+@DTYPES
+def test_gelu_and_its_approximation(dtype: torch.dtype) -> None:
+    x = (3 * torch.randn(7, 96)).to(dtype)
+    wide, up = x.double(), torch.randn(7, 96).to(dtype)
+    close(OPS.gelu(x), wide * (1 + (wide / 2**0.5).erf()) / 2)
+    tanh = ((2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)).tanh()
+    close(OPS.gelu_tanh_mul(torch.cat((x, up), dim=1)), wide / 2 * (1 + tanh) * up.double())
+
+
+@DTYPES
+def test_soft_cap(dtype: torch.dtype) -> None:
+    x = (20 * torch.randn(7, 96)).to(dtype)
+    close(OPS.soft_cap(x, 6.0), 6 * (x.double() / 6).tanh())
 
 
 @DTYPES
@@ -84,6 +108,12 @@ def test_refuses_shapes_that_do_not_fit() -> None:
         OPS.linear(x, torch.ones(3, 8).bfloat16())
     with pytest.raises(ValueError, match="silu_mul"):
         OPS.silu_mul(torch.ones(2, 7))
+    with pytest.raises(ValueError, match="layer_norm"):
+        OPS.layer_norm(x, torch.ones(8), torch.ones(7), 1e-5)
+    with pytest.raises(ValueError, match="gelu_tanh_mul"):
+        OPS.gelu_tanh_mul(torch.ones(2, 7))
+    with pytest.raises(ValueError, match="soft_cap"):
+        OPS.soft_cap(x, 0.0)
     with pytest.raises(ValueError, match="rope"):
         OPS.rope_(torch.ones(2, 1, 8), torch.ones(2, 1, 8), torch.zeros(2), torch.ones(5, 6))
     with pytest.raises(ValueError, match="kv_append"):

@@ -22,11 +22,15 @@ class Backend:
     name: str
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     linear: Callable[[Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
+    layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     silu_mul: Callable[[Tensor], Tensor]
+    gelu_tanh_mul: Callable[[Tensor], Tensor]
+    gelu: Callable[[Tensor], Tensor]
+    soft_cap: Callable[[Tensor, float], Tensor]
     rope_: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     kv_append_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
     plan_attention: Callable[[AttentionBatch, int, torch.dtype, int | None], Any]
-    paged_attention: Callable[[Tensor, Tensor, Tensor, Any, float], Tensor]
+    paged_attention: Callable[[Tensor, Tensor, Tensor, Any, float, float | None], Tensor]
     plan_lora: Callable[[LoraEntries], Any]
     lora_: Callable[[Tensor, Tensor, Any, Sequence[LoraFactors | None]], None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -37,7 +41,11 @@ BACKENDS: Mapping[str, Backend] = {
         name="reference",
         rms_norm=reference.rms_norm,
         linear=reference.linear,
+        layer_norm=reference.layer_norm,
         silu_mul=reference.silu_mul,
+        gelu_tanh_mul=reference.gelu_tanh_mul,
+        gelu=reference.gelu,
+        soft_cap=reference.soft_cap,
         rope_=reference.rope_,
         kv_append_=reference.kv_append_,
         plan_attention=reference.plan_attention,
@@ -78,6 +86,11 @@ class Ops:
         _require(weight.shape == x.shape[-1:], "rms_norm: weight does not fit x", x, weight)
         return self._backend.rms_norm(x, weight, eps)
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        fits = weight.shape == bias.shape == x.shape[-1:]
+        _require(fits, "layer_norm: weight and bias do not fit x", x, weight, bias)
+        return self._backend.layer_norm(x, weight, bias, eps)
+
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -90,6 +103,18 @@ class Ops:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         _require(gate_up.ndim == 2 and gate_up.shape[1] % 2 == 0, "silu_mul: two equal halves are needed", gate_up)
         return self._backend.silu_mul(gate_up)
+
+    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
+        halves = gate_up.ndim == 2 and gate_up.shape[1] % 2 == 0
+        _require(halves, "gelu_tanh_mul: two equal halves are needed", gate_up)
+        return self._backend.gelu_tanh_mul(gate_up)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return self._backend.gelu(x)
+
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        _require(cap > 0, f"soft_cap: a cap of {cap}", x)
+        return self._backend.soft_cap(x, cap)
 
     def rope_(self, q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> None:
         """Positions must be rows of the table; that alone is not checked, being data."""
@@ -121,12 +146,21 @@ class Ops:
         prepared = self._backend.plan_attention(batch, page_tokens, dtype, window)
         return AttentionPlan(int(batch.row_starts[-1]), page_tokens, prepared)
 
-    def paged_attention(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        plan: AttentionPlan,
+        scale: float,
+        soft_cap: float | None = None,
+    ) -> Tensor:
         _require(q.ndim == 3 and len(q) == plan.rows, "paged_attention: q does not fit the plan", q)
         _require(k_cache.shape == v_cache.shape and k_cache.ndim == 4, "paged_attention: caches", k_cache, v_cache)
         _require(k_cache.shape[1] == plan.page_tokens, "paged_attention: page size differs from the plan's", k_cache)
         _require(q.shape[2] == k_cache.shape[3] and q.shape[1] % k_cache.shape[2] == 0, "paged_attention", q, k_cache)
-        return self._backend.paged_attention(q, k_cache, v_cache, plan.prepared, scale)
+        _require(soft_cap is None or soft_cap > 0, f"paged_attention: a soft cap of {soft_cap}")
+        return self._backend.paged_attention(q, k_cache, v_cache, plan.prepared, scale, soft_cap)
 
     def plan_lora(self, entries: LoraEntries) -> LoraPlan:
         count = len(entries.slot)

@@ -24,6 +24,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """y[t] = (x[t] − mean(x[t])) / sqrt(var(x[t]) + eps) · weight + bias; x and y [T, n], weight and bias [n] (Ba et
+    al., 2016)."""
+    return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), bias.float(), eps).to(x.dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """y = x · weightᵀ + bias; x [T, in], weight [out, in], bias [out], y [T, out] of `out_dtype`."""
     if out_dtype == x.dtype:
@@ -39,6 +45,22 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """y = silu(gate) · up for gate_up = [gate ‖ up] of shape [T, 2n]; y [T, n] (Shazeer, 2020)."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """As silu_mul, with x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³))) for silu(x) (Hendrycks and Gimpel, 2016)."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """y = x · Φ(x), Φ the normal distribution's (Hendrycks and Gimpel, 2016)."""
+    return F.gelu(x.float()).to(x.dtype)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """y = cap · tanh(x / cap), which lies between −cap and cap (Gemma 2, 2024)."""
+    return (cap * torch.tanh(x.float() / cap)).to(x.dtype)
 
 
 def rope_(q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> None:
@@ -118,20 +140,25 @@ def _group(
     )
 
 
-def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: AttentionPlan, scale: float, soft_cap: float | None
+) -> Tensor:
     """o[t, h] = softmax_j(scale · q[t, h]·k[j, h·K/H] for j ≤ position of t) · v[j, h·K/H], j over t's own sequence.
 
     q and o [T, H, D]; caches [pages, P, K, D] already hold this step's keys and values. A sequence's rows are its last
     ones: row i of n sees its first context − n + i + 1 positions; under the plan's window, the last `window` of these.
+    With a soft cap, scale · q·k passes through `soft_cap` before the softmax.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     keys, values = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
     for group in plan:
-        out[group.rows] = _attend(q.index_select(0, group.rows), keys, values, group, scale)
+        out[group.rows] = _attend(q.index_select(0, group.rows), keys, values, group, scale, soft_cap)
     return out
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup, scale: float) -> Tensor:
+def _attend(
+    q: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup, scale: float, soft_cap: float | None
+) -> Tensor:
     """The rows of one group, [sequences · rows each, H, D]; query heads of one key-value head are computed together."""
     count, longest = group.slots.shape
     kv_heads, head_size = keys.shape[1:]
@@ -141,13 +168,20 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup, scal
     v = values.index_select(0, slots).view(shape).transpose(1, 2)
     per_kv = q.shape[1] // kv_heads
     if q.shape[0] == count:  # decode: a key-value head's query heads stand where its query rows would
-        o = F.scaled_dot_product_attention(q.view(count, kv_heads, per_kv, head_size), k, v, group.mask, scale=scale)
+        o = _softmax_values(q.view(count, kv_heads, per_kv, head_size), k, v, group.mask, scale, soft_cap)
         return o.reshape(q.shape)
     wide = (kv_heads, per_kv, longest, head_size)
     k, v = k.transpose(0, 1).expand(wide), v.transpose(0, 1).expand(wide)
     heads_first = q.view(-1, kv_heads, per_kv, head_size).permute(1, 2, 0, 3)
-    o = F.scaled_dot_product_attention(heads_first, k, v, group.mask, scale=scale)
+    o = _softmax_values(heads_first, k, v, group.mask, scale, soft_cap)
     return o.permute(2, 0, 1, 3).reshape(q.shape)
+
+
+def _softmax_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
+    if cap is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    scores = soft_cap(scale * (q.float() @ k.float().transpose(-1, -2)), cap) + mask.float()
+    return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
 
 
 # ---- LoRA -----------------------------------------------------------------------------------------------------------

@@ -65,6 +65,38 @@ def test_which_layers_have_a_window(tmp_path: Path) -> None:
     assert read(tmp_path, use_sliding_window=True, layer_types=named, **qwen).windows == (8, None) * 2
 
 
+GEMMA = {"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh"}
+FALCON = {"model_type": "falcon", "head_dim": None, "num_kv_heads": 2}
+FUSED = "transformer.h.1.self_attention.query_key_value"
+
+
+def test_gemmas_numbers(tmp_path: Path) -> None:
+    gemma2 = read(tmp_path, **GEMMA, query_pre_attn_scalar=16, final_logit_softcapping=None)
+    assert (gemma2.windows, gemma2.attention_scale) == ((4096, None), 0.25)
+    assert (gemma2.attention_soft_cap, gemma2.logit_soft_cap) == (50.0, None)
+    assert gemma2.tensors()["model.layers.0.post_feedforward_layernorm.weight"] == (32,)
+    gemma = read(tmp_path, model_type="gemma", hidden_act="gelu")
+    assert (gemma.activation, gemma.norm_offset, gemma.embedding_scale) == ("gelu_tanh_mul", 1.0, 32**0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fused", "kv_heads", "norms"),
+    [
+        ({}, 32 + 2 * 8, 1, {"input_layernorm"}),
+        ({"multi_query": False}, 3 * 32, 4, {"input_layernorm"}),
+        ({"parallel_attn": False}, 32 + 2 * 8, 1, {"input_layernorm", "post_attention_layernorm"}),
+        ({"new_decoder_architecture": True}, 32 + 4 * 8, 2, {"ln_attn", "ln_mlp"}),
+        ({"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}, 32 + 4 * 8, 2, {"input_layernorm"}),
+    ],
+)
+def test_falcons_forms(tmp_path: Path, changes: dict[str, Any], fused: int, kv_heads: int, norms: set[str]) -> None:
+    config = read(tmp_path, **FALCON, auto_map={"AutoModel": "x.Y"}, **changes)
+    assert config.kv_heads == kv_heads
+    assert config.layout()[FUSED] == LinearShape(fused, 32)
+    found = {name.split(".")[3] for name in config.tensors() if name.startswith("transformer.h.0.")}
+    assert {name for name in found if "norm" in name or name.startswith("ln_")} == norms
+
+
 def test_both_spellings_of_rope(tmp_path: Path) -> None:
     new = read(tmp_path, rope_parameters=LLAMA3_ROPE)
     old_rope = {key: value for key, value in LLAMA3_ROPE.items() if key not in ("rope_theta", "rope_type")}
@@ -96,6 +128,11 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types 'chunked_attention'"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window is not set"),
         ({"layer_types": ["full_attention"]}, "2 layers have 1 attention windows"),
+        (GEMMA | {"hidden_activation": "gelu"}, "hidden_act 'gelu'"),
+        (GEMMA | {"attn_logit_softcapping": 0.0}, "soft cap of 0.0"),
+        (FALCON | {"alibi": True}, "alibi"),
+        (FALCON | {"activation": "relu"}, "hidden_act 'relu'"),
+        (FALCON | {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn False"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding window of 0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),

@@ -82,13 +82,23 @@ LLAMA3_ROPE = {
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 MODELS = [
     *("smollm2", "llama3", "biased-llama", "stretched-llama", "mistral", "mistral-without-window"),
-    *("qwen2", "tied-qwen2", "qwen3", "biased-qwen3"),
+    *("qwen2", "tied-qwen2", "qwen3", "biased-qwen3", "gemma", "gemma2"),
+    *("falcon-7b", "falcon-40b", "falcon-11b", "falcon-in-sequence"),
 ]
+FALCON_NAMES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "query_key_value"),
+    "o_proj": "dense",
+    **dict.fromkeys(("gate_proj", "up_proj"), "dense_h_to_4h"),
+    "down_proj": "dense_4h_to_h",
+}
 
 
 def tiny_models() -> dict[str, transformers.PreTrainedModel]:
     llama, mistral = transformers.LlamaConfig, transformers.MistralConfig
     qwen2, qwen3 = transformers.Qwen2Config, transformers.Qwen3Config
+    gemma, gemma2, falcon = transformers.GemmaConfig, transformers.Gemma2Config, transformers.FalconConfig
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 6.0}
+    new_falcon = {"new_decoder_architecture": True, "num_kv_heads": 2}
     some_windows = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}
     configs = {
         "llama3": llama(**TINY, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False, head_dim=32),
@@ -100,6 +110,12 @@ def tiny_models() -> dict[str, transformers.PreTrainedModel]:
         "tied-qwen2": qwen2(**TINY, tie_word_embeddings=True, **some_windows),
         "qwen3": qwen3(**TINY, head_dim=32, tie_word_embeddings=True),
         "biased-qwen3": qwen3(**TINY, head_dim=8, attention_bias=True, **some_windows),
+        "gemma": gemma(**TINY, head_dim=32),
+        "gemma2": gemma2(**TINY, head_dim=32, query_pre_attn_scalar=20, sliding_window=12, **caps),
+        "falcon-7b": falcon(**TINY),
+        "falcon-40b": falcon(**TINY, bias=True, **new_falcon),
+        "falcon-11b": falcon(**TINY, num_ln_in_parallel_attn=1, tie_word_embeddings=False, **new_falcon),
+        "falcon-in-sequence": falcon(**TINY, bias=True, parallel_attn=False, multi_query=False),
     }
     torch.manual_seed(0)
     models = {name: transformers.AutoModelForCausalLM.from_config(config) for name, config in configs.items()}
@@ -107,9 +123,15 @@ def tiny_models() -> dict[str, transformers.PreTrainedModel]:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.5)
-            elif "norm" in name:
-                torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+            elif "norm" in name or "ln_" in name:
+                parameter.data += 0.2 * torch.randn_like(parameter)  # Gemma's are zero where others' are one
     return models
+
+
+def with_names(settings: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """An adapter's settings for a family that calls its modules otherwise."""
+    patterns = {key: {names[m]: n for m, n in settings[key].items()} for key in settings if key.endswith("_pattern")}
+    return settings | patterns | {"target_modules": sorted({names[m] for m in settings["target_modules"]})}
 
 
 @dataclass
@@ -158,10 +180,12 @@ def recipe(oracle: PeftModel, uses: Sequence[AdapterUse]) -> Iterator[None]:
 
 
 def open_case(model_dir: Path, root: Path, text: Sequence[int]) -> Case:
-    base = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    attention = {"attn_implementation": "eager"}  # the only one that caps Gemma 2's scores
+    base = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, **attention).eval()
     torch.manual_seed(1)
     oracle: Any = None
     for key, settings in ADAPTERS.items():
+        settings = with_names(settings, FALCON_NAMES) if base.config.model_type == "falcon" else settings
         config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
         if oracle is None:
             oracle = get_peft_model(base, config, adapter_name=key)

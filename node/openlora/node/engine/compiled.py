@@ -91,6 +91,13 @@ def _shape(config: DecoderConfig) -> cpu.DecoderShape:
     refusals = {
         "sliding windows": any(config.windows),
         "norms of queries and keys": config.names.q_norm is not None,
+        "layer norms": config.layer_norms,
+        "soft caps": config.attention_soft_cap is not None or config.logit_soft_cap is not None,
+        "norms of what a layer adds": config.names.post_attention_norm is not None,
+        "MLPs beside attention": config.parallel,
+        f"the activation {config.activation}": config.activation != "silu_mul",
+        "scaled embeddings": config.embedding_scale != 1.0,
+        f"an attention scale of {config.attention_scale}": config.attention_scale != config.head_size**-0.5,
     }
     if found := [what for what, refused in refusals.items() if refused]:
         raise KernelsUnavailable(f"they do not support {found[0]}")

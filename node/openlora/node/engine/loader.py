@@ -92,16 +92,22 @@ class _Builder:
         return Layer(
             attention_norm=self._norm(prefix + names.attention_norm),
             qkv=self._projection(*(prefix + name for name in names.qkv)),
-            q_norm=None if names.q_norm is None else self._norm(prefix + names.q_norm),
-            k_norm=None if names.k_norm is None else self._norm(prefix + names.k_norm),
+            q_norm=self._optional_norm(prefix, names.q_norm),
+            k_norm=self._optional_norm(prefix, names.k_norm),
             o=self._projection(prefix + names.o),
+            post_attention_norm=self._optional_norm(prefix, names.post_attention_norm),
             mlp_norm=self._norm(prefix + names.mlp_norm),
             gate_up=self._projection(*(prefix + name for name in names.up)),
             down=self._projection(prefix + names.down),
+            post_mlp_norm=self._optional_norm(prefix, names.post_mlp_norm),
         )
 
     def _norm(self, module: str) -> Norm:
-        return Norm(module, self._source.tensor(f"{module}.weight").float())
+        bias = self._source.tensor(f"{module}.bias").float() if self._config.layer_norms else None
+        return Norm(module, self._source.tensor(f"{module}.weight").float() + self._config.norm_offset, bias)
+
+    def _optional_norm(self, prefix: str, name: str | None) -> Norm | None:
+        return None if name is None else self._norm(prefix + name)
 
     def _projection(self, *modules: str) -> Projection:
         parts, end = [], 0

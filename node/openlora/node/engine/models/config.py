@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from openlora.node.adapters.format import LinearShape
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.engine.models import gguf_config, hf_config
 from openlora.node.engine.models.names import Names
 from openlora.node.errors import ModelError
+
+Activation = Literal["silu_mul", "gelu_tanh_mul", "gelu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,14 @@ class DecoderConfig:
     o_bias: bool
     mlp_bias: bool
     eos_token_ids: tuple[int, ...]
+    attention_scale: float  # of the products of queries and keys
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    activation: Activation = "silu_mul"  # the op between the MLP's projections
+    layer_norms: bool = False  # with mean and bias, where others are RMS norms
+    norm_offset: float = 0.0  # added to the norms' weights as they are stored
+    embedding_scale: float = 1.0
+    parallel: bool = False  # the MLP reads the layer's input, not what attention made of it
 
     @classmethod
     def from_path(cls, path: Path) -> "DecoderConfig":
@@ -58,6 +69,9 @@ class DecoderConfig:
         for window in self.windows:
             if window is not None and window < 1:
                 raise ModelError(f"a sliding window of {window} positions is not positive")
+        for cap in (self.attention_soft_cap, self.logit_soft_cap):
+            if cap is not None and not cap > 0:
+                raise ModelError(f"a soft cap of {cap} is not positive")
 
     def layout(self) -> dict[str, LinearShape]:
         """Every linear layer that an adapter may change, by its name as PEFT writes it less `base_model.model.`."""
@@ -73,16 +87,20 @@ class DecoderConfig:
         """Name and shape of every tensor of a checkpoint, as Hugging Face names them."""
         shapes: dict[str, tuple[int, ...]] = {
             f"{self.names.embedding}.weight": (self.vocab_size, self.hidden_size),
-            f"{self.names.norm}.weight": (self.hidden_size,),
         }
+        norms = {self.names.norm: self.hidden_size}
         linears = self._layer_linears()
         for prefix in (f"{self.names.layers}.{layer}" for layer in range(self.layers)):
             for name, size in self._layer_norms().items():
-                shapes[f"{prefix}.{name}.weight"] = (size,)
+                norms[f"{prefix}.{name}"] = size
             for name, (shape, biased) in linears.items():
                 shapes[f"{prefix}.{name}.weight"] = (shape.out_features, shape.in_features)
                 if biased:
                     shapes[f"{prefix}.{name}.bias"] = (shape.out_features,)
+        for name, size in norms.items():
+            shapes[f"{name}.weight"] = (size,)
+            if self.layer_norms:
+                shapes[f"{name}.bias"] = (size,)
         if not self.tied_head:
             shapes[f"{self.names.head}.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
@@ -104,7 +122,9 @@ class DecoderConfig:
         names = self.names
         sizes = {
             names.attention_norm: self.hidden_size,
+            names.post_attention_norm: self.hidden_size,
             names.mlp_norm: self.hidden_size,
+            names.post_mlp_norm: self.hidden_size,
             names.q_norm: self.head_size,
             names.k_norm: self.head_size,
         }

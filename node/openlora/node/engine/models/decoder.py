@@ -25,6 +25,7 @@ class Projection:
 class Norm:
     module: str
     weight: Tensor  # float32
+    bias: Tensor | None  # of a layer norm; None: an RMS norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,11 @@ class Layer:
     q_norm: Norm | None
     k_norm: Norm | None
     o: Projection
+    post_attention_norm: Norm | None
     mlp_norm: Norm
-    gate_up: Projection
+    gate_up: Projection  # or the latter alone
     down: Projection
+    post_mlp_norm: Norm | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,10 @@ class DecoderWeights:
 
 
 class Decoder:
-    """x ← x + attention(norm(x)); x ← x + mlp(norm(x)) in every layer; logits = head(norm(x))."""
+    """x ← x + attention(norm(x)); x ← x + mlp(norm(x)) in every layer; logits = head(norm(x)).
+
+    A parallel decoder's MLP reads what its attention reads; what is added to x may be normed once more.
+    """
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, ops: Ops) -> None:
         self.config = config
@@ -58,36 +64,61 @@ class Decoder:
         self.device = weights.embedding.device
         self._weights = weights
         self._ops = ops
+        activations = {"silu_mul": ops.silu_mul, "gelu_tanh_mul": ops.gelu_tanh_mul, "gelu": ops.gelu}
+        self._activate = activations[config.activation]
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
         self._rope_table = rope_table(config.rope_frequencies, config.max_positions).to(self.device)
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Write the batch's keys and values to the cache; return the logits [N, vocabulary] float32 of output_rows."""
         x = F.embedding(batch.tokens, self._weights.embedding)
+        if self._embedding_scale != 1.0:
+            x = x * self._embedding_scale
         for number, layer in enumerate(self._weights.layers):
-            x = x + self._attention(number, self._norm(x, layer.attention_norm), batch, cache)
-            x = x + self._mlp(layer, self._norm(x, layer.mlp_norm), batch)
+            attended = self._attention(number, self._norm(x, layer.attention_norm), batch, cache)
+            before = x
+            x = x + self._norm(attended, layer.post_attention_norm)
+            made = self._mlp(layer, self._norm(before if self.config.parallel else x, layer.mlp_norm), batch)
+            x = x + self._norm(made, layer.post_mlp_norm)
         hidden = self._norm(x.index_select(0, batch.output_rows), self._weights.norm)
         plan = batch.lora.output_plan if batch.lora else None
-        return self._project(self._weights.head, hidden, batch, plan, torch.float32)
+        logits = self._project(self._weights.head, hidden, batch, plan, torch.float32)
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else self._ops.soft_cap(logits, cap)
 
     def _attention(self, number: int, x: Tensor, batch: Batch, cache: KvCache) -> Tensor:
         config, layer, plan = self.config, self._weights.layers[number], batch.lora.plan if batch.lora else None
         keys, values, attention = cache.keys[number], cache.values[number], batch.attention[config.windows[number]]
         qkv = self._project(layer.qkv, x, batch, plan).view(len(x), -1, config.head_size)
-        q, k, v = qkv.split_with_sizes([config.heads, config.kv_heads, config.kv_heads], dim=1)
+        q, k, v = self._split(qkv)
         q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         self._ops.rope_(q, k, batch.positions, self._rope_table)
         self._ops.kv_append_(k, v, keys, values, batch.slots)
-        o = self._ops.paged_attention(q, keys, values, attention, config.head_size**-0.5)
+        scale, cap = config.attention_scale, config.attention_soft_cap
+        o = self._ops.paged_attention(q, keys, values, attention, scale, cap)
         return self._project(layer.o, o.flatten(1), batch, plan)
+
+    def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of [T, H + 2K, D]; a fused projection has each group's heads together."""
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+        if self.config.names.fused_qkv:
+            groups = qkv.view(len(qkv), kv_heads, -1, self.config.head_size)
+            q, k, v = groups.split_with_sizes([heads // kv_heads, 1, 1], dim=2)
+            return q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
+        q, k, v = qkv.split_with_sizes([heads, kv_heads, kv_heads], dim=1)
+        return q, k, v
 
     def _mlp(self, layer: Layer, x: Tensor, batch: Batch) -> Tensor:
         plan = batch.lora.plan if batch.lora else None
-        gated = self._ops.silu_mul(self._project(layer.gate_up, x, batch, plan))
-        return self._project(layer.down, gated, batch, plan)
+        inner = self._activate(self._project(layer.gate_up, x, batch, plan))
+        return self._project(layer.down, inner, batch, plan)
 
     def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
-        return x if norm is None else self._ops.rms_norm(x, norm.weight, self.config.norm_eps)
+        if norm is None:
+            return x
+        if norm.bias is None:
+            return self._ops.rms_norm(x, norm.weight, self.config.norm_eps)
+        return self._ops.layer_norm(x, norm.weight, norm.bias, self.config.norm_eps)
 
     def _project(
         self, layer: Projection, x: Tensor, batch: Batch, plan: LoraPlan | None, out_dtype: torch.dtype | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.engine.models import hf_llama
+from openlora.node.engine.models import hf_falcon, hf_gemma, hf_llama
 from openlora.node.errors import ModelError
 
 _MAX_BYTES = 1 << 20
@@ -15,11 +15,15 @@ _FAMILIES: Mapping[str, Callable[[bytes], dict[str, Any]]] = {
     "mistral": hf_llama.mistral,
     "qwen2": hf_llama.qwen2,
     "qwen3": hf_llama.qwen3,
+    "gemma": hf_gemma.gemma,
+    "gemma2": hf_gemma.gemma2,
+    "falcon": hf_falcon.falcon,
 }
 
 
 class _Family(msgspec.Struct):
     model_type: str
+    auto_map: dict[str, Any] | None = None
 
 
 class _EndTokens(msgspec.Struct):
@@ -31,9 +35,14 @@ def read(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     text = _contents(path)
     try:
-        family = msgspec.json.decode(text, type=_Family).model_type
+        head = msgspec.json.decode(text, type=_Family)
+        family = head.model_type
         if family not in _FAMILIES:
             raise ModelError(f"model_type {family!r} is not served; {', '.join(_FAMILIES)} are")
+        if (
+            head.auto_map is not None and family != "falcon"
+        ):  # its published code is as old as it, and computes the same
+            raise ModelError("auto_map asks to run the checkpoint's own code, which is never done")
         fields = _FAMILIES[family](text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: {error}") from error

@@ -39,7 +39,6 @@ class Keys(msgspec.Struct, kw_only=True):
     tie_word_embeddings: bool = False
     use_bidirectional_attention: bool | None = None
     quantization_config: dict[str, Any] | None = None
-    auto_map: dict[str, Any] | None = None
 
 
 def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
@@ -49,14 +48,13 @@ def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
         raise ModelError("use_bidirectional_attention is not served: a row must not see what follows it")
     if keys.quantization_config is not None:
         raise ModelError("quantization_config is not served: use the unquantised model or a GGUF file")
-    if keys.auto_map is not None:
-        raise ModelError("auto_map asks to run the checkpoint's own code, which is never done")
     return {
         "vocab_size": keys.vocab_size,
         "hidden_size": keys.hidden_size,
         "layers": keys.num_hidden_layers,
         "heads": keys.num_attention_heads,
         "head_size": head_size,
+        "attention_scale": max(head_size, 1) ** -0.5,
         "rope_frequencies": _rope_frequencies(keys, head_size),
         "max_positions": keys.max_position_embeddings,
         "tied_head": keys.tie_word_embeddings,
