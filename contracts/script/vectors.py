@@ -15,7 +15,8 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from openlora.contracts.bindings.job_queue import JobSpec, Receipt
-from openlora.contracts.eip712 import Domain, receipt_digest, sign_digest, spec_digest, work_id
+from openlora.contracts.eip712 import receipt_digest, spec_digest, work_id
+from openlora.typed_data import Domain, sign_digest
 
 PATH = Path(__file__).resolve().parent.parent / "test" / "vectors" / "eip712.json"
 SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141

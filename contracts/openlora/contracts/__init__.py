@@ -65,8 +65,8 @@ from openlora.contracts.deploy import (
     deployment_of,
     deployment_steps,
 )
-from openlora.contracts.eip712 import Domain, InvalidSignature
 from openlora.contracts.errors import ContractError, decode_revert
+from openlora.typed_data import Domain, InvalidSignature
 
 __all__ = [
     "AbiMismatch",

@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, eip712
+from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
@@ -65,6 +65,7 @@ from openlora.node.tasks import task_group
 from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
 from openlora.p2p.presence.record import Model, Presence, plain_text
+from openlora.typed_data import Domain
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             engine=engine,
             settlement=Settlement(
                 queue=queue,
-                domain=eip712.Domain(config.chain.chain_id, queue.address),
+                domain=Domain(config.chain.chain_id, queue.address),
                 operator=operator,
                 hot_key=hot_key,
                 journal=journal,
@@ -291,7 +292,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             room(config.storage.content_dir, config.storage.max_content_bytes, config.storage.min_free_bytes),
         )
         network.handle(CONTROL, keeper.answer)
-        domain = eip712.Domain(config.chain.chain_id, nodes.address)
+        domain = Domain(config.chain.chain_id, nodes.address)
         announcer = Announcer(
             network=network,
             chain_id=config.chain.chain_id,

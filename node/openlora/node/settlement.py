@@ -21,6 +21,7 @@ from openlora.node.chain.types import TxReceipt
 from openlora.node.documents import OutputDocument
 from openlora.node.job import Job
 from openlora.node.journal import Journal
+from openlora.typed_data import Domain, sign_digest
 
 ENGINE_PROFILE: Final = 1  # own engine: Philox sampling, no fingerprints
 NO_ROOT: Final = bytes(32)  # neither fingerprints nor data attribution in this profile
@@ -33,7 +34,7 @@ class Settlement:
     """Signs for one operator with its hot key and sends through the sole owner of that key's nonce."""
 
     queue: JobQueue
-    domain: eip712.Domain
+    domain: Domain
     operator: ChecksumAddress
     hot_key: LocalAccount
     journal: Journal
@@ -65,7 +66,7 @@ class Settlement:
         """Fixes and signs the job's one receipt: → COMMITTING. Raises JournalError for a second, different one."""
         digest = eip712.receipt_digest(self.domain, receipt)
         self.journal.record_receipt(job.id, digest, msgspec.json.encode(receipt))
-        signature = eip712.sign_digest(bytes(self.hot_key.key), digest)
+        signature = sign_digest(bytes(self.hot_key.key), digest)
         return self.journal.record_signature(job.id, digest, signature)
 
     async def commit(self, job: Job) -> TxReceipt:

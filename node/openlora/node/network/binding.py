@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import base58
 
-from openlora.contracts import Domain, InvalidSignature
-from openlora.contracts.eip712 import node_peer_digest, recover, sign_digest
 from openlora.p2p.errors import GossipRefused
 from openlora.p2p.presence.record import Presence
+from openlora.typed_data import Domain, InvalidSignature, node_peer_digest, sign_digest, signer_of
 
 if TYPE_CHECKING:  # the network process, which has no such key, need not load 12 MB for its type
     from eth_account.signers.local import LocalAccount
@@ -24,7 +23,7 @@ def sign_binding(hot_key: "LocalAccount", domain: Domain, operator: str, peer: s
 
 def binding_signer(domain: Domain, operator: str, peer: str, binding: bytes) -> str:
     """The hot key that signed a binding, as a lower-case address. Raises InvalidSignature."""
-    return recover(_digest(domain, operator, peer), binding).lower()
+    return signer_of(_digest(domain, operator, peer), binding)
 
 
 def authoriser(domain: Domain, staked: Mapping[str, str]) -> Callable[[Presence], None]:

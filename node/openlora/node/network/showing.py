@@ -13,14 +13,13 @@ import base58
 import msgspec
 from eth_account.signers.local import LocalAccount
 
-from openlora.contracts import Domain, InvalidSignature
-from openlora.contracts.eip712 import recover, sign_digest, watch_job_digest
 from openlora.node.errors import JournalError, RequestError
 from openlora.node.job import JobId
 from openlora.node.journal import Journal
 from openlora.node.network.rates import PeerRates, RateLimits
 from openlora.node.progress import Progress, progress
 from openlora.node.streams import JobStreams
+from openlora.typed_data import Domain, InvalidSignature, sign_digest, signer_of, watch_job_digest
 
 INFER: Final = "/openlora/1/infer"
 MAX_PIECE_CHARACTERS: Final = 15_000  # of text in one reply: at most 60 KB in UTF-8
@@ -89,10 +88,10 @@ class Showing:
         except JournalError:
             raise RequestError("unknown_job", f"the node does not know job {watch.job_id}") from None
         try:
-            signer = recover(_digest(self._domain, watch.job_id, peer), watch.signature)
+            signer = signer_of(_digest(self._domain, watch.job_id, peer), watch.signature)
         except InvalidSignature:
             signer = None
-        if signer != client:
+        if signer != client.lower():
             raise RequestError("not_your_job", f"job {watch.job_id} is not yours: its client has not signed for you")
 
 
