@@ -16,9 +16,7 @@ from typing import Final
 
 import msgspec
 import trio
-from eth_utils.address import to_checksum_address
 
-from openlora.contracts import Domain
 from openlora.node.errors import OpenLoraError
 from openlora.node.network.binding import authoriser
 from openlora.node.network.fetching import Fetching
@@ -37,6 +35,7 @@ from openlora.p2p.presence.announcer import Announcer
 from openlora.p2p.presence.book import PresenceBook
 from openlora.p2p.presence.sequence import SequenceCounter
 from openlora.p2p.presence.service import PresenceService
+from openlora.typed_data import Domain
 
 _CANNOT_JOIN: Final = 2  # exit code
 
@@ -86,7 +85,7 @@ async def _join(stack: AsyncExitStack, arguments: Arguments) -> Peer:
         nat=options.nat,
     )
     network = await stack.enter_async_context(open_network(identity, host))
-    registry = Domain(options.chain_id, to_checksum_address(options.registry))
+    registry = Domain(options.chain_id, options.registry)
 
     def wire() -> Wire:
         traffic = network.traffic().values()
@@ -127,12 +126,8 @@ def _limit_memory(data_bytes: int) -> None:
 
 
 def _parse(argv: Sequence[str]) -> Arguments:
-    parser = argparse.ArgumentParser(prog="openlora.node.network.process")
+    parser = argparse.ArgumentParser(prog="openlora.node.network")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--options", type=lambda text: msgspec.json.decode(text, type=NetworkOptions), required=True)
     return Arguments(**vars(parser.parse_args(argv)))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

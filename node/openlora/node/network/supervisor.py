@@ -21,7 +21,7 @@ from openlora.node.network.nodes import NodeTable
 from openlora.node.network.options import NetworkOptions
 from openlora.node.supervise import Child, Patience, Supervisor
 
-NETWORK_COMMAND: Final = (sys.executable, "-m", "openlora.node.network.process")
+NETWORK_COMMAND: Final = (sys.executable, "-m", "openlora.node.network")
 _PATIENCE: Final = Patience(start_timeout_s=60.0, stop_timeout_s=5.0, hang_timeout_s=30.0, restart_max_s=10.0)
 
 
