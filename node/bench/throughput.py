@@ -23,7 +23,7 @@ from openlora.kernels.ops import BACKENDS, Ops
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import load_weights
+from openlora.node.engine.loader import Checkpoint, load_weights
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Cancel, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
@@ -72,7 +72,7 @@ def load(model: Path, dtype: str, kernels: str, cache: Path) -> Engine:
             runner = OpsRunner(Decoder(config, weights, ops), ops, limits.pages, limits.page_tokens)
         case instructions:
             runner = CompiledRunner(config, weights, limits, cache, instructions)
-    return Engine(config, runner, limits)
+    return Engine(config, runner, limits, Checkpoint(model, config))
 
 
 def submit(engine: Engine, number: int, prompt: int, output: int, adapters: int) -> None:

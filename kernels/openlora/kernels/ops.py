@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openlora.kernels import reference
-from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
+from openlora.kernels.types import AttentionBatch, Change, LoraEntries
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,9 @@ class Backend:
     plan_attention: Callable[[AttentionBatch, int, torch.dtype, int | None], Any]
     paged_attention: Callable[[Tensor, Tensor, Tensor, Any, float, float | None], Tensor]
     plan_lora: Callable[[LoraEntries], Any]
-    lora_: Callable[[Tensor, Tensor, Any, Sequence[LoraFactors | None]], None]
+    lora_: Callable[[Tensor, Tensor, Any, Sequence[Change | None], Tensor | None], None]
+    lora_embedding_: Callable[[Tensor, Tensor, Any, Sequence[Change | None]], None]
+    lora_vector_: Callable[[Tensor, Any, Sequence[Change | None]], None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -52,6 +54,8 @@ BACKENDS: Mapping[str, Backend] = {
         paged_attention=reference.paged_attention,
         plan_lora=reference.plan_lora,
         lora_=reference.lora_,
+        lora_embedding_=reference.lora_embedding_,
+        lora_vector_=reference.lora_vector_,
         sample=reference.sample,
     )
 }
@@ -83,7 +87,8 @@ class Ops:
         self.name = backend.name
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        _require(weight.shape == x.shape[-1:], "rms_norm: weight does not fit x", x, weight)
+        fits = weight.shape[-1:] == x.shape[-1:] and weight.shape[:-1] in ((), x.shape[:-1], (len(x), 1))
+        _require(fits, "rms_norm: weight does not fit x", x, weight)
         return self._backend.rms_norm(x, weight, eps)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -171,11 +176,25 @@ class Ops:
         slots = int(entries.slot.max()) + 1 if count else 0
         return LoraPlan(len(entries.indptr) - 1, slots, self._backend.plan_lora(entries))
 
-    def lora_(self, y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[LoraFactors | None]) -> None:
-        """The factors' shapes are the table's maker's affair: they are checked where an adapter enters a slot."""
+    def lora_(
+        self, y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[Change | None], bias: Tensor | None = None
+    ) -> None:
+        """The changes' shapes are the table's maker's affair: they are checked where an adapter enters a slot."""
         _require(len(x) == len(y) == plan.rows, "lora: x and y do not fit the plan", x, y)
         _require(plan.slots <= len(table), "lora: the plan names a slot beyond the table", x)
-        self._backend.lora_(y, x, plan.prepared, table)
+        self._backend.lora_(y, x, plan.prepared, table, bias)
+
+    def lora_embedding_(self, y: Tensor, tokens: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+        """As in lora_; tokens must be the embedding's, which is not checked, being data."""
+        _require(tokens.shape == y.shape[:1], "lora_embedding: one token a row", tokens, y)
+        _require(len(y) == plan.rows, "lora_embedding: y does not fit the plan", y)
+        _require(plan.slots <= len(table), "lora_embedding: the plan names a slot beyond the table", y)
+        self._backend.lora_embedding_(y, tokens, plan.prepared, table)
+
+    def lora_vector_(self, y: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+        _require(len(y) == plan.rows, "lora_vector: y does not fit the plan", y)
+        _require(plan.slots <= len(table), "lora_vector: the plan names a slot beyond the table", y)
+        self._backend.lora_vector_(y, plan.prepared, table)
 
     def sample(
         self, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor, position: Tensor

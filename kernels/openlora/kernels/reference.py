@@ -6,7 +6,7 @@ change with the number of rows. Letters: T rows (tokens) of a batch, S sequences
 H query heads, K key-value heads, D head size. Index tensors are int32 unless said otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openlora.kernels.types import AttentionBatch, LoraEntries, LoraFactors
+from openlora.kernels.types import AttentionBatch, Change, Difference, LoraEntries, LoraFactors
 
 _WIDEN_ROWS = 512  # rows of a weight that `linear` widens to float32 at a time: what a core's cache holds
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight; x and y [T, n], weight [n] (Zhang and Sennrich, 2019)."""
-    return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
+    """y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight over the last dimension n of x and y; weight [n], or a row's own
+    in a shape that broadcasts to x's (Zhang and Sennrich, 2019)."""
+    return (F.rms_norm(x.float(), (x.shape[-1],), eps=eps) * weight.float()).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -210,21 +211,75 @@ def plan_lora(entries: LoraEntries) -> LoraPlan:
     return LoraPlan(rows[order], entries.weight[order].unsqueeze(1), groups)
 
 
-def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[LoraFactors | None]) -> None:
-    """y[t] += Σ_e weight_e · scale_e · (x[t] A_eᵀ) B_eᵀ over the entries e of row t, in place (Hu et al., 2021).
+def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[Change | None], bias: Tensor | None) -> None:
+    """y[t] += Σ_e weight_e · ΔW_e x[t] over the entries e of row t, in place (Hu et al., 2021).
 
-    x [T, in], y [T, out]; table[slot] holds A [r, in] and B [out, r] at their true rank, or None where the slot leaves
-    this layer alone. The sum is taken in float32 and added to y once.
+    y [T, out] is W·x[t] + bias when it comes; x [T, in], bias [out]. table[slot] holds ΔW (see types), or None where
+    the slot leaves this layer alone. The sum is taken in float32 and added to y once.
     """
+
+    def effect(change: Change, rows: Tensor) -> Tensor:
+        inputs = x.index_select(0, rows).float()
+        if isinstance(change, Difference):
+            return inputs @ change.weight.float().T
+        return _low_rank(change, inputs @ change.a.float().T, y, rows, bias)
+
+    _add(y, plan, table, effect)
+
+
+def lora_embedding_(y: Tensor, tokens: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+    """y[t] += Σ_e weight_e · ΔW_e[tokens[t]] over the entries e of row t, in place.
+
+    y [T, out] is the embedding's row tokens[t] when it comes, in an embedding W [vocabulary, out].
+    """
+
+    def effect(change: Change, rows: Tensor) -> Tensor:
+        chosen = tokens.index_select(0, rows)
+        if isinstance(change, Difference):
+            return change.weight.index_select(0, chosen).float()
+        return _low_rank(change, change.a.index_select(1, chosen).float().T, y, rows, None)
+
+    _add(y, plan, table, effect)
+
+
+def lora_vector_(y: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+    """y[t] += Σ_e weight_e · Δw_e over the entries e of row t, in place; y [T, n], Δw [n] a Difference."""
+
+    def effect(change: Change, rows: Tensor) -> Tensor:
+        assert isinstance(change, Difference), "a vector has no factors"
+        return change.weight.float().expand(len(rows), -1)
+
+    _add(y, plan, table, effect)
+
+
+def _low_rank(factors: LoraFactors, shrunk: Tensor, y: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+    """ΔW x of rows whose A·x is `shrunk`, and whose W·x + bias are in y."""
+    effect = shrunk.mul_(factors.scale) @ factors.b.float().T
+    if factors.stretch is None:
+        return effect
+    base = y.index_select(0, rows).float()
+    return effect + factors.stretch * (base if bias is None else base - bias.float())
+
+
+def _add(y: Tensor, plan: LoraPlan, table: Sequence[Change | None], effect: Callable[[Change, Tensor], Tensor]) -> None:
+    """y[t] += Σ_e weight_e · effect(table[slot_e], t)."""
     if not any(table[slot] for slot, _ in plan.groups):
         return
-    gathered = x.index_select(0, plan.rows).float()
-    effects = torch.zeros(len(gathered), y.shape[1], device=y.device)
+    effects = torch.zeros(len(plan.rows), y.shape[1], device=y.device)
     for slot, span in plan.groups:
-        if (factors := table[slot]) is not None:
-            shrunk = gathered[span] @ factors.a.float().T
-            torch.mm(shrunk.mul_(plan.weight[span] * factors.scale), factors.b.float().T, out=effects[span])
+        if (change := table[slot]) is not None:
+            torch.mul(effect(change, plan.rows[span]), plan.weight[span], out=effects[span])
     y.add_(torch.zeros(y.shape, device=y.device).index_add_(0, plan.rows, effects))
+
+
+def row_norms(weight: Tensor, factors: LoraFactors) -> Tensor:
+    """‖W + scale·B·A‖ of each output's row, [out] float32; W [out, in]."""
+    norms = []
+    for i in range(0, len(weight), _WIDEN_ROWS):  # the sum of a whole head would be large
+        rows, b = weight[i : i + _WIDEN_ROWS].float(), factors.b[i : i + _WIDEN_ROWS].float()
+        whole = torch.addmm(rows, b, factors.a.float(), alpha=factors.scale)
+        norms.append(torch.linalg.vector_norm(whole, dim=1))
+    return torch.cat(norms)
 
 
 # ---- sampling -------------------------------------------------------------------------------------------------------

@@ -28,8 +28,30 @@ class LoraEntries:
 
 @dataclass(frozen=True, slots=True)
 class LoraFactors:
-    """One adapter's part in one linear layer: scale · B · A."""
+    """What one adapter adds to a weight W [out, in]: ΔW = scale · B · A, and diag(stretch) · W (DoRA).
+
+    For an embedding `in` counts the tokens, and W is its transpose.
+    """
 
     a: Tensor  # [r, in]
     b: Tensor  # [out, r]
     scale: float
+    stretch: Tensor | None = None  # [out] float32
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes + (0 if self.stretch is None else self.stretch.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What one adapter adds to a weight that it replaces: ΔW, of the weight's own shape."""
+
+    weight: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+
+Change = LoraFactors | Difference

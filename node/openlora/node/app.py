@@ -218,7 +218,7 @@ class Node:
 @asynccontextmanager
 async def opened(config: NodeConfig) -> AsyncIterator[Node]:
     """Opens what a node is made of, cheapest refusal first, and closes it in reverse."""
-    layout = DecoderConfig.from_path(config.model.path).layout()
+    layout = DecoderConfig.from_path(config.model.path).modules()
     deployment = load_deployment(config.chain)
     hot_key = load_key(config.hot_key)
     identity = Identity.of(deployment, hot_key.address)

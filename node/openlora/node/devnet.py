@@ -16,7 +16,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import Deployment, MarketSettings, Params, Share, deployment_of, deployment_steps
-from openlora.node.adapters.format import LinearShape
+from openlora.node.adapters.modules import Layout
 from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
@@ -120,7 +120,7 @@ async def devnet(folder: Path, model: Path, *, port: int = 0) -> AsyncIterator[D
     Writes `deployment.json`, and a folder for each node and for the client, into `folder`, which should be empty. The
     chain mines a block a second once all that is done.
     """
-    layout = DecoderConfig.from_path(model).layout()
+    layout = DecoderConfig.from_path(model).modules()
     base_id = await asyncio.to_thread(base_model_id, model)
     developers, *nodes = _plan(folder)
     async with anvil(folder / "anvil.log", port=port, accounts=len(PEOPLE)) as chain:
@@ -153,7 +153,7 @@ async def _deploy_market(
     people: Mapping[str, LocalAccount],
     content: BlockContent,
     base_id: bytes,
-    layout: Mapping[str, LinearShape],
+    layout: Layout,
 ) -> tuple[Deployment, Mapping[str, bytes]]:
     client = await ChainClient.connect([chain.rpc_url], chain.chain_id)
     try:
@@ -174,9 +174,7 @@ async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
     return deployment_of(steps, settings, chain_id=client.chain_id, block=head.number)
 
 
-async def _populate(
-    markets: Mapping[str, Market], base_id: bytes, layout: Mapping[str, LinearShape]
-) -> Mapping[str, bytes]:
+async def _populate(markets: Mapping[str, Market], base_id: bytes, layout: Layout) -> Mapping[str, bytes]:
     for name in (*OPERATORS, "client"):
         await markets[name].transact(markets[name].token.mint(markets[name].key.address, 10_000 * OLRA))
     await markets["client"].deposit(1_000 * OLRA)

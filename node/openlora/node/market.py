@@ -36,7 +36,7 @@ from openlora.contracts import (
 )
 from openlora.node import documents
 from openlora.node.adapters.fetch import publish_adapter
-from openlora.node.adapters.format import LinearShape
+from openlora.node.adapters.modules import Layout
 from openlora.node.catalogue import Catalogue
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.history import events, events_of
@@ -154,7 +154,7 @@ class Market:
         return _one(receipt, DatanetCreated).datanet_id
 
     async def publish_adapter(
-        self, directory: Path, layout: Mapping[str, LinearShape], base_id: bytes, datanets: Sequence[int], name: str
+        self, directory: Path, layout: Layout, base_id: bytes, datanets: Sequence[int], name: str
     ) -> bytes:
         """Checks an adapter as every node will, stores it, and registers it as this key's. Returns its digest.
 

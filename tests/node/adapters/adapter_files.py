@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE, LinearShape
+from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from openlora.node.adapters.modules import EmbeddingShape, LinearShape, ModuleShape, NormShape
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LAYOUT = {Q: LinearShape(12, 8), DOWN: LinearShape(8, 20), "model.layers.1.self_attn.q_proj": LinearShape(12, 8)}
+EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+WHOLE_LAYOUT: dict[str, ModuleShape] = {
+    **LAYOUT,
+    EMBEDDING: EmbeddingShape(8, 10),
+    HEAD: LinearShape(10, 8),
+    NORM: NormShape(8),
+    "model.layers.0.input_layernorm": NormShape(8),
+}
 RANK = 4
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -52,6 +61,24 @@ def arrays(rank: int = RANK, dtype: str = "<f4") -> Arrays:
         made[a] = generator.normal(size=(rank, shape.in_features)).astype(dtype)
         made[b] = generator.normal(size=(shape.out_features, rank)).astype(dtype)
     return made
+
+
+def name(module: str, tensor: str) -> str:
+    return f"base_model.model.{module}.{tensor}"
+
+
+def embedding_arrays(rank: int = RANK) -> Arrays:
+    return {
+        name(EMBEDDING, "lora_embedding_A"): np.ones((rank, 10), "<f4"),
+        name(EMBEDDING, "lora_embedding_B"): np.ones((8, rank), "<f4"),
+    }
+
+
+def magnitudes() -> Arrays:
+    """What DoRA adds to `arrays`."""
+    return {
+        name(module, "lora_magnitude_vector"): np.ones(shape.out_features, "<f4") for module, shape in LAYOUT.items()
+    }
 
 
 DTYPES = {"<f4": "F32", "<f2": "F16", "<u2": "BF16", "<f8": "F64", "|i1": "I8"}

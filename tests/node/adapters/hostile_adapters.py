@@ -14,13 +14,20 @@ import numpy as np
 from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from tests.node.adapters.adapter_files import (
     DOWN,
+    EMBEDDING,
+    HEAD,
+    NORM,
+    Arrays,
     Q,
     arrays,
     config,
     container,
     data,
+    embedding_arrays,
     header,
     keys,
+    magnitudes,
+    name,
     weights,
 )
 
@@ -60,9 +67,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("bias", None),
     ("corda_config", {}),
     ("ensure_weight_tying", True),
-    ("eva_config", {"rho": 2}),
-    ("exclude_modules", ["q_proj"]),
-    ("exclude_modules", "(((a+)+)+)b"),
+    ("eva_config", "rho"),
     ("fan_in_fan_out", True),
     ("fan_in_fan_out", 0),
     ("inference_mode", "yes"),
@@ -74,9 +79,6 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("init_lora_weights", 1),
     ("kasa_config", {}),
     ("layer_replication", [[0, 4], [2, 5]]),
-    ("layers_pattern", "layers"),
-    ("layers_to_transform", [0]),
-    ("layers_to_transform", 0),
     ("loftq_config", {"loftq_bits": 4}),
     ("lora_bias", True),
     ("lora_dropout", "0"),
@@ -85,14 +87,11 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("lora_ga_config", {}),
     ("megatron_config", {"tensor_model_parallel_size": 2}),
     ("megatron_core", ["os"]),
-    ("modules_to_save", ["lm_head"]),
     ("monteclora_config", {}),
     ("target_parameters", ["experts"]),
     ("task_type", "SEQ_CLS"),
     ("trainable_token_indices", [1]),
     ("use_bdlora", True),
-    ("use_dora", True),
-    ("use_dora", 1),
     ("use_qalora", True),
     ("velora_config", {}),
 ]
@@ -134,9 +133,9 @@ VALUES: list[tuple[str, str, Any]] = [
     ("use_rslora", "true or false", "true"),
     ("peft_type", 'must be "LORA"', "LOHA"),
     ("peft_type", 'must be "LORA"', None),
-    ("peft_type", "not supported", ["LORA"]),
+    ("peft_type", "not served", ["LORA"]),
     ("peft_type", 'must be "LORA"', ...),
-    ("target_modules", "list of literal", "all-linear"),
+    ("target_modules", "list of literal", "all_linear"),
     ("target_modules", "list of literal", "(([a-z_0-9.])+)+X"),
     ("target_modules", "list of literal", None),
     ("target_modules", "list of literal", []),
@@ -152,11 +151,13 @@ VALUES: list[tuple[str, str, Any]] = [
     ("target_modules", "literal module names", ["q_proj\N{CYRILLIC SMALL LETTER A}"]),
     ("target_modules", "literal module names", ["a" * 257]),
     ("target_modules", "twice", ["q_proj", "q_proj"]),
-    ("target_modules", "no linear layer", ["q_proj", "down_proj", "lm_head"]),
+    ("target_modules", "lm_head.lora_A.weight' is missing", ["q_proj", "down_proj", "lm_head"]),
+    ("target_modules", "embed_tokens.lora_embedding_A' is missing", ["q_proj", "down_proj", "embed_tokens"]),
+    ("target_modules", "no linear layer", ["q_proj", "down_proj", "norm"]),
+    ("target_modules", "literal module names", ["q_proj", "down_proj", "^lm_head"]),
     ("target_modules", "no linear layer", ["q_proj", "down_proj", "proj"]),
     ("rank_pattern", "object of literal", ["q_proj"]),
     ("rank_pattern", "literal module names", {"(.+)+q": 4}),
-    ("rank_pattern", "literal module names", {"^q_proj": 4}),
     ("rank_pattern", "r?ank_pattern.q_proj must be an integer", {"q_proj": 257}),
     ("rank_pattern", "must be an integer", {"q_proj": 0}),
     ("rank_pattern", "must be an integer", {"q_proj": True}),
@@ -166,6 +167,38 @@ VALUES: list[tuple[str, str, Any]] = [
     ("alpha_pattern", "finite 32-bit", {"q_proj": 1e39}),
     ("alpha_pattern", "finite 32-bit", {"q_proj": "8"}),
     ("alpha_pattern", "no linear layer", {"k_proj": 4}),
+    ("rank_pattern", "literal module names", {"^": 4}),
+    ("rank_pattern", "literal module names", {"^^q_proj": 4}),
+    ("rank_pattern", "no linear layer", {"^q_proj": 4}),
+    ("use_dora", "true or false", 1),
+    ("use_dora", "true or false", None),
+    ("use_dora", "lora_magnitude_vector' is missing", True),
+    ("exclude_modules", "list of literal", "(((a+)+)+)b"),
+    ("exclude_modules", "literal module names", ["(((a+)+)+)b"]),
+    ("exclude_modules", "twice", ["o_proj", "o_proj"]),
+    ("exclude_modules", "belongs to no layer", ["down_proj"]),
+    ("exclude_modules", "leave no linear layer", ["q_proj", "down_proj"]),
+    ("layers_to_transform", "layers' numbers", "0"),
+    ("layers_to_transform", "layers' numbers", True),
+    ("layers_to_transform", "layers' numbers", [0, False]),
+    ("layers_to_transform", "layers' numbers", [0.0]),
+    ("layers_to_transform", "layers' numbers", [-1]),
+    ("layers_to_transform", "layers' numbers", 10**400),
+    ("layers_to_transform", "layers' numbers", [0] * 5000),
+    ("layers_to_transform", "belongs to no layer", [0]),
+    ("layers_to_transform", "leave no linear layer", 7),
+    ("layers_pattern", "without layers_to_transform", "layers"),
+    ("layers_pattern", "without layers_to_transform", {"a": 1}),
+    ("modules_to_save", "list of literal", "lm_head"),
+    ("modules_to_save", "list of literal", ["lm_head"] * 5000),
+    ("modules_to_save", "literal module names", ["(((a+)+)+)b"]),
+    ("modules_to_save", "literal module names", [""]),
+    ("modules_to_save", "twice", ["norm", "norm"]),
+    ("modules_to_save", "names 'self_attn', but", ["self_attn"]),
+    ("modules_to_save", "names 'score', but", ["norm", "score"]),
+    ("modules_to_save", "lm_head.weight' is missing", ["lm_head"]),
+    ("modules_to_save", "input_layernorm.weight' is missing|model.norm.weight' is missing", ["norm"]),
+    ("modules_to_save", "down_proj.weight' is missing", ["down_proj"]),
 ]
 
 
@@ -177,7 +210,7 @@ def nested(depth: int) -> bytes:
 PLAIN = json.dumps(config()).encode()
 
 CONFIGS = [
-    *(with_value(key, f"{key} = .* is not supported yet", value) for key, value in UNSUPPORTED),
+    *(with_value(key, f"{key} = .* is not served: ", value) for key, value in UNSUPPORTED),
     *(with_value(key, "unknown key", value) for key, value in UNKNOWN),
     *(with_value(key, reason, value) for key, reason, value in VALUES),
     with_config("rank of the files differs", r"has shape \(4, 8\), not \(8, 8\)", config(r=8)),
@@ -190,7 +223,7 @@ CONFIGS = [
     with_config("nested arrays", "nested too deeply", b"[" * 65_536),
     with_config("nested objects", "nested too deeply", b'{"a":' * 13_000),
     *(
-        with_config(f"nested {depth} deep", "not supported yet|too deeply", nested(depth))
+        with_config(f"nested {depth} deep", "is not served: text|too deeply", nested(depth))
         for depth in (2, 100, 300, 450, 700, 800, 900, 950, 990)
     ),
     with_config("nested below a key", "nested too deeply", PLAIN[:-1] + b', "revision": ' + b"[" * 60_000),
@@ -211,7 +244,6 @@ CONFIGS = [
 # ---- weights --------------------------------------------------------------------------------------------------------
 
 A, B = keys(Q)
-DORA = A.replace("lora_A", "lora_magnitude_vector")
 ONE = np.ones((1, 1), "<f4")
 
 
@@ -299,7 +331,7 @@ WEIGHTS = [
     with_entry("zero rows", "two dimensions from 1", shape=[0, 8], data_offsets=[0, 0]),
     with_entry("zero columns", "two dimensions from 1", shape=[4, 0], data_offsets=[0, 0]),
     with_entry("negative rows", "two dimensions from 1", shape=[-4, -8]),
-    with_entry("one dimension", "two dimensions", shape=[32]),
+    with_entry("one dimension", r"has shape \(32,\), not \(4, 8\)", shape=[32]),
     with_entry("three dimensions", "two dimensions", shape=[4, 8, 1]),
     with_entry("no dimensions", "two dimensions", shape=[]),
     with_entry("rows as a float", "two dimensions", shape=[4.0, 8]),
@@ -324,10 +356,10 @@ WEIGHTS = [
     with_weights("B missing", "lora_B.weight' is missing", weights({k: v for k, v in arrays().items() if k != B})),
     with_weights("a tensor of no target", "belongs to no layer", weights({**arrays(), "lm_head.weight": ONE})),
     with_weights("a base weight", "belongs to no layer", weights({**arrays(), f"base_model.model.{Q}.weight": ONE})),
-    with_weights(
-        "a DoRA vector", "belongs to no", weights({**arrays(), A.replace("lora_A", "lora_magnitude_vector"): ONE})
-    ),
-    with_weights("an embedding's factor", "belongs to no", weights({**arrays(), "x.lora_embedding_A": ONE})),
+    with_weights("a DoRA vector without use_dora", "belongs to no", weights(arrays() | magnitudes())),
+    with_weights("an embedding's factors, not targeted", "belongs to no", weights(arrays() | embedding_arrays())),
+    with_weights("a copy of a layer", "belongs to no", weights({**arrays(), name(Q, "base_layer.weight"): ONE})),
+    with_weights("a bias of B", "belongs to no", weights({**arrays(), B.replace("weight", "bias"): ONE})),
     with_weights("a layer beyond the last", "is missing", renamed(A.replace("layers.0", "layers.99"))),
     with_weights("a name with a path", "is missing", renamed("../../" + A)),
     with_weights("a name without the prefix", "is missing", renamed(A.removeprefix("base_model.model."))),
@@ -352,6 +384,66 @@ WEIGHTS = [
     with_numbers("Inf once scaled", "<f4", 1e38, "overflows bfloat16"),
     with_numbers("Inf once scaled and weighted", "<f4", 1.7e37, "overflows bfloat16"),
     with_numbers("Inf in BF16 once scaled", "<u2", 0x7F7F, "overflows bfloat16"),
+]
+
+
+# ---- DoRA, the embedding, whole weights ------------------------------------------------------------------------------
+
+
+def with_both(title: str, reason: str, changes: dict[str, Any], tensors: Arrays) -> Hostile:
+    """A configuration that asks for more, and what comes with it."""
+
+    def spoil(folder: Path) -> None:
+        (folder / CONFIG_FILE).write_text(json.dumps(config(**changes)))
+        (folder / WEIGHTS_FILE).write_bytes(weights(arrays() | tensors))
+
+    return Hostile(title, reason, spoil)
+
+
+def with_magnitude(title: str, reason: str, value: Any) -> Hostile:
+    vectors = magnitudes() | {name(Q, "lora_magnitude_vector"): np.asarray(value, "<f4")}
+    return with_both(f"a magnitude {title}", reason, {"use_dora": True}, vectors)
+
+
+def with_embedding(title: str, reason: str, tensors: Arrays) -> Hostile:
+    targets = {"target_modules": ["q_proj", "down_proj", "embed_tokens"]}
+    return with_both(f"an embedding's {title}", reason, targets, embedding_arrays() | tensors)
+
+
+def with_whole(title: str, reason: str, module: str, value: Any) -> Hostile:
+    tensors = {name(DOWN if module == "down_proj" else module, "weight"): np.asarray(value, "<f4")}
+    return with_both(f"a whole {module} {title}", reason, {"modules_to_save": [module]}, tensors)
+
+
+EMBEDDING_A, EMBEDDING_B = embedding_arrays()
+COPY = name(EMBEDDING, "base_layer.weight")
+BEYOND = [
+    with_magnitude("that is a matrix", r"has shape \(1, 12\), not \(12,\)", np.ones((1, 12))),
+    with_magnitude("too short", r"has shape \(11,\), not \(12,\)", np.ones(11)),
+    with_magnitude("too long", r"has shape \(13,\), not \(12,\)", np.ones(13)),
+    with_magnitude("of NaN", "NaN or Inf", [*np.ones(11), math.nan]),
+    with_magnitude("of Inf", "NaN or Inf", [*np.ones(11), -math.inf]),
+    with_magnitude("that overflows once weighted", "overflows bfloat16", [*np.ones(11), 3.4e37]),
+    with_both("a magnitude of no layer", "belongs to no", {"use_dora": True}, {**magnitudes(), "x": np.ones(3, "<f4")}),
+    with_both(
+        "an embedding with a layer's A", "lora_embedding_A' is missing", {"target_modules": ["embed_tokens"]}, {}
+    ),
+    with_embedding("A transposed", r"has shape \(10, 4\), not \(4, 10\)", {EMBEDDING_A: np.ones((10, 4), "<f4")}),
+    with_embedding("A of a larger vocabulary", r"has shape \(4, 11\)", {EMBEDDING_A: np.ones((4, 11), "<f4")}),
+    with_embedding("B transposed", r"has shape \(4, 8\), not \(8, 4\)", {EMBEDDING_B: np.ones((4, 8), "<f4")}),
+    with_embedding("B of NaN", "NaN or Inf", {EMBEDDING_B: np.full((8, 4), math.nan, "<f4")}),
+    with_embedding("B that overflows", "overflows bfloat16", {EMBEDDING_B: np.full((8, 4), 1e38, "<f4")}),
+    with_embedding("copy too large", r"has shape \(11, 8\), not \(10, 8\)", {COPY: np.ones((11, 8), "<f4")}),
+    with_embedding("copy of NaN", "NaN or Inf", {COPY: np.full((10, 8), math.nan, "<f4")}),
+    with_embedding("two copies", "belongs to no", {COPY: np.ones((10, 8), "<f4"), name(EMBEDDING, "weight"): ONE}),
+    with_whole("of another vocabulary", r"has shape \(11, 8\), not \(10, 8\)", HEAD, np.ones((11, 8))),
+    with_whole("that is a vector", r"has shape \(80,\), not \(10, 8\)", HEAD, np.ones(80)),
+    with_whole("of NaN", "NaN or Inf", HEAD, np.full((10, 8), math.nan)),
+    with_whole("of Inf", "NaN or Inf", EMBEDDING, np.full((10, 8), math.inf)),
+    with_whole("that overflows once weighted", "overflows bfloat16", EMBEDDING, np.full((10, 8), 1e38)),
+    with_whole("too long", r"has shape \(9,\), not \(8,\)", NORM, np.ones(9)),
+    with_whole("that is a matrix", r"has shape \(1, 8\), not \(8,\)", NORM, np.ones((1, 8))),
+    with_whole("beside its pair", "lora_A.weight' belongs to no layer", "down_proj", np.ones((8, 20))),
 ]
 
 
@@ -410,4 +502,4 @@ FOLDERS = [
     Hostile("a sparse terabyte", "where 1 to", lambda folder: os.truncate(folder / WEIGHTS_FILE, 1 << 40)),
 ]
 
-HOSTILE = [*CONFIGS, *WEIGHTS, *FOLDERS]
+HOSTILE = [*CONFIGS, *WEIGHTS, *BEYOND, *FOLDERS]

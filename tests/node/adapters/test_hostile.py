@@ -10,7 +10,7 @@ import pytest
 
 from openlora.node.adapters.format import read_adapter
 from openlora.node.errors import AdapterError
-from tests.node.adapters.adapter_files import LAYOUT, RANK, write_adapter
+from tests.node.adapters.adapter_files import RANK, WHOLE_LAYOUT, write_adapter
 from tests.node.adapters.hostile_adapters import HOSTILE, Hostile
 
 MAX_SECONDS = 2.0
@@ -18,12 +18,12 @@ MAX_RESIDENT_BYTES = 256 * 1024 * 1024
 
 
 def test_there_are_enough_and_each_is_named_once() -> None:
-    assert len(HOSTILE) >= 120
+    assert len(HOSTILE) >= 240
     assert len({hostile.name for hostile in HOSTILE}) == len(HOSTILE)
 
 
 def test_what_they_spoil_was_good(tmp_path: Path) -> None:
-    assert read_adapter(write_adapter(tmp_path), LAYOUT).rank == RANK
+    assert read_adapter(write_adapter(tmp_path), WHOLE_LAYOUT).rank == RANK
 
 
 @pytest.mark.parametrize("hostile", [pytest.param(hostile, id=ascii(hostile.name)) for hostile in HOSTILE])
@@ -32,7 +32,7 @@ def test_refused_with_the_reason(hostile: Hostile, tmp_path: Path) -> None:
     hostile.spoil(folder)
     started = time.perf_counter()
     with pytest.raises(AdapterError, match=hostile.reason) as refusal:
-        read_adapter(folder, LAYOUT)
+        read_adapter(folder, WHOLE_LAYOUT)
     assert time.perf_counter() - started < MAX_SECONDS
     reason = str(refusal.value)
     assert reason.isascii()
@@ -44,12 +44,12 @@ READ_ALL = """
 import json, pathlib, re, sys, time
 from openlora.node.adapters.format import read_adapter
 from openlora.node.errors import AdapterError
-from tests.node.adapters.adapter_files import LAYOUT
+from tests.node.adapters.adapter_files import WHOLE_LAYOUT
 
 def read(folder):
     started = time.perf_counter()
     try:
-        read_adapter(pathlib.Path(folder), LAYOUT)
+        read_adapter(pathlib.Path(folder), WHOLE_LAYOUT)
     except AdapterError:
         return time.perf_counter() - started
     raise SystemExit("accepted " + folder)

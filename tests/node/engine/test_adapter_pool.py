@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from openlora.kernels.types import Difference, LoraFactors
 from openlora.node.adapters.format import AdapterWeights, Factor, RawTensor
 from openlora.node.engine.adapter_pool import AdapterPool
+from openlora.node.engine.loader import Checkpoint
 from openlora.node.engine.lora_tables import LoraTables
 from openlora.node.errors import AdapterError
 
@@ -28,12 +30,23 @@ def weights(value: float, *modules: str, dtype: str = "F32") -> AdapterWeights:
     return AdapterWeights(rank=2, nbytes=1, factors=factors)
 
 
+class Base(Checkpoint):
+    """A base model of one 3 → 5 layer and one norm."""
+
+    def __init__(self) -> None:
+        rng = torch.Generator().manual_seed(0)
+        self.weights = {"m": torch.randn(5, 3, generator=rng), "norm": torch.randn(5, generator=rng)}
+
+    def weight(self, module: str) -> torch.Tensor:
+        return self.weights[module]
+
+
 class Pool(AdapterPool):
     """A pool over tables that can be looked into."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.tables = LoraTables()
-        super().__init__(max_bytes, self.tables, torch.float32, torch.device("cpu"))
+        self.tables, self.base = LoraTables(), Base()
+        super().__init__(max_bytes, self.tables, self.base, torch.float32, torch.device("cpu"))
 
 
 def pool(max_bytes: int = 10 * NBYTES) -> Pool:
@@ -104,3 +117,65 @@ def test_the_budget_refuses_and_changes_nothing() -> None:
         adapters.load("a", weights(3.0))  # … unless a request holds it
     assert adapters.acquire("a") is held
     adapters.check_integrity([held, held])
+
+
+def stored(tensor: torch.Tensor) -> RawTensor:
+    return RawTensor("F32", tuple(tensor.shape), memoryview(np.ascontiguousarray(tensor.numpy()).tobytes()))
+
+
+def dora(magnitude: torch.Tensor, value: float = 0.25) -> AdapterWeights:
+    plain = weights(value).factors["m"]
+    return AdapterWeights(rank=2, nbytes=1, factors={"m": Factor(plain.a, plain.b, plain.scale, stored(magnitude))})
+
+
+def test_dora_is_a_stretch_and_rescaled_factors() -> None:
+    adapters, base, magnitude = pool(), Base().weight("m"), torch.tensor([1.0, 2.0, 0.5, -1.0, 0.0])
+    loaded = adapters.load("k", dora(magnitude))
+    change = adapters.tables["m"][loaded.slot]
+    assert isinstance(change, LoraFactors)
+    assert change.stretch is not None
+    direction = base + 0.5 * torch.full((5, 2), 0.25) @ torch.full((2, 3), 0.25)
+    expected = (magnitude / direction.norm(dim=1)).unsqueeze(1) * direction
+    found = base + change.scale * change.b @ change.a + change.stretch.unsqueeze(1) * base
+    torch.testing.assert_close(found, expected)
+    assert loaded.nbytes == change.nbytes == NBYTES + 4 * 5
+
+
+def test_a_whole_weight_is_kept_as_what_it_differs_by() -> None:
+    adapters, base = pool(), Base()
+    whole = {"m": torch.ones(5, 3), "norm": torch.zeros(5)}
+    replaced = {module: stored(weight) for module, weight in whole.items()}
+    loaded = adapters.load("k", AdapterWeights(rank=1, nbytes=1, factors={}, replaced=replaced))
+    for module, weight in whole.items():
+        change = adapters.tables[module][loaded.slot]
+        assert isinstance(change, Difference)
+        torch.testing.assert_close(base.weight(module) + change.weight, weight)
+    assert loaded.nbytes == 4 * (15 + 5)
+
+
+@pytest.mark.parametrize("magnitude", [3e38, -3e38])
+def test_a_magnitude_too_large_for_its_row_is_refused_and_the_old_adapter_stays(magnitude: float) -> None:
+    adapters = pool()
+    old = adapters.load("k", weights(1.0))
+    with pytest.raises(AdapterError, match=r"magnitudes.*overflow"):
+        adapters.load("k", dora(torch.full((5,), magnitude)))
+    assert adapters.acquire("k") is old
+
+
+def test_a_row_of_zero_norm_has_no_direction() -> None:
+    adapters = pool()
+    base = Base().weight("m")
+    cancelled = Factor(stored(torch.eye(3)[:2]), stored(-base[:, :2]), 1.0, stored(torch.ones(5)))
+    base[:, 2] = 0.0
+    adapters.base.weights["m"] = base
+    with pytest.raises(AdapterError, match=r"magnitudes.*overflow"):
+        adapters.load("k", AdapterWeights(rank=2, nbytes=1, factors={"m": cancelled}))
+
+
+def test_another_effect_has_another_digest() -> None:
+    plain, ones = weights(0.25), torch.ones(5)
+    whole = AdapterWeights(rank=1, nbytes=1, factors={}, replaced={"norm": stored(ones)})
+    effects = [plain, dora(ones), dora(2 * ones), whole, AdapterWeights(1, 1, {}, {"m": stored(ones)})]
+    copied = AdapterWeights(plain.rank, plain.nbytes, plain.factors, copies={"m": stored(ones)})
+    assert len({weights.digest() for weights in effects}) == len(effects)
+    assert copied.digest() == plain.digest()

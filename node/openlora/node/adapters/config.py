@@ -1,7 +1,8 @@
 """`adapter_config.json` under a closed schema: what cannot be served exactly is refused by name.
 
 PEFT's own reader imports what `auto_mapping` names and compiles `target_modules` as a regular expression, so it never
-sees a stranger's file. Here every key is known, every value has one type, and names are literal.
+sees a stranger's file. Here every key is known, every value has one type, and names are literal; what they name is what
+they name in PEFT.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from openlora.node.adapters.config_keys import PASSED_OVER, is_number
 from openlora.node.adapters.strict_json import parse_object, quote
 from openlora.node.errors import AdapterError
 
@@ -17,26 +19,42 @@ CONFIG_FILE: Final = "adapter_config.json"
 MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_RANK: Final = 256
 MAX_NAMES: Final = 4096
-_FLOAT32_MAX: Final = 3.4028234663852886e38
+MAX_LAYER: Final = 4096
+ALL_LINEAR: Final = "all-linear"
 _LITERAL_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
-
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What the weights mean: which modules they target, at which rank, scaled by which alpha."""
+    """What the weights mean: which modules they change, at which rank, scaled by which alpha."""
 
     rank: int
     alpha: float
     rslora: bool
-    target_modules: tuple[str, ...]
+    dora: bool
+    target_modules: tuple[str, ...] | None  # None: every linear layer but the output head
+    exclude_modules: tuple[str, ...]
+    layers_to_transform: frozenset[int] | None  # None: all
+    layers_pattern: tuple[str, ...]  # what stands before a layer's number; none: whatever does
+    modules_to_save: tuple[str, ...]
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
     def targets(self, module: str) -> bool:
-        return any(names(target, module) for target in self.target_modules)
+        """Whether A and B belong to `module`, which is a layer of a kind that may have them."""
+        if any(names(name, module) for name in self.exclude_modules):
+            return False
+        if self.target_modules is None or module in self.target_modules:
+            return True  # a whole name counts in every layer
+        if not any(names(name, module) for name in self.target_modules):
+            return False
+        return self.layers_to_transform is None or self._layer(module) in self.layers_to_transform
+
+    def replaces(self, module: str) -> bool:
+        """Whether the adapter brings the module's whole weight. Any ending will do: "norm" is "input_layernorm" too."""
+        return module.endswith(self.modules_to_save)
 
     def rank_of(self, module: str) -> int:
         return next((rank for name, rank in self.rank_pattern.items() if names(name, module)), self.rank)
@@ -47,10 +65,21 @@ class AdapterConfig:
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
+    def _layer(self, module: str) -> int | None:
+        """The first number in the name that stands where a layer's number does."""
+        parts = module.split(".")
+        for i, part in enumerate(parts[:-1]):
+            before = ".".join(parts[:i])
+            fits = any(names(name, before) for name in self.layers_pattern) if self.layers_pattern else i > 1
+            if part.isdecimal() and fits:
+                return int(part)
+        return None
+
 
 def names(name: str, module: str) -> bool:
-    """Whether the literal `name` is `module` or a dotted tail of it: "q_proj" names "layers.0.self_attn.q_proj"."""
-    return module == name or module.endswith("." + name)
+    """Whether the literal `name` is `module` or a dotted tail of it: "q_proj" names "layers.0.self_attn.q_proj".
+    One that begins with "^" is the whole name."""
+    return module == name.removeprefix("^") or module.endswith("." + name)
 
 
 def parse_config(data: bytes) -> AdapterConfig:
@@ -59,31 +88,53 @@ def parse_config(data: bytes) -> AdapterConfig:
         raise AdapterError(f"{CONFIG_FILE}: larger than {MAX_CONFIG_BYTES // 1024} KiB")
     fields = parse_object(data, CONFIG_FILE)
     for key, value in fields.items():
-        if key in _READ:
-            continue
-        if key not in _HARMLESS:
-            raise AdapterError(f"{CONFIG_FILE}: unknown key {quote(key)}")
-        if not _HARMLESS[key](value):
-            raise AdapterError(f"{CONFIG_FILE}: {key} = {quote(value)} is not supported yet")
+        if key not in _READ:
+            _pass_over(key, value)
     if fields.get("peft_type") != "LORA":
         raise AdapterError(f'{CONFIG_FILE}: peft_type must be "LORA"')
-    rslora = fields.get("use_rslora", False)
-    if type(rslora) is not bool:
-        raise AdapterError(f"{CONFIG_FILE}: use_rslora must be true or false")
+    target_modules = _targets(_required(fields, "target_modules"))
+    layers = _layers(fields.get("layers_to_transform"))
+    layers_pattern = fields.get("layers_pattern") or []
+    if layers is None and layers_pattern:
+        raise AdapterError(f"{CONFIG_FILE}: layers_pattern means nothing without layers_to_transform")
+    if layers is not None and target_modules is None:
+        raise AdapterError(f"{CONFIG_FILE}: layers_to_transform needs a list of target_modules, not {ALL_LINEAR!r}")
     return AdapterConfig(
         rank=_rank("r", _required(fields, "r")),
         alpha=_alpha("lora_alpha", _required(fields, "lora_alpha")),
-        rslora=rslora,
-        target_modules=_literal_names("target_modules", _required(fields, "target_modules")),
+        rslora=_flag("use_rslora", fields.get("use_rslora", False)),
+        dora=_flag("use_dora", fields.get("use_dora", False)),
+        target_modules=target_modules,
+        exclude_modules=_some_names("exclude_modules", fields.get("exclude_modules")),
+        layers_to_transform=layers,
+        layers_pattern=_some_names(
+            "layers_pattern", [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
+        ),
+        modules_to_save=_some_names("modules_to_save", fields.get("modules_to_save")),
         rank_pattern=_pattern("rank_pattern", fields.get("rank_pattern"), _rank),
         alpha_pattern=_pattern("alpha_pattern", fields.get("alpha_pattern"), _alpha),
     )
+
+
+def _pass_over(key: str, value: Any) -> None:
+    """A key that changes nothing, at a value that changes nothing."""
+    if key not in PASSED_OVER:
+        raise AdapterError(f"{CONFIG_FILE}: unknown key {quote(key)}")
+    harmless, otherwise = PASSED_OVER[key]
+    if not harmless(value):
+        raise AdapterError(f"{CONFIG_FILE}: {key} = {quote(value)} is not served: {otherwise}")
 
 
 def _required(fields: Mapping[str, Any], key: str) -> Any:
     if key not in fields:
         raise AdapterError(f"{CONFIG_FILE}: {key} is missing")
     return fields[key]
+
+
+def _flag(key: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise AdapterError(f"{CONFIG_FILE}: {key} must be true or false")
+    return value
 
 
 def _rank(key: str, value: Any) -> int:
@@ -94,15 +145,27 @@ def _rank(key: str, value: Any) -> int:
 
 def _alpha(key: str, value: Any) -> float:
     """Finite in float32 as well, the widest type that the scale is ever applied in."""
-    if not _is_number(value):
+    if not is_number(value):
         raise AdapterError(f"{CONFIG_FILE}: {key} must be a finite 32-bit number, not {quote(value)}")
     return float(value)
 
 
 def _literal_name(key: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) > 256 or not _LITERAL_NAME.fullmatch(value):
-        raise AdapterError(f"{CONFIG_FILE}: {key} must hold literal module names, not {quote(value)}")
+        raise AdapterError(
+            f"{CONFIG_FILE}: {key} must hold literal module names, since patterns are not run, not {quote(value)}"
+        )
     return value
+
+
+def _targets(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, str) and value.lower() == ALL_LINEAR:
+        return None
+    return _literal_names("target_modules", value)
+
+
+def _some_names(key: str, value: Any) -> tuple[str, ...]:
+    return () if value is None or value == [] else _literal_names(key, value)
 
 
 def _literal_names(key: str, value: Any) -> tuple[str, ...]:
@@ -114,71 +177,30 @@ def _literal_names(key: str, value: Any) -> tuple[str, ...]:
     return found
 
 
+def _layers(value: Any) -> frozenset[int] | None:
+    if value is None or value == []:
+        return None
+    found = value if isinstance(value, list) else [value]
+    if len(found) > MAX_LAYER or not all(type(one) is int and 0 <= one < MAX_LAYER for one in found):
+        raise AdapterError(f"{CONFIG_FILE}: layers_to_transform must hold layers' numbers, not {quote(value)}")
+    return frozenset(found)
+
+
 def _pattern(key: str, value: Any, check: Callable[[str, Any], T]) -> Mapping[str, T]:
-    """PEFT's patterns, in their order (the first that matches counts), with literal names for keys."""
+    """PEFT's patterns, in their order (the first that matches counts), with literal names for keys, or "^" before a
+    whole one."""
     if value is None:
         return {}
     if not isinstance(value, dict) or len(value) > MAX_NAMES:
         raise AdapterError(f"{CONFIG_FILE}: {key} must be an object of literal module names, not {quote(value)}")
-    return {_literal_name(key, name): check(f"{key}.{name}", entry) for name, entry in value.items()}
+    for name in value:
+        _literal_name(key, name.removeprefix("^"))
+    return {name: check(f"{key}.{name}", entry) for name, entry in value.items()}
 
 
-# ---- keys that are read past: harmless, at these values only --------------------------------------------------------
-
-
-def _is(*allowed: object) -> Callable[[Any], bool]:
-    """The value is one of `allowed`, type included: 0 is not false."""
-    return lambda value: any(type(value) is type(one) and value == one for one in allowed)
-
-
-def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -_FLOAT32_MAX <= value <= _FLOAT32_MAX
-
-
-_READ: Final = frozenset({"r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern"})
-_NULL = _is(None)
-_FALSE = _is(False, None)
-_HARMLESS: Final[Mapping[str, Callable[[Any], bool]]] = {
-    # provenance, never followed
-    "base_model_name_or_path": _is_text,
-    "revision": _is_text,
-    "peft_version": _is_text,
-    "megatron_core": _is_text,
-    "peft_type": _is_text,  # its value is required above
-    "task_type": _is(None, "CAUSAL_LM"),
-    # training only
-    "inference_mode": _is(True, False),
-    "lora_dropout": _is_number,
-    "init_lora_weights": _is(True, False, "gaussian", "orthogonal"),  # pissa, olora and the like change the base
-    "loftq_config": _is(None, {}),
-    "qalora_group_size": _is_number,  # read with use_qalora alone
-    # other mathematics than s·B·A·x, or more weights than A and B
-    "alora_invocation_tokens": _NULL,
-    "arrow_config": _NULL,
-    "auto_mapping": _NULL,
-    "bias": _is("none"),
-    "corda_config": _NULL,
-    "ensure_weight_tying": _FALSE,
-    "eva_config": _NULL,
-    "exclude_modules": _is(None, []),
-    "fan_in_fan_out": _FALSE,
-    "kasa_config": _NULL,
-    "layer_replication": _NULL,
-    "layers_pattern": _is(None, []),
-    "layers_to_transform": _NULL,
-    "lora_bias": _FALSE,
-    "lora_ga_config": _NULL,
-    "megatron_config": _NULL,
-    "modules_to_save": _is(None, []),
-    "monteclora_config": _NULL,
-    "target_parameters": _is(None, []),
-    "trainable_token_indices": _NULL,
-    "use_bdlora": _FALSE,
-    "use_dora": _FALSE,
-    "use_qalora": _FALSE,
-    "velora_config": _NULL,
-}
+_READ: Final = frozenset(
+    {
+        *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    }
+)

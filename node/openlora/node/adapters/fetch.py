@@ -4,12 +4,12 @@ import asyncio
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE, LinearShape
+from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from openlora.node.adapters.modules import Layout
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.adapters.verify import verify_adapter
 from openlora.node.content import Content, adapter_cid, adapter_digest
@@ -26,9 +26,7 @@ class AdapterFetcher:
     fetching. Content that is missing is asked for again.
     """
 
-    def __init__(
-        self, store: AdapterStore, content: Content, layout: Mapping[str, LinearShape], *, max_adapter_bytes: int
-    ) -> None:
+    def __init__(self, store: AdapterStore, content: Content, layout: Layout, *, max_adapter_bytes: int) -> None:
         self._store = store
         self._content = content
         self._layout = layout
@@ -70,7 +68,7 @@ class AdapterFetcher:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def publish_adapter(directory: Path, content: Content, layout: Mapping[str, LinearShape]) -> bytes:
+async def publish_adapter(directory: Path, content: Content, layout: Layout) -> bytes:
     """Verify the adapter in `directory` and store it; returns its digest, the name it has on chain.
 
     Only the adapter's two files are published: what training leaves beside them (a README, checkpoints) stays behind.

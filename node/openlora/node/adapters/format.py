@@ -1,15 +1,15 @@
 """An adapter directory in PEFT's LoRA format, checked against one base model and read without torch or peft.
 
 Exactly two files: `adapter_config.json` and `adapter_model.safetensors`. What `read_adapter` returns is safe to compute
-with: complete pairs, exact shapes, and no NaN or Inf before or after the cast to bfloat16 and the scaling of B.
+with: complete, of exact shapes, and without NaN or Inf before or after the cast to bfloat16 and the scaling of B.
 """
 
 import math
 import mmap
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, names, parse_config
+from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape, NormShape
 from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
 from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import AdapterError
@@ -32,61 +33,74 @@ _CHUNK_ITEMS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class LinearShape:
-    """A linear layer y = W·x of the base model, W of shape [out_features, in_features]."""
-
-    out_features: int
-    in_features: int
-
-
-@dataclass(frozen=True, slots=True)
 class Factor:
-    """One layer's low-rank term: scale · B·A·x with A [rank, in_features] and B [out_features, rank]."""
+    """One layer's low-rank term: scale · B·A with A [rank, in_features] and B [out_features, rank].
+
+    With a magnitude m [out_features] (DoRA, Liu et al., 2024) the layer's weight W becomes m/‖W + scale·B·A‖ · (W +
+    scale·B·A), the norm taken over each output's inputs.
+    """
 
     a: RawTensor
     b: RawTensor
     scale: float
+    magnitude: RawTensor | None = None
+
+    @property
+    def tensors(self) -> tuple[RawTensor, ...]:
+        return (self.a, self.b) if self.magnitude is None else (self.a, self.b, self.magnitude)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """A whole adapter. `rank` is the largest of its layers', `nbytes` the size of the tensors as stored."""
+    """A whole adapter. `rank` is the largest of its layers', `nbytes` the size of what it changes, as stored."""
 
     rank: int
     nbytes: int
     factors: Mapping[str, Factor]
+    replaced: Mapping[str, RawTensor] = field(default_factory=dict)  # modules_to_save: whole weights
+    copies: Mapping[str, RawTensor] = field(default_factory=dict)  # what PEFT stores of the base, to be equal to it
 
     def digest(self) -> bytes:
-        """Equal for equal effects alone: of every layer's name, scale, and factors as they are stored."""
+        """Equal for equal effects alone: of every module's name, scale, and tensors as they are stored."""
         digest = blake2b(digest_size=32)
         for module, factor in sorted(self.factors.items()):
-            parts = [(raw.dtype, *raw.shape) for raw in (factor.a, factor.b)]
-            digest.update(f"{module} {factor.scale.hex()} {parts}\n".encode())
-            digest.update(factor.a.data)
-            digest.update(factor.b.data)
+            _update(digest, f"{module} {factor.scale.hex()}", factor.tensors)
+        for module, weight in sorted(self.replaced.items()):
+            _update(digest, f"{module} =", [weight])
         return digest.digest()
 
 
-def read_adapter(directory: Path, layout: Mapping[str, LinearShape]) -> AdapterWeights:
-    """Read and check the adapter in `directory` for a base model with the linear layers of `layout`.
+def _update(digest: "blake2b", title: str, tensors: Iterable[RawTensor]) -> None:
+    digest.update(f"{title} {[(raw.dtype, *raw.shape) for raw in tensors]}\n".encode())
+    for raw in tensors:
+        digest.update(raw.data)
 
-    `layout` keys are module names as PEFT writes them, less `base_model.model.`: "model.layers.0.self_attn.q_proj".
+
+def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
+    """Read and check the adapter in `directory` for a base model with the modules of `layout`.
+
     The tensors are views of the memory-mapped file, which must not be written to while they live.
     Raises AdapterError with one sentence that names the file, key or tensor.
     """
     _check_listing(directory)
     config = parse_config(bytes(_contents(directory / CONFIG_FILE, MAX_CONFIG_BYTES)))
-    modules = _targeted(config, layout)
-    numbers = sum(config.rank_of(name) * (layout[name].out_features + layout[name].in_features) for name in modules)
+    saved = _replaced(config, layout)
+    targeted = _targeted(config, layout, saved)
+    numbers = _most_numbers(config, layout, targeted, saved)
     weights = _contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
     tensors = parse_tensors(weights, WEIGHTS_FILE)
-    factors = {module: _factor(module, layout[module], config, tensors) for module in modules}
+    factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
+    replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
+    copies = _copies(layout, targeted, tensors)
     if tensors:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of target_modules")
+    changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values()]
     return AdapterWeights(
-        rank=max(factor.a.shape[0] for factor in factors.values()),
-        nbytes=sum(len(factor.a.data) + len(factor.b.data) for factor in factors.values()),
+        rank=max((factor.a.shape[0] for factor in factors.values()), default=1),
+        nbytes=sum(len(raw.data) for raw in changes),
         factors=factors,
+        replaced=replaced,
+        copies=copies,
     )
 
 
@@ -119,47 +133,95 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
         raise AdapterError(f"{path.name}: cannot be read as a plain file ({error.strerror})") from error
 
 
-def _targeted(config: AdapterConfig, layout: Mapping[str, LinearShape]) -> list[str]:
-    """The layers that the adapter changes; every name in its configuration must name one of them."""
-    modules = [module for module in layout if config.targets(module)]
-    for key in ("target_modules", "rank_pattern", "alpha_pattern"):
-        for name in getattr(config, key):
-            if not any(names(name, module) for module in (layout if key == "target_modules" else modules)):
+def _replaced(config: AdapterConfig, layout: Layout) -> Layout:
+    """The modules whose whole weights the adapter brings."""
+    for name in config.modules_to_save:
+        if not any(module.endswith(name) for module in layout):
+            raise AdapterError(
+                f"{CONFIG_FILE}: modules_to_save names {quote(name)}, but this base model's linear layers, "
+                "embedding and norms can be replaced"
+            )
+    return {module: shape for module, shape in layout.items() if config.replaces(module)}
+
+
+def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str, LinearShape | EmbeddingShape]:
+    """The layers that get A and B; every name in the configuration must name one."""
+    fit = {module: shape for module, shape in layout.items() if not isinstance(shape, NormShape)}
+    if config.target_modules is None:
+        fit = {module: shape for module, shape in fit.items() if isinstance(shape, LinearShape) and module != HEAD}
+    modules = {module: shape for module, shape in fit.items() if config.targets(module) and module not in saved}
+    for key, among in (("target_modules", fit), ("rank_pattern", modules), ("alpha_pattern", modules)):
+        for name in getattr(config, key) or ():
+            if not any(names(name, module) for module in among):
                 raise AdapterError(
                     f"{CONFIG_FILE}: {key} names {quote(name)}, which is no linear layer of this base model"
                 )
+    if not modules:
+        raise AdapterError(f"{CONFIG_FILE}: target_modules and what excludes from them leave no linear layer")
     return modules
 
 
-def _factor(module: str, shape: LinearShape, config: AdapterConfig, tensors: dict[str, RawTensor]) -> Factor:
-    """The module's pair, taken out of `tensors`."""
+def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
+    """What the weights can hold: A, B and magnitudes; whole weights; copies of the embedding and the head."""
+    low_rank = sum((config.rank_of(module) + config.dora) * sum(shape.weight) for module, shape in targeted.items())
+    whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
+    return low_rank + sum(math.prod(shape.weight) for shape in whole)
+
+
+def _factor(
+    module: str, shape: LinearShape | EmbeddingShape, config: AdapterConfig, tensors: dict[str, RawTensor]
+) -> Factor:
+    """The module's pair and magnitude, taken out of `tensors`."""
     rank, scale = config.rank_of(module), config.scale_of(module)
     growth = max(1.0, abs(scale) * MAX_RECIPE_WEIGHT)
     if growth > BFLOAT16_MAX:  # would be Inf, and Inf · 0 is NaN
         raise AdapterError(f"{CONFIG_FILE}: the scale {scale:g} of {module} overflows bfloat16")
-    a = _take(tensors, f"{_KEY_PREFIX}{module}.lora_A.weight", (rank, shape.in_features))
-    b = _take(tensors, f"{_KEY_PREFIX}{module}.lora_B.weight", (shape.out_features, rank))
-    _check_numbers(f"{_KEY_PREFIX}{module}.lora_A.weight", a, 1.0)
-    _check_numbers(f"{_KEY_PREFIX}{module}.lora_B.weight", b, growth)
-    return Factor(a, b, scale)
+    a, b = ("lora_A.weight", "lora_B.weight")
+    if isinstance(shape, EmbeddingShape):
+        a, b = ("lora_embedding_A", "lora_embedding_B")
+    magnitude = None
+    if config.dora:
+        magnitude = _take(tensors, f"{module}.lora_magnitude_vector", (shape.out_features,), MAX_RECIPE_WEIGHT)
+    return Factor(
+        a=_take(tensors, f"{module}.{a}", (rank, shape.in_features), 1.0),
+        b=_take(tensors, f"{module}.{b}", (shape.out_features, rank), growth),
+        scale=scale,
+        magnitude=magnitude,
+    )
 
 
-def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, int]) -> RawTensor:
+def _whole(name: str, shape: ModuleShape, tensors: dict[str, RawTensor]) -> RawTensor:
+    return _take(tensors, name, shape.weight, MAX_RECIPE_WEIGHT)
+
+
+def _copies(layout: Layout, targeted: Layout, tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:
+    """PEFT's save_embedding_layers: the base's embedding and head, without being asked where either is targeted."""
+    copies = {}
+    for module, shape in layout.items():
+        name = f"{module}.base_layer.weight" if module in targeted else f"{module}.weight"
+        if _is_copied(module, shape) and _KEY_PREFIX + name in tensors:
+            copies[module] = _whole(name, shape, tensors)
+    return copies
+
+
+def _is_copied(module: str, shape: ModuleShape) -> bool:
+    return module == HEAD or isinstance(shape, EmbeddingShape)
+
+
+def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, ...], growth: float) -> RawTensor:
+    """A tensor of exactly this shape, without NaN or Inf as stored and in bfloat16 once multiplied by `growth`."""
+    name = _KEY_PREFIX + name
     tensor = tensors.pop(name, None)
     if tensor is None:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} is missing")
     if tensor.shape != shape:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} has shape {tensor.shape}, not {shape}")
-    return tensor
-
-
-def _check_numbers(name: str, tensor: RawTensor, growth: float) -> None:
-    """No NaN or Inf as stored, nor in bfloat16 once multiplied by `growth`."""
     largest = largest_magnitude(tensor)
     if not math.isfinite(largest):
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} holds NaN or Inf")
     if largest * growth > BFLOAT16_MAX:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} overflows bfloat16 once cast and scaled")
+    return tensor
 
 
 def largest_magnitude(tensor: RawTensor) -> float:

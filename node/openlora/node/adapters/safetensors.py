@@ -1,9 +1,10 @@
-"""The safetensors container, read as from a stranger: two-dimensional float tensors that tile the file exactly.
+"""The safetensors container, read as from a stranger: float vectors and matrices that tile the file exactly.
 
 Layout (https://huggingface.co/docs/safetensors): u64 little-endian header length · JSON header · data. The header maps
 each name to {dtype, shape, data_offsets}, and optionally `__metadata__` to an object of strings.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -21,10 +22,10 @@ ITEM_BYTES: Final[Mapping[Dtype, int]] = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """A row-major matrix as it lies in the file; `data` is a read-only view, aligned to the element."""
+    """A vector, or a row-major matrix, as it lies in the file; `data` is a read-only view, aligned to the element."""
 
     dtype: Dtype
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     data: memoryview
 
 
@@ -33,7 +34,7 @@ class _Span:
     begin: int
     end: int
     dtype: Dtype
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 def parse_tensors(contents: memoryview, file: str) -> dict[str, RawTensor]:
@@ -78,18 +79,18 @@ def _span(name: str, entry: Any, file: str) -> _Span:
     dtype = next((known for known in ITEM_BYTES if known == entry["dtype"]), None)
     if dtype is None:
         raise AdapterError(f"{where} has dtype {quote(entry['dtype'])}; F32, F16 and BF16 are served")
-    if not _is_pair(shape) or not all(1 <= size <= MAX_DIMENSION for size in shape):
-        raise AdapterError(f"{where} must have two dimensions from 1 to {MAX_DIMENSION}, not {quote(shape)}")
-    if not _is_pair(offsets) or not 0 <= offsets[0] <= offsets[1]:
+    if not _are_integers(shape, (1, 2)) or not all(1 <= size <= MAX_DIMENSION for size in shape):
+        raise AdapterError(f"{where} must have one or two dimensions from 1 to {MAX_DIMENSION}, not {quote(shape)}")
+    if not _are_integers(offsets, (2,)) or not 0 <= offsets[0] <= offsets[1]:
         raise AdapterError(f"{where} has malformed data_offsets {quote(offsets)}")
     # Python's integers do not wrap: 2^31 · 2^31 · 4 stays a number that no file has.
-    if offsets[1] - offsets[0] != shape[0] * shape[1] * ITEM_BYTES[dtype]:
+    if offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
         raise AdapterError(f"{where} has not the number of bytes that its shape needs")
-    return _Span(offsets[0], offsets[1], dtype, (shape[0], shape[1]))
+    return _Span(offsets[0], offsets[1], dtype, tuple(shape))
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
+def _are_integers(value: Any, counts: tuple[int, ...]) -> bool:
+    return isinstance(value, list) and len(value) in counts and all(type(one) is int for one in value)
 
 
 def _check_tiling(spans: Mapping[str, _Span], data_bytes: int, file: str) -> None:

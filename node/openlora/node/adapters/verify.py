@@ -1,7 +1,7 @@
 """Is the adapter in this folder safe to serve? Asked of a child process, which holds no key and little memory.
 
     python -I -m openlora.node.adapters.verify
-    stdin   {"directory": "/…", "layout": {"model.layers.0.self_attn.q_proj": [576, 576], …}}
+    stdin   {"directory": "/…", "layout": {"model.layers.0.self_attn.q_proj": ["LinearShape", 576, 576], …}}
     stdout  {"ok": true, "rank": 16, "nbytes": 19537920}  or  {"ok": false, "error": "…"}
 
 The child starts with an empty environment and no inherited file descriptors, limits its own memory and time, leaves the
@@ -14,12 +14,12 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
-from openlora.node.adapters.format import WEIGHTS_FILE, LinearShape, read_adapter
+from openlora.node.adapters.format import WEIGHTS_FILE, read_adapter
+from openlora.node.adapters.modules import Layout, ModuleShape
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 
 MAX_PRIVATE_BYTES: Final = 192 * 1024 * 1024  # numpy takes about 40 MiB of it
@@ -39,12 +39,10 @@ class Verified:
     nbytes: int
 
 
-async def verify_adapter(
-    directory: Path, layout: Mapping[str, LinearShape], *, timeout_s: float = TIMEOUT_S
-) -> Verified:
+async def verify_adapter(directory: Path, layout: Layout, *, timeout_s: float = TIMEOUT_S) -> Verified:
     """Run `read_adapter` on `directory` in a child. Raises AdapterError with the reason, or
     AdapterCheckFailed if there is none because the child died or took too long."""
-    shapes = {module: (shape.out_features, shape.in_features) for module, shape in layout.items()}
+    shapes = {module: (type(shape).__name__, *astuple(shape)) for module, shape in layout.items()}
     question = json.dumps({"directory": str(directory), "layout": shapes}).encode()
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -87,11 +85,12 @@ def main() -> None:
     question = json.loads(sys.stdin.buffer.read())
     directory = Path(question["directory"])
     confine(directory)
-    layout = {module: LinearShape(*shape) for module, shape in question["layout"].items()}
+    kinds = {kind.__name__: kind for kind in get_args(ModuleShape)}
+    layout = {module: kinds[kind](*sizes) for module, (kind, *sizes) in question["layout"].items()}
     json.dump(_answer(directory, layout), sys.stdout)
 
 
-def _answer(directory: Path, layout: Mapping[str, LinearShape]) -> dict[str, Any]:
+def _answer(directory: Path, layout: Layout) -> dict[str, Any]:
     try:
         weights = read_adapter(directory, layout)
     except AdapterError as error:

@@ -32,7 +32,7 @@ def publish(
     output = Output(json)
 
     async def run() -> None:
-        layout = DecoderConfig.from_path(model).layout()
+        layout = DecoderConfig.from_path(model).modules()
         base_id = base_model_id(model)
         async with participant(client) as peer:
             digest = await peer.market.publish_adapter(directory, layout, base_id, datanet or (), name)

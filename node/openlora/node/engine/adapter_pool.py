@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from openlora.kernels.types import LoraFactors
-from openlora.node.adapters.format import AdapterWeights, RawTensor
+from openlora.node.adapters.format import AdapterWeights
+from openlora.node.engine import changes
+from openlora.node.engine.loader import Checkpoint
 from openlora.node.engine.lora_tables import FactorStore
 from openlora.node.errors import AdapterError
-
-_NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 @dataclass(eq=False, slots=True)
@@ -36,9 +33,12 @@ class AdapterPool:
     leaves memory with its last request; its slot is used again only then.
     """
 
-    def __init__(self, max_bytes: int, store: FactorStore, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, max_bytes: int, store: FactorStore, base: Checkpoint, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._max_bytes = max_bytes
         self._store = store
+        self._base = base
         self._dtype = dtype
         self._device = device
         self._by_key: dict[str, ResidentAdapter] = {}
@@ -54,10 +54,8 @@ class AdapterPool:
 
     def load(self, key: str, weights: AdapterWeights) -> ResidentAdapter:
         """Put `weights` into a slot and let `key` name it from now on. Raises AdapterError beyond the budget, or beyond
-        the machine's memory."""
-        nbytes = self._dtype.itemsize * sum(
-            factor.a.shape[0] * (factor.a.shape[1] + factor.b.shape[0]) for factor in weights.factors.values()
-        )
+        the machine's memory, and where the base's own numbers do not do for it."""
+        nbytes = changes.nbytes(weights, self._dtype)
         old = self._by_key.get(key)
         kept = self.nbytes - (old.nbytes if old is not None and not old.users else 0)
         if kept + nbytes > self._max_bytes:
@@ -65,13 +63,10 @@ class AdapterPool:
                 f"the adapter needs {nbytes} bytes and {kept} of the {self._max_bytes} for adapters are in use; "
                 "unload others first"
             )
+        found = changes.changes(weights, self._base, self._dtype, self._device)
         self.unload(key)
         adapter = ResidentAdapter(key, self._free_slot(), weights.rank, nbytes, weights.digest())
-        factors = {
-            module: LoraFactors(self._tensor(factor.a), self._tensor(factor.b), factor.scale)
-            for module, factor in weights.factors.items()
-        }
-        self._store.put(adapter.slot, factors)
+        self._store.put(adapter.slot, found)
         self._slots[adapter.slot] = adapter
         self._by_key[key] = adapter
         return adapter
@@ -115,11 +110,3 @@ class AdapterPool:
         if None not in self._slots:
             self._slots.append(None)
         return self._slots.index(None)
-
-    def _tensor(self, raw: RawTensor) -> Tensor:
-        """A copy of the mapped file's numbers, in the dtype that the model computes in."""
-        array = np.frombuffer(raw.data, _NUMPY_DTYPES[raw.dtype]).copy()
-        tensor = torch.from_numpy(array)
-        if raw.dtype == "BF16":
-            tensor = tensor.view(torch.bfloat16)
-        return tensor.reshape(raw.shape).to(self._device, self._dtype)

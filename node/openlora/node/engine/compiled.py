@@ -8,7 +8,7 @@ import torch
 
 from openlora.kernels.cpu import decoder as cpu
 from openlora.kernels.errors import KernelsUnavailable
-from openlora.kernels.types import LoraFactors
+from openlora.kernels.types import Change, LoraFactors
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
@@ -51,7 +51,7 @@ class CompiledRunner:
         self.backend = f"cpu-{self._decoder.instructions}"
         self.dtype = torch.bfloat16
         self.device = torch.device("cpu")
-        self.factors = _PackedFactors(self._decoder)
+        self.factors = _PackedFactors(self._decoder, config.names.embedding)
 
     def run(self, chunks: Sequence[Chunk]) -> Outputs:
         params = [chunk.sequence.sampling for chunk in chunks]
@@ -67,11 +67,17 @@ class CompiledRunner:
 class _PackedFactors:
     """The decoder's adapters as a FactorStore."""
 
-    def __init__(self, decoder: cpu.CpuDecoder) -> None:
+    def __init__(self, decoder: cpu.CpuDecoder, embedding: str) -> None:
         self._decoder = decoder
+        self._embedding = embedding
         self._filled: set[int] = set()
 
-    def put(self, slot: int, factors: Mapping[str, LoraFactors]) -> None:
+    def put(self, slot: int, changes: Mapping[str, Change]) -> None:
+        factors: dict[str, LoraFactors] = {}
+        for module, change in changes.items():
+            if module == self._embedding or not isinstance(change, LoraFactors) or change.stretch is not None:
+                raise AdapterError("the compiled kernels serve no embedding's adapter, DoRA or whole weights")
+            factors[module] = change
         try:
             self._decoder.load_adapter(slot, {_place(module): factor for module, factor in factors.items()})
         except MemoryError as error:

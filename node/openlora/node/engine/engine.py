@@ -13,7 +13,7 @@ from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
 from openlora.node.engine.admission import check_adapters, check_prompt, check_request
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import load_weights
+from openlora.node.engine.loader import Checkpoint, load_weights
 from openlora.node.engine.messages import (
     AdapterLoaded,
     AdapterRefused,
@@ -60,8 +60,9 @@ class Engine:
     adapters, and a row that turns NaN or infinite ends its own request alone.
     """
 
-    def __init__(self, config: DecoderConfig, runner: Runner, limits: EngineLimits) -> None:
-        """`runner` computes the model of `config` with `limits.pages` pages of `limits.page_tokens` tokens."""
+    def __init__(self, config: DecoderConfig, runner: Runner, limits: EngineLimits, checkpoint: Checkpoint) -> None:
+        """`runner` computes the model of `config`, which `checkpoint` holds, with `limits.pages` pages of
+        `limits.page_tokens` tokens."""
         blocks = BlockAllocator(limits.pages, limits.page_tokens)
         kv_tokens = blocks.pages * blocks.page_tokens
         self.info = ModelInfo(
@@ -74,12 +75,12 @@ class Engine:
             backend=runner.backend,
         )
         self._limits = limits
-        self._layout = config.layout()
+        self._layout = config.modules()
         self._eos = frozenset(config.eos_token_ids)
         self._blocks = blocks
         self._scheduler = Scheduler(limits, blocks)
         self._base = secrets.token_bytes(32)  # stands for the base model: no cached page outlives this engine
-        self._adapters = AdapterPool(limits.adapter_bytes, runner.factors, runner.dtype, runner.device)
+        self._adapters = AdapterPool(limits.adapter_bytes, runner.factors, checkpoint, runner.dtype, runner.device)
         self._runner = runner
         self._sequences: dict[str, Sequence] = {}
         self._refused: list[Refused] = []
@@ -101,7 +102,9 @@ class Engine:
         """
         limits = limits or EngineLimits()
         config = DecoderConfig.from_path(path)
-        return cls(config, best_runner(config, load_weights(path, config, dtype), limits, cache_dir), limits)
+        checkpoint = Checkpoint(path, config)
+        runner = best_runner(config, load_weights(path, config, dtype), limits, cache_dir)
+        return cls(config, runner, limits, checkpoint)
 
     @property
     def has_work(self) -> bool:

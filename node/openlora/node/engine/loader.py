@@ -34,9 +34,44 @@ def load_weights(path: Path, config: DecoderConfig, dtype: str) -> DecoderWeight
 
     Raises ModelError if a tensor is missing, misshapen, of a kind that is not served, or not the model's.
     """
-    source: TensorSource = SafetensorsSource(path) if path.is_dir() else GgufSource(GgufFile(path), config)
+    source = open_source(path, config)
     _check_tensors(source, config)
     return _Builder(source, config, choose_dtype(dtype, source, f"{config.names.embedding}.weight")).weights()
+
+
+def open_source(path: Path, config: DecoderConfig) -> TensorSource:
+    return SafetensorsSource(path) if path.is_dir() else GgufSource(GgufFile(path), config)
+
+
+class Checkpoint:
+    """The base model's files, read again for an adapter whose effect depends on the base's numbers."""
+
+    def __init__(self, path: Path, config: DecoderConfig) -> None:
+        self._path = path
+        self._config = config
+        self._stamps = _stamps(path)
+
+    def weight(self, module: str) -> Tensor:
+        """A module's weight as it is stored. Raises ModelError, also if the files are not those of the start."""
+        if _stamps(self._path) != self._stamps:
+            raise ModelError(f"{self._path} was changed after the engine had loaded it; start the engine again")
+        names = self._config.names
+        stored = names.embedding if module == names.head and self._config.tied_head else module
+        return open_source(self._path, self._config).tensor(f"{stored}.weight")
+
+    def matrix(self, module: str) -> Tensor:
+        """A layer's weight as [out, in], the embedding's too."""
+        weight = self.weight(module)
+        return weight.T if module == self._config.names.embedding else weight
+
+
+def _stamps(path: Path) -> list[tuple[int, int, int]]:
+    """Which files these are, and when they were written last."""
+    try:
+        stats = [file.stat() for file in (_weight_files(path) if path.is_dir() else [path])]
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def choose_dtype(wanted: str, source: TensorSource, embedding: str) -> torch.dtype:

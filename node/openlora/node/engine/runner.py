@@ -89,7 +89,8 @@ class OpsRunner:
             slots=pages * self._page_tokens + positions % self._page_tokens,
             attention={window: self._plan_attention(attention, window) for window in set(self._model.config.windows)},
             output_rows=self._index(outputs),
-            lora=self._lora(chunks),
+            lora=self._lora(chunks, [chunk.length for chunk in chunks]),
+            output_lora=self._lora(chunks, [chunk.outputs for chunk in chunks]),
         )
 
     def _plan_attention(self, batch: AttentionBatch, window: int | None) -> AttentionPlan:
@@ -101,14 +102,11 @@ class OpsRunner:
         rows = (chunk.sequence.pages + [0] * (width - len(chunk.sequence.pages)) for chunk in chunks)
         return self._index(chain.from_iterable(rows)).view(len(chunks), width)
 
-    def _lora(self, chunks: Sequence[Chunk]) -> LoraBatch | None:
+    def _lora(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> LoraBatch | None:
+        """The adapters of `rows` rows of each chunk."""
         if not any(chunk.sequence.adapters for chunk in chunks):
             return None
-        return LoraBatch(
-            plan=self._lora_plan(chunks, [chunk.length for chunk in chunks]),
-            output_plan=self._lora_plan(chunks, [chunk.outputs for chunk in chunks]),
-            tables=self.factors,
-        )
+        return LoraBatch(self._lora_plan(chunks, rows), self.factors)
 
     def _lora_plan(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> LoraPlan:
         """Every row of a chunk carries the entries of its sequence's recipe."""

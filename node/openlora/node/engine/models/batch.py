@@ -12,10 +12,9 @@ from openlora.node.engine.lora_tables import LoraTables
 
 @dataclass(frozen=True, slots=True)
 class LoraBatch:
-    """The adapters of a batch; the plans list each row's (slot, weight) entries, the tables each layer's factors."""
+    """The adapters of some rows: the plan lists each row's (slot, weight) entries, the tables what adapters add."""
 
-    plan: LoraPlan  # over all rows
-    output_plan: LoraPlan  # over the rows that reach the head
+    plan: LoraPlan
     tables: LoraTables
 
 
@@ -28,7 +27,8 @@ class Batch:
     slots: Tensor  # [T] int32: where the rows' keys and values go
     attention: Mapping[int | None, AttentionPlan]  # by window
     output_rows: Tensor  # [N] int32: the rows whose next-token logits are wanted
-    lora: LoraBatch | None  # None: no row uses an adapter
+    lora: LoraBatch | None  # of all rows; None: none uses an adapter
+    output_lora: LoraBatch | None  # of the output rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from openlora.node.adapters.format import LinearShape
+from openlora.node.adapters.modules import EmbeddingShape, LinearShape, ModuleShape, NormShape
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.engine.models import gguf_config, hf_config
 from openlora.node.engine.models.names import Names
@@ -74,7 +74,7 @@ class DecoderConfig:
                 raise ModelError(f"a soft cap of {cap} is not positive")
 
     def layout(self) -> dict[str, LinearShape]:
-        """Every linear layer that an adapter may change, by its name as PEFT writes it less `base_model.model.`."""
+        """Every linear layer, by its name as PEFT writes it less `base_model.model.`."""
         linears = self._layer_linears()
         shapes = {
             f"{self.names.layers}.{layer}.{name}": shape
@@ -82,6 +82,17 @@ class DecoderConfig:
             for name, (shape, _) in linears.items()
         }
         return shapes | {self.names.head: LinearShape(self.vocab_size, self.hidden_size)}
+
+    def modules(self) -> dict[str, ModuleShape]:
+        """Every module that an adapter may change: the embedding, the linear layers, and norms without a bias."""
+        tensors = self.tensors()
+        norms = {
+            name.removesuffix(".weight"): NormShape(*shape)
+            for name, shape in tensors.items()
+            if len(shape) == 1 and name.endswith(".weight") and f"{name.removesuffix('weight')}bias" not in tensors
+        }
+        embedding = {self.names.embedding: EmbeddingShape(self.hidden_size, self.vocab_size)}
+        return {**embedding, **self.layout(), **norms}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a checkpoint, as Hugging Face names them."""

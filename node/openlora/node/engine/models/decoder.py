@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openlora.kernels.ops import LoraPlan, Ops
-from openlora.node.engine.models.batch import Batch, KvCache
+from openlora.kernels.ops import Ops
+from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
 from openlora.node.engine.models.config import DecoderConfig
 
 
@@ -71,32 +71,36 @@ class Decoder:
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Write the batch's keys and values to the cache; return the logits [N, vocabulary] float32 of output_rows."""
-        x = F.embedding(batch.tokens, self._weights.embedding)
-        if self._embedding_scale != 1.0:
-            x = x * self._embedding_scale
+        x = self._embed(batch)
         for number, layer in enumerate(self._weights.layers):
-            attended = self._attention(number, self._norm(x, layer.attention_norm), batch, cache)
+            attended = self._attention(number, self._norm(x, layer.attention_norm, batch.lora), batch, cache)
             before = x
-            x = x + self._norm(attended, layer.post_attention_norm)
-            made = self._mlp(layer, self._norm(before if self.config.parallel else x, layer.mlp_norm), batch)
-            x = x + self._norm(made, layer.post_mlp_norm)
-        hidden = self._norm(x.index_select(0, batch.output_rows), self._weights.norm)
-        plan = batch.lora.output_plan if batch.lora else None
-        logits = self._project(self._weights.head, hidden, batch, plan, torch.float32)
+            x = x + self._norm(attended, layer.post_attention_norm, batch.lora)
+            read = before if self.config.parallel else x
+            made = self._mlp(layer, self._norm(read, layer.mlp_norm, batch.lora), batch)
+            x = x + self._norm(made, layer.post_mlp_norm, batch.lora)
+        hidden = self._norm(x.index_select(0, batch.output_rows), self._weights.norm, batch.output_lora)
+        logits = self._project(self._weights.head, hidden, batch.output_lora, torch.float32)
         cap = self.config.logit_soft_cap
         return logits if cap is None else self._ops.soft_cap(logits, cap)
 
+    def _embed(self, batch: Batch) -> Tensor:
+        x, lora = F.embedding(batch.tokens, self._weights.embedding), batch.lora
+        if lora is not None and (table := lora.tables.get(self.config.names.embedding)) is not None:
+            self._ops.lora_embedding_(x, batch.tokens, lora.plan, table)
+        return x if self._embedding_scale == 1.0 else x * self._embedding_scale
+
     def _attention(self, number: int, x: Tensor, batch: Batch, cache: KvCache) -> Tensor:
-        config, layer, plan = self.config, self._weights.layers[number], batch.lora.plan if batch.lora else None
+        config, layer, lora = self.config, self._weights.layers[number], batch.lora
         keys, values, attention = cache.keys[number], cache.values[number], batch.attention[config.windows[number]]
-        qkv = self._project(layer.qkv, x, batch, plan).view(len(x), -1, config.head_size)
+        qkv = self._project(layer.qkv, x, lora).view(len(x), -1, config.head_size)
         q, k, v = self._split(qkv)
-        q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
+        q, k = self._norm(q, layer.q_norm, lora), self._norm(k, layer.k_norm, lora)
         self._ops.rope_(q, k, batch.positions, self._rope_table)
         self._ops.kv_append_(k, v, keys, values, batch.slots)
         scale, cap = config.attention_scale, config.attention_soft_cap
         o = self._ops.paged_attention(q, keys, values, attention, scale, cap)
-        return self._project(layer.o, o.flatten(1), batch, plan)
+        return self._project(layer.o, o.flatten(1), lora)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of [T, H + 2K, D]; a fused projection has each group's heads together."""
@@ -109,26 +113,32 @@ class Decoder:
         return q, k, v
 
     def _mlp(self, layer: Layer, x: Tensor, batch: Batch) -> Tensor:
-        plan = batch.lora.plan if batch.lora else None
-        inner = self._activate(self._project(layer.gate_up, x, batch, plan))
-        return self._project(layer.down, inner, batch, plan)
+        inner = self._activate(self._project(layer.gate_up, x, batch.lora))
+        return self._project(layer.down, inner, batch.lora)
 
-    def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
+    def _norm(self, x: Tensor, norm: Norm | None, lora: LoraBatch | None) -> Tensor:
+        """The norm, or nothing where there is none; each row under the weight that its adapters make of it."""
         if norm is None:
             return x
-        if norm.bias is None:
-            return self._ops.rms_norm(x, norm.weight, self.config.norm_eps)
-        return self._ops.layer_norm(x, norm.weight, norm.bias, self.config.norm_eps)
+        if norm.bias is not None:
+            return self._ops.layer_norm(x, norm.weight, norm.bias, self.config.norm_eps)
+        weight = norm.weight
+        if lora is not None and (table := lora.tables.get(norm.module)) is not None:
+            weight = weight.repeat(len(x), 1)
+            self._ops.lora_vector_(weight, lora.plan, table)
+            weight = weight if x.ndim == 2 else weight.unsqueeze(1)  # all heads of a row have the same
+        return self._ops.rms_norm(x, weight, self.config.norm_eps)
 
     def _project(
-        self, layer: Projection, x: Tensor, batch: Batch, plan: LoraPlan | None, out_dtype: torch.dtype | None = None
+        self, layer: Projection, x: Tensor, lora: LoraBatch | None, out_dtype: torch.dtype | None = None
     ) -> Tensor:
         """The linear layers, and on top of each what the rows' adapters add to it."""
         y = self._ops.linear(x, layer.weight, layer.bias, out_dtype)
-        if batch.lora is not None and plan is not None:
+        if lora is not None:
             for module, columns in layer.parts:
-                if (table := batch.lora.tables.get(module)) is not None:
-                    self._ops.lora_(y[:, columns], x, plan, table)
+                if (table := lora.tables.get(module)) is not None:
+                    bias = None if layer.bias is None else layer.bias[columns]
+                    self._ops.lora_(y[:, columns], x, lora.plan, table, bias)
         return y
 
 

@@ -1,0 +1,69 @@
+"""The keys of `adapter_config.json` that are passed over, each at the values that change nothing."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+FLOAT32_MAX: Final = 3.4028234663852886e38
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -FLOAT32_MAX <= value <= FLOAT32_MAX
+
+
+def _is(*allowed: object) -> Callable[[Any], bool]:
+    """The value is one of `allowed`, type included: 0 is not false."""
+    return lambda value: any(type(value) is type(one) and value == one for one in allowed)
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_settings(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+_NULL = _is(None)
+_FALSE = _is(False, None)
+_EMPTY = _is(None, [])
+_TEXT = "text is expected"
+_NUMBER = "a finite number is expected"
+_CONVERT = "the base's weights change; save plain LoRA by path_initial_model_for_weight_conversion"
+_PLAIN = "train plain LoRA or DoRA instead"
+
+# Key: what its value may be, and what is wrong with any other.
+PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    # provenance, never followed
+    "base_model_name_or_path": (_is_text, _TEXT),
+    "revision": (_is_text, _TEXT),
+    "peft_version": (_is_text, _TEXT),
+    "megatron_core": (_is_text, _TEXT),
+    "peft_type": (_is_text, _TEXT),  # its value is required elsewhere
+    "task_type": (_is(None, "CAUSAL_LM"), "adapters of causal language models are"),
+    # training only
+    "inference_mode": (_is(True, False), "true or false is expected"),
+    "lora_dropout": (is_number, _NUMBER),
+    "init_lora_weights": (_is(True, False, "gaussian", "orthogonal", "eva", "mica"), _CONVERT),
+    "eva_config": (_is_settings, "an object is expected"),
+    "loftq_config": (_is(None, {}), "LoftQ quantises the base; " + _PLAIN),
+    "qalora_group_size": (is_number, _NUMBER),  # read with use_qalora alone
+    # other mathematics than ours, or other weights
+    "alora_invocation_tokens": (_NULL, "aLoRA acts from its invocation tokens on; " + _PLAIN),
+    "arrow_config": (_NULL, "Arrow chooses adapters by token; name them in a recipe instead"),
+    "auto_mapping": (_NULL, "nothing is imported for an adapter; train it on a model class of transformers"),
+    "bias": (_is("none"), 'trained biases; train with bias "none"'),
+    "corda_config": (_NULL, "CorDA: " + _CONVERT),
+    "ensure_weight_tying": (_FALSE, "adapters of tied weights are independent; save without it"),
+    "fan_in_fan_out": (_FALSE, "weights lie [out, in]; train on a model of nn.Linear layers"),
+    "kasa_config": (_NULL, "KaSA; " + _PLAIN),
+    "layer_replication": (_NULL, "the base has its own layers alone; train on it without replication"),
+    "lora_bias": (_FALSE, "a bias of B; train without it"),
+    "lora_ga_config": (_NULL, "LoRA-GA: " + _CONVERT),
+    "megatron_config": (_NULL, "Megatron's parallel layers; save for one device"),
+    "monteclora_config": (_NULL, "MonteCLoRA; " + _PLAIN),
+    "target_parameters": (_EMPTY, "bare parameters; name modules in target_modules"),
+    "trainable_token_indices": (_NULL, "trained tokens; save the whole embedding with modules_to_save instead"),
+    "use_bdlora": (_FALSE, "BD-LoRA; " + _PLAIN),
+    "use_qalora": (_FALSE, "QA-LoRA; " + _PLAIN),
+    "velora_config": (_NULL, "VeLoRA; " + _PLAIN),
+}

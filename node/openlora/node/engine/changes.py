@@ -1,0 +1,86 @@
+"""From an adapter's tensors to what it adds to each weight of the base model."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openlora.kernels.reference import row_norms
+from openlora.kernels.types import Change, Difference, LoraFactors
+from openlora.node.adapters.format import BFLOAT16_MAX, MAX_RECIPE_WEIGHT, AdapterWeights, Factor
+from openlora.node.adapters.safetensors import RawTensor
+from openlora.node.engine.loader import Checkpoint
+from openlora.node.errors import AdapterError, ModelError
+
+_NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def nbytes(weights: AdapterWeights, dtype: torch.dtype) -> int:
+    """What `changes` will take, known before it is read."""
+    low_rank = sum(dtype.itemsize * (_size(f.a) + _size(f.b)) for f in weights.factors.values())
+    stretches = sum(torch.float32.itemsize * _size(f.magnitude) for f in weights.factors.values() if f.magnitude)
+    return low_rank + stretches + sum(_kept(raw, dtype).itemsize * _size(raw) for raw in weights.replaced.values())
+
+
+def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, device: torch.device) -> dict[str, Change]:
+    """By module, in the dtype that the model computes in. An adapter is the sum of the differences that it makes to the
+    base's weights, so that a recipe's effect is Σ wᵢ·ΔWᵢ whatever the kinds of its adapters.
+
+    Raises AdapterError if the effect depends on the base's numbers and these do not do.
+    """
+    found: dict[str, Change] = {}
+    try:
+        for module, copy in weights.copies.items():
+            _check_copy(module, _tensor(copy), base.weight(module))
+        for module, factor in weights.factors.items():
+            plain = LoraFactors(_tensor(factor.a).to(dtype), _tensor(factor.b).to(dtype), factor.scale)
+            found[module] = plain if factor.magnitude is None else _stretched(module, plain, factor, base)
+        for module, raw in weights.replaced.items():
+            difference = _tensor(raw).float() - base.weight(module).float()
+            found[module] = Difference(difference.to(_kept(raw, dtype)))
+    except ModelError as error:
+        raise AdapterError(f"the base's weights are needed for this adapter and cannot be read: {error}") from error
+    return {module: _moved(change, device) for module, change in found.items()}
+
+
+def _check_copy(module: str, copy: Tensor, weight: Tensor) -> None:
+    if not torch.equal(copy, weight.to(copy.dtype)):
+        raise AdapterError(
+            f"the adapter holds another {module}.weight than this base model has; list {module} in modules_to_save if "
+            "it was trained, else save with save_embedding_layers=False"
+        )
+
+
+def _stretched(module: str, plain: LoraFactors, factor: Factor, base: Checkpoint) -> LoraFactors:
+    """DoRA: g · (W + s·B·A) = W + s·(g·B)·A + (g − 1)·W, where g = m/‖W + s·B·A‖."""
+    assert factor.magnitude is not None, "plain LoRA is not stretched"
+    weight = base.matrix(module).to(plain.a.dtype)
+    gain = _tensor(factor.magnitude).float() / row_norms(weight, plain)
+    b = gain.unsqueeze(1) * plain.b.float()
+    largest = max(float(gain.abs().max()), float(b.abs().max()) * max(1.0, abs(plain.scale)))  # NaN stays NaN
+    if not largest * MAX_RECIPE_WEIGHT <= BFLOAT16_MAX:
+        raise AdapterError(f"{module}: the magnitudes, over the norms of the weight's rows, overflow bfloat16")
+    return LoraFactors(plain.a, b.to(plain.b.dtype), plain.scale, gain - 1)
+
+
+def _moved(change: Change, device: torch.device) -> Change:
+    if isinstance(change, Difference):
+        return Difference(change.weight.to(device))
+    stretch = None if change.stretch is None else change.stretch.to(device)
+    return LoraFactors(change.a.to(device), change.b.to(device), change.scale, stretch)
+
+
+def _kept(whole: RawTensor, dtype: torch.dtype) -> torch.dtype:
+    """Norms' weights are computed with in float32."""
+    return torch.float32 if len(whole.shape) == 1 else dtype
+
+
+def _size(raw: RawTensor) -> int:
+    return int(np.prod(raw.shape, dtype=np.int64))
+
+
+def _tensor(raw: RawTensor) -> Tensor:
+    """A copy of the mapped file's numbers."""
+    tensor = torch.from_numpy(np.frombuffer(raw.data, _NUMPY_DTYPES[raw.dtype]).copy())
+    if raw.dtype == "BF16":
+        tensor = tensor.view(torch.bfloat16)
+    return tensor.reshape(raw.shape)

@@ -1,0 +1,181 @@
+"""Every kind of adapter against transformers and peft, in float32, log-probabilities within 1e-4.
+
+Alone, the oracle is peft with the adapter as it was saved. peft defines no weights for DoRA and whole modules, and lets
+one such adapter act on top of another; here a recipe is the sum of the differences that its adapters make, and the
+oracle is transformers with exactly these weights: W + Σ wᵢ·(peft's merged Wᵢ − W).
+"""
+
+import copy
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from openlora.node.engine.engine import Engine, EngineLimits, ScoreRequest
+from openlora.node.engine.messages import AdapterLoaded, AdapterRefused, AdapterUse, LoadAdapter
+from tests.node.engine.test_parity import ATTENTION, EVERY_LAYER, TINY, tiny_models
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft's own use
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),  # of tied weights, of saved embeddings
+]
+
+TOLERANCE = 1e-4
+LIMITS = EngineLimits(kv_tokens=4096, max_batch_tokens=512)
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": ATTENTION},
+    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+    "head": {"target_modules": ["lm_head", "down_proj"]},
+    "ends": {
+        "target_modules": ["embed_tokens", "lm_head"],
+        "use_rslora": True,
+        "rank_pattern": {"embed_tokens": 3, "^lm_head": 7},
+        "alpha_pattern": {"lm_head": 5},
+    },
+    "dora": {"target_modules": EVERY_LAYER, "use_dora": True},
+    "dora-ends": {"target_modules": [*EVERY_LAYER, "embed_tokens", "lm_head"], "use_dora": True, "use_rslora": True},
+    "whole-ends": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    "whole-layers": {"target_modules": ["q_proj"], "modules_to_save": ["model.norm", "down_proj"], "use_dora": True},
+    "second-layer": {"target_modules": ["q_proj", "gate_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    "some-layers": {"target_modules": ["model.layers.0.mlp.up_proj", "o_proj"], "layers_to_transform": [1, 2]},
+    "all-linear": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.1.mlp.up_proj"]},
+}
+ENSEMBLES: list[tuple[AdapterUse, ...]] = [
+    (AdapterUse("embedding", 0.5), AdapterUse("head", -0.75)),
+    (AdapterUse("dora", 0.5), AdapterUse("dora-ends", 0.75)),
+    (AdapterUse("whole-ends", 0.5), AdapterUse("plain", 1.5)),
+    (AdapterUse("whole-layers", 0.75), AdapterUse("whole-ends", -0.25), AdapterUse("dora-ends", 0.5)),
+]
+
+
+@dataclass
+class Case:
+    """A base model's directory, adapters in directories named by their keys, and each one's merged weights."""
+
+    model: Path
+    adapters: Path
+    base: dict[str, Tensor]
+    merged: dict[str, dict[str, Tensor]]
+    text: Sequence[int]
+
+    def expected(self, request: ScoreRequest) -> Tensor:
+        if len(request.adapters) == 1 and request.adapters[0].weight == 1.0:
+            model = open_adapter(open_base(self.model), self.adapters / request.adapters[0].key)
+        else:
+            model = untied(self.model)
+            model.load_state_dict(
+                {
+                    name: weight + sum(use.weight * (self.merged[use.key][name] - weight) for use in request.adapters)
+                    for name, weight in self.base.items()
+                }
+            )
+        with torch.no_grad():
+            return model(torch.tensor([request.tokens])).logits[0].log_softmax(dim=-1)
+
+
+def open_base(model: Path) -> Any:
+    return copy.deepcopy(opened(model))
+
+
+@functools.cache
+def opened(model: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
+def untied(model: Path) -> Any:
+    """The same base with a head of its own, which an adapter of either can be merged into."""
+    tied = open_base(model)
+    config = transformers.AutoConfig.from_pretrained(model)
+    config.tie_word_embeddings = False
+    model_with_head = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model_with_head.load_state_dict(tied.state_dict() | {"lm_head.weight": tied.lm_head.weight})
+    return model_with_head
+
+
+def open_adapter(base: Any, path: Path) -> Any:
+    return PeftModel.from_pretrained(base, path).eval()
+
+
+def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
+    """As if trained: factors, magnitudes and whole weights all differ from where they began."""
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **({"r": 4, "lora_alpha": 8} | settings))
+    adapted = get_peft_model(open_base(model), config)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            if "lora_magnitude" in name:
+                parameter.data.mul_(1 + 0.3 * torch.randn_like(parameter))
+            elif "modules_to_save" in name:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+            elif "lora_B" in name or "lora_embedding_B" in name:
+                parameter.data.mul_(0.2)
+    adapted.save_pretrained(path)
+    (path / "README.md").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module", params=["llama3", "tied-qwen2"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The second one's head is tied, and its queries, keys and values have biases."""
+    root = tmp_path_factory.mktemp(request.param)
+    tiny_models()[request.param].save_pretrained(root / "model")
+    torch.manual_seed(2)
+    merged = {}
+    for key, settings in KINDS.items():
+        make_adapter(root / "model", root / key, settings)
+        if any(key == use.key for recipe in ENSEMBLES for use in recipe):
+            merged[key] = open_adapter(untied(root / "model"), root / key).merge_and_unload().state_dict()
+    text = random.Random(1).choices(range(TINY["vocab_size"]), k=70)
+    return Case(root / "model", root, untied(root / "model").state_dict(), merged, text)
+
+
+def loaded(case: Case) -> Engine:
+    engine = Engine.load(case.model, dtype="float32", limits=LIMITS)
+    for key in KINDS:
+        (answer,) = engine.handle(LoadAdapter(key=key, path=str(case.adapters / key)))
+        assert isinstance(answer, AdapterLoaded), answer
+    return engine
+
+
+def requests(case: Case) -> list[ScoreRequest]:
+    recipes: list[tuple[AdapterUse, ...]] = [(), *((AdapterUse(key),) for key in KINDS), *ENSEMBLES]
+    return [ScoreRequest(tuple(case.text[: 12 + i]), recipe) for i, recipe in enumerate(recipes)]
+
+
+def test_each_kind_alone_and_all_in_one_batch_equal_the_oracle(case: Case) -> None:
+    engine = loaded(case)
+    together = engine.score(requests(case))
+    for request, found in zip(requests(case), together, strict=True):
+        expected = case.expected(request)
+        (alone,) = engine.score([request])
+        assert float((alone - expected).abs().max()) <= TOLERANCE, request.adapters
+        assert float((found - expected).abs().max()) <= TOLERANCE, request.adapters
+    engine.check_integrity()
+
+
+def test_the_recipes_differ_by_far_more_than_the_tolerance(case: Case) -> None:
+    tokens = tuple(case.text[:20])
+    found = loaded(case).score([ScoreRequest(tokens, request.adapters) for request in requests(case)])
+    for i, one in enumerate(found):
+        for other in found[:i]:
+            assert float((one - other).abs().max()) > 100 * TOLERANCE
+
+
+def test_a_copy_of_another_base_is_refused(case: Case, tmp_path: Path) -> None:
+    """peft stores the base's embedding beside an embedding's adapter: it must be this base's."""
+    base = open_base(case.model)
+    base.get_input_embeddings().weight.data[3, 5] += 0.01
+    base.save_pretrained(tmp_path / "other")
+    make_adapter(tmp_path / "other", tmp_path / "adapter", KINDS["embedding"])
+    engine = Engine.load(case.model, dtype="float32", limits=LIMITS)
+    (answer,) = engine.handle(LoadAdapter(key="k", path=str(tmp_path / "adapter")))
+    assert isinstance(answer, AdapterRefused)
+    assert "model.embed_tokens.weight than this base model has" in answer.message
