@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from openlora.kernels.ops import BACKENDS, Ops
-from openlora.kernels.types import LoraEntries, LoraFactors
+from openlora.kernels.reference import row_norms
+from openlora.kernels.types import Change, Difference, LoraEntries, LoraFactors
 
 OPS = Ops(BACKENDS["reference"])
 IN, OUT, SLOTS = 48, 40, 8
@@ -149,6 +150,74 @@ def test_writes_into_a_column_slice() -> None:
     torch.testing.assert_close(whole[:, OUT : 2 * OUT], apply(before[:, OUT : 2 * OUT], x, recipes, table))
     assert torch.equal(whole[:, :OUT], before[:, :OUT])
     assert torch.equal(whole[:, 2 * OUT :], before[:, 2 * OUT :])
+
+
+# ---- other changes than B · A ----------------------------------------------------------------------------------------
+
+
+def changes_of(rng: torch.Generator) -> list[Change | None]:
+    """Low rank, DoRA, whole, none, and DoRA again."""
+    low_rank = table_of(4, torch.float32, rng)
+    stretched = [LoraFactors(f.a, f.b, f.scale, torch.randn(OUT, generator=rng)) for f in low_rank[:2] if f is not None]
+    return [low_rank[2], stretched[0], Difference(torch.randn(OUT, IN, generator=rng)), None, stretched[1]]
+
+
+def materialised(change: Change | None, weight: Tensor) -> Tensor:
+    match change:
+        case Difference():
+            return change.weight.double()
+        case LoraFactors():
+            stretch = torch.zeros(OUT) if change.stretch is None else change.stretch
+            return change.scale * change.b.double() @ change.a.double() + stretch.double().unsqueeze(1) * weight
+    return torch.zeros_like(weight)
+
+
+MIXED = [[(0, 0.5)], [(1, 1.0)], [], [(1, -0.5), (4, 0.75)], [(2, 1.0)], [(4, 1.0), (2, 0.5), (0, 1.0)], [(3, 1.0)]]
+
+
+def expected_weights(changes: list[Change | None], weight: Tensor) -> list[Tensor]:
+    """Each row's W + Σ weight · ΔW, in float64."""
+    return [weight + sum(w * materialised(changes[slot], weight) for slot, w in recipe) for recipe in MIXED]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_recipes_of_all_kinds_are_sums_of_differences(biased: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(len(MIXED), IN, generator=rng), torch.randn(OUT, IN, generator=rng)
+    bias = torch.randn(OUT, generator=rng) if biased else torch.zeros(OUT)
+    changes, found = changes_of(rng), x @ weight.T + bias
+    OPS.lora_(found, x, OPS.plan_lora(entries_of(MIXED)), changes, bias if biased else None)
+    for row, whole in enumerate(expected_weights(changes, weight.double())):
+        torch.testing.assert_close(found[row].double(), whole @ x[row].double() + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_an_embedding_is_a_layer_of_one_hot_rows() -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight, tokens = torch.randn(OUT, IN, generator=rng), torch.tensor([0, 1, 5, 5, IN - 1, 7, 2], dtype=torch.int32)
+    changes, found = changes_of(rng), weight.T[tokens]
+    lookup = [Difference(c.weight.T) if isinstance(c, Difference) else c for c in changes]
+    OPS.lora_embedding_(found, tokens, OPS.plan_lora(entries_of(MIXED)), lookup)
+    for row, whole in enumerate(expected_weights(changes, weight.double())):
+        torch.testing.assert_close(found[row].double(), whole[:, int(tokens[row])], rtol=1e-4, atol=1e-4)
+
+
+def test_a_norms_weight_of_each_row() -> None:
+    weight = torch.ones(OUT).repeat(3, 1)
+    table: list[Change | None] = [Difference(torch.arange(OUT).float()), None, Difference(-torch.ones(OUT))]
+    OPS.lora_vector_(weight, OPS.plan_lora(entries_of([[(0, 0.5), (2, 1.0)], [(1, 3.0)], []])), table)
+    torch.testing.assert_close(weight, torch.stack([torch.arange(OUT) / 2, torch.ones(OUT), torch.ones(OUT)]))
+    x = torch.randn(3, OUT)
+    rows = torch.cat([OPS.rms_norm(x[i : i + 1], weight[i], 1e-5) for i in range(3)])
+    torch.testing.assert_close(OPS.rms_norm(x, weight, 1e-5), rows)
+    heads = torch.randn(3, 2, OUT)
+    each = torch.stack([OPS.rms_norm(heads[:, i], weight, 1e-5) for i in range(2)], dim=1)
+    torch.testing.assert_close(OPS.rms_norm(heads, weight.unsqueeze(1), 1e-5), each)
+
+
+def test_row_norms_are_those_of_the_changed_weight() -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight, factors = torch.randn(1100, IN, generator=rng), LoraFactors(torch.ones(2, IN), torch.ones(1100, 2), 0.25)
+    torch.testing.assert_close(row_norms(weight, factors), (weight + 0.5).norm(dim=1))
 
 
 def test_refuses_entries_that_do_not_fit() -> None:

@@ -13,13 +13,14 @@ from openlora.node.adapters.modules import EmbeddingShape, LinearShape, ModuleSh
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LAYOUT = {Q: LinearShape(12, 8), DOWN: LinearShape(8, 20), "model.layers.1.self_attn.q_proj": LinearShape(12, 8)}
-EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+NORM, LAYER_NORM = "model.norm", "model.layers.0.input_layernorm"
 WHOLE_LAYOUT: dict[str, ModuleShape] = {
     **LAYOUT,
     EMBEDDING: EmbeddingShape(8, 10),
     HEAD: LinearShape(10, 8),
     NORM: NormShape(8),
-    "model.layers.0.input_layernorm": NormShape(8),
+    LAYER_NORM: NormShape(8),
 }
 RANK = 4
 
@@ -63,21 +64,21 @@ def arrays(rank: int = RANK, dtype: str = "<f4") -> Arrays:
     return made
 
 
-def name(module: str, tensor: str) -> str:
+def key_of(module: str, tensor: str) -> str:
     return f"base_model.model.{module}.{tensor}"
 
 
 def embedding_arrays(rank: int = RANK) -> Arrays:
     return {
-        name(EMBEDDING, "lora_embedding_A"): np.ones((rank, 10), "<f4"),
-        name(EMBEDDING, "lora_embedding_B"): np.ones((8, rank), "<f4"),
+        key_of(EMBEDDING, "lora_embedding_A"): np.ones((rank, 10), "<f4"),
+        key_of(EMBEDDING, "lora_embedding_B"): np.ones((8, rank), "<f4"),
     }
 
 
 def magnitudes() -> Arrays:
     """What DoRA adds to `arrays`."""
     return {
-        name(module, "lora_magnitude_vector"): np.ones(shape.out_features, "<f4") for module, shape in LAYOUT.items()
+        key_of(module, "lora_magnitude_vector"): np.ones(shape.out_features, "<f4") for module, shape in LAYOUT.items()
     }
 
 

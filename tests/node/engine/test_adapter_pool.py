@@ -40,6 +40,8 @@ class Base(Checkpoint):
     def weight(self, module: str) -> torch.Tensor:
         return self.weights[module]
 
+    matrix = weight
+
 
 class Pool(AdapterPool):
     """A pool over tables that can be looked into."""

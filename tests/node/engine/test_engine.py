@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from openlora.kernels.ops import BACKENDS, LoraPlan, Ops
 from openlora.kernels.types import LoraEntries
 from openlora.node.engine.engine import Engine, EngineLimits, ScoreRequest
-from openlora.node.engine.loader import load_weights
+from openlora.node.engine.loader import Checkpoint, load_weights
 from openlora.node.engine.messages import (
     AdapterLoaded,
     AdapterRefused,
@@ -225,7 +225,8 @@ def test_base_only_batches_run_no_lora_code(files: Path) -> None:
     config = DecoderConfig.from_path(files / "model")
     ops = NoLora(BACKENDS["reference"])
     model = Decoder(config, load_weights(files / "model", config, "float32"), ops)
-    engine = Engine(config, OpsRunner(model, ops, SMALL.pages, SMALL.page_tokens), SMALL)
+    runner = OpsRunner(model, ops, SMALL.pages, SMALL.page_tokens)
+    engine = Engine(config, runner, SMALL, Checkpoint(files / "model", config))
     engine.handle(LoadAdapter(key="a", path=str(files / "a")))
     base_only = [s for s in mixed_requests() if not s.adapters]
     assert_same(run(engine, base_only), solo(files, base_only))

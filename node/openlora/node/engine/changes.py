@@ -35,7 +35,7 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
             plain = LoraFactors(_tensor(factor.a).to(dtype), _tensor(factor.b).to(dtype), factor.scale)
             found[module] = plain if factor.magnitude is None else _stretched(module, plain, factor, base)
         for module, raw in weights.replaced.items():
-            difference = _tensor(raw).float() - base.weight(module).float()
+            difference = _tensor(raw).float() - base.weight(module).to(_kept(raw, dtype)).float()
             found[module] = Difference(difference.to(_kept(raw, dtype)))
     except ModelError as error:
         raise AdapterError(f"the base's weights are needed for this adapter and cannot be read: {error}") from error
