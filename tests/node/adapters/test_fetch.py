@@ -81,7 +81,7 @@ async def test_a_refusal_is_remembered(
 ) -> None:
     cid = await content.publish_directory(write_adapter(tmp_path / "bad", config(use_dora=True)))
     for _ in range(3):
-        with pytest.raises(AdapterError, match="use_dora = True is not supported yet"):
+        with pytest.raises(AdapterError, match=r"lora_magnitude_vector.* is missing"):
             await fetcher.ensure(adapter_digest(cid))
     assert content.fetches == 1
     assert store.digests() == ()
@@ -124,7 +124,7 @@ async def test_only_the_two_files_are_published(content: CountedContent, tmp_pat
 
 
 async def test_what_a_node_would_refuse_is_not_published(content: CountedContent, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="use_dora"):
+    with pytest.raises(AdapterError, match="lora_magnitude_vector"):
         await publish_adapter(write_adapter(tmp_path / "bad", config(use_dora=True)), content, LAYOUT)
     with pytest.raises(AdapterError, match="cannot be read"):
         await publish_adapter(tmp_path / "nowhere", content, LAYOUT)
