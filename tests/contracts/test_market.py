@@ -37,6 +37,7 @@ from openlora.contracts import (
     eip712,
 )
 from openlora.contracts.toolchain import find_tool
+from openlora.typed_data import Domain, sign_digest
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +154,7 @@ def market(chain: Chain) -> Market:
 
 def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     queue, vault = JobQueue(market.deployment.job_queue), Vault(market.deployment.vault)
-    domain = eip712.Domain(31337, queue.address)
+    domain = Domain(31337, queue.address)
     spec = JobSpec(market.client.address, 1, b"\x01" * 32, 100, 100, 10**18, 2 * 10**18, chain.now() + 600, 120, 0, 9)
     submitted = chain.send(market.client, queue.submit(spec, b""))
     spec_hash = eip712.spec_digest(domain, spec)
@@ -181,7 +182,7 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     )
     digest = eip712.receipt_digest(domain, receipt)
     assert chain.call(queue.hash_receipt(receipt)) == digest
-    signature = eip712.sign_digest(bytes(market.hot.key), digest)
+    signature = sign_digest(bytes(market.hot.key), digest)
     chain.send(market.hot, queue.commit(1, spec, receipt, signature))
     assert chain.call(queue.job(1)).receipt_hash == digest
 

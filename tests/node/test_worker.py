@@ -29,6 +29,7 @@ from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
 from openlora.node.turns import Contender, NotYet, Turns
 from openlora.node.worker import Worker
+from openlora.typed_data import Domain, signer_of
 from tests.node.facts import IDENTITY, OPERATOR, block, open_journal, spec, spec_hash
 from tests.node.fake_engine import POISON, REFUSE, FakeEngine
 from tests.node.tiny_model import tiny_text, write_adapter
@@ -148,7 +149,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     with open_journal(tmp_path) as journal:
         journal.advance(block(100))
         async with in_process_engine(engine) as client:
-            domain = eip712.Domain(IDENTITY.chain_id, QUEUE.address)
+            domain = Domain(IDENTITY.chain_id, QUEUE.address)
             yield Scene(
                 worker=Worker(
                     queue=QUEUE,
@@ -194,8 +195,8 @@ async def test_a_job_is_claimed_answered_signed_and_committed(scene: Scene):
     signed = scene.journal.signed(JOB)
     assert signed is not None
     assert signed.signature is not None
-    domain = eip712.Domain(IDENTITY.chain_id, QUEUE.address)
-    assert eip712.recover(eip712.receipt_digest(domain, receipt), signed.signature) == HOT_KEY.address
+    domain = Domain(IDENTITY.chain_id, QUEUE.address)
+    assert signer_of(eip712.receipt_digest(domain, receipt), signed.signature) == HOT_KEY.address.lower()
     assert "".join([piece async for piece in scene.worker.streams.read(JOB)]) == "Ahoy there"
 
 
