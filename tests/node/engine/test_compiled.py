@@ -48,6 +48,11 @@ MODEL = {  # a head's width is a vector register's; the others leave tiles, bloc
     "attention_bias": True,
     "mlp_bias": True,
 }
+FAMILIES = {  # the window begins and ends inside pages
+    "mistral": MODEL | {"model_type": "mistral", "sliding_window": 21, "attention_bias": False, "mlp_bias": False},
+    "qwen3": MODEL | {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "gemma": MODEL | {"model_type": "gemma", "attention_bias": False, "tie_word_embeddings": True, "head_dim": 64},
+}
 ENGLISH = (
     "A lighthouse is a tower built to guide ships at night. Its lamp turns slowly, and sailors count the seconds "
     "between two flashes to know which coast lies before them. Before electricity, keepers burned oil and trimmed the "
@@ -182,6 +187,26 @@ def logits_of(runner: Runner, requests: Sequence[Request], decoded: int = 2) -> 
     return torch.stack([last[i] for i in range(len(requests))])
 
 
+def in_chunks(
+    runner: Runner,
+    tokens: Sequence[int],
+    pages: Sequence[int],
+    recipe: Sequence[tuple[int, float]],
+    sizes: Sequence[int],
+) -> Tensor:
+    """The logits after every token of a prompt cut into pieces of `sizes` in turn."""
+    one, found = request(tokens, recipe), []
+    one.pages = list(pages)
+    start = 0
+    while start < len(tokens):
+        size = min(sizes[len(found) % len(sizes)], len(tokens) - start)
+        logits = runner.run([Chunk(one, start, size)]).logits
+        assert logits is not None
+        found.append(logits)
+        start += size
+    return torch.cat(found)
+
+
 def divergence(found: Tensor, expected: Tensor) -> float:
     """Mean Kullback-Leibler divergence."""
     p, q = expected.log_softmax(dim=-1), found.log_softmax(dim=-1)
@@ -281,22 +306,33 @@ def test_a_prompt_is_the_same_in_chunks_of_any_size_and_decoded(model: Path, ker
     tokens = [rng.randrange(211) for _ in range(500)]
     pages = rng.sample(range(LIMITS.pages), 40)
 
-    def run(sizes: Sequence[int], recipe: Sequence[tuple[int, float]]) -> Tensor:
-        one, found = request(tokens, recipe), []
-        one.pages = pages
-        start = 0
-        while start < len(tokens):
-            size = min(sizes[len(found) % len(sizes)], len(tokens) - start)
-            logits = runner.run([Chunk(one, start, size)]).logits
-            assert logits is not None
-            found.append(logits)
-            start += size
-        return torch.cat(found)
-
     for recipe in ([], [(4, 1.0), (1, -0.5)]):
-        whole = run([500], recipe)
+        whole = in_chunks(runner, tokens, pages, recipe, [500])
         for sizes in ([450], [16], [1], [33, 1, 7, 64]):
-            assert torch.equal(run(sizes, recipe), whole), sizes
+            assert torch.equal(in_chunks(runner, tokens, pages, recipe, sizes), whole), sizes
+
+
+# ---- other families -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_equals_the_reference_and_itself_in_any_chunks(
+    tmp_path: Path, kernels: Path, family: str, instructions: str
+) -> None:
+    model = write_model(tmp_path, **FAMILIES[family])
+    runner = compiled(model, kernels, instructions)
+    exact, rounded = reference(model), reference(model, torch.bfloat16)
+    load_adapters([runner, exact, rounded], model, "mixed")
+    found = logits_of(runner, some_requests(7, "skewed"))
+    others = (logits_of(one, some_requests(7, "skewed")) for one in (exact, rounded))
+    assert_as_near_as_bfloat16(found, *others)
+    for i, one in enumerate(some_requests(7, "skewed")):
+        assert torch.equal(logits_of(runner, [one])[0], found[i]), i
+    tokens, pages = random.Random(3).choices(range(211), k=120), random.Random(4).sample(range(LIMITS.pages), 8)
+    whole = in_chunks(runner, tokens, pages, [(4, 1.0)], [120])
+    for sizes in ([16], [7, 1, 33]):
+        assert torch.equal(in_chunks(runner, tokens, pages, [(4, 1.0)], sizes), whole), sizes
 
 
 # ---- isolation and sampling -----------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ _MAX_GROUP = 64  # query heads of one key-value head
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """A Llama-style decoder: x ← x + attention(norm(x)), x ← x + mlp(norm(x)) in each layer, logits = head(norm(x))."""
+    """A decoder with RMS norms and gated MLPs: x ← x + attention(norm(x)), x ← x + mlp(norm(x)) in each layer, logits =
+    head(norm(x))."""
 
     vocab_size: int
     hidden_size: int
@@ -34,15 +35,22 @@ class DecoderShape:
     kv_heads: int
     head_size: int
     rms_norm_eps: float
+    attention_scale: float
+    embedding_scale: float = 1.0
+    gelu: bool = False  # reference.gelu_tanh_mul between the MLP's projections, not silu_mul
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's norms, and for each of MATRICES its weight [out, in] and its bias [out] or None."""
+    """One layer's norms, for each of MATRICES its weight [out, in] and its bias [out] or None, and how many positions a
+    row sees, its own included (None: all)."""
 
     attention_norm: Tensor
     mlp_norm: Tensor
     matrices: Mapping[str, tuple[Tensor, Tensor | None]]
+    q_norm: Tensor | None = None  # [head size], of each head before it is rotated
+    k_norm: Tensor | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +193,9 @@ class CpuDecoder:
         for to, layer in zip(layers, weights.layers, strict=True):
             to.attention_norm = pointer(layer.attention_norm, torch.float32)
             to.mlp_norm = pointer(layer.mlp_norm, torch.float32)
+            to.q_norm = pointer(layer.q_norm, torch.float32)
+            to.k_norm = pointer(layer.k_norm, torch.float32)
+            to.window = min(layer.window or 0, len(weights.rope_table))
             for name in MATRICES:
                 weight, bias = layer.matrices[name]
                 setattr(to, name, pointer(weight, torch.bfloat16))

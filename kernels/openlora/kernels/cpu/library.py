@@ -23,17 +23,23 @@ class Shape(ctypes.Structure):
             )
         ),
         ("rms_norm_eps", c_float),
+        ("attention_scale", c_float),
+        ("embedding_scale", c_float),
+        ("gelu", c_bool),
     )
 
 
 class LayerWeights(ctypes.Structure):
-    _fields_ = tuple(
-        (name, c_void_p)
-        for name in (
-            *("attention_norm", "mlp_norm"),
-            *("q", "k", "v", "o", "gate", "up", "down"),
-            *("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias"),
-        )
+    _fields_ = (
+        *(
+            (name, c_void_p)
+            for name in (
+                *("attention_norm", "mlp_norm", "q_norm", "k_norm"),
+                *("q", "k", "v", "o", "gate", "up", "down"),
+                *("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias"),
+            )
+        ),
+        ("window", c_int32),
     )
 
 

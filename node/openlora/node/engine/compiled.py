@@ -37,7 +37,7 @@ class CompiledRunner:
             _shape(config),
             cpu.DecoderWeights(
                 embedding=weights.embedding,
-                layers=[_layer(layer) for layer in weights.layers],
+                layers=[_layer(*one) for one in zip(weights.layers, config.windows, strict=True)],
                 norm=weights.norm.weight,
                 head=weights.head.weight,
                 rope_table=rope_table(config.rope_frequencies, config.max_positions),
@@ -95,15 +95,11 @@ class _PackedFactors:
 def _shape(config: DecoderConfig) -> cpu.DecoderShape:
     """Raises KernelsUnavailable for what the compiled decoder does not compute."""
     refusals = {
-        "sliding windows": any(config.windows),
-        "norms of queries and keys": config.names.q_norm is not None,
         "layer norms": config.layer_norms,
         "soft caps": config.attention_soft_cap is not None or config.logit_soft_cap is not None,
         "norms of what a layer adds": config.names.post_attention_norm is not None,
         "MLPs beside attention": config.parallel,
-        f"the activation {config.activation}": config.activation != "silu_mul",
-        "scaled embeddings": config.embedding_scale != 1.0,
-        f"an attention scale of {config.attention_scale}": config.attention_scale != config.head_size**-0.5,
+        "MLPs without a gate": config.activation == "gelu",
     }
     if found := [what for what, refused in refusals.items() if refused]:
         raise KernelsUnavailable(f"they do not support {found[0]}")
@@ -116,16 +112,26 @@ def _shape(config: DecoderConfig) -> cpu.DecoderShape:
         kv_heads=config.kv_heads,
         head_size=config.head_size,
         rms_norm_eps=config.norm_eps,
+        attention_scale=config.attention_scale,
+        embedding_scale=float(torch.tensor(config.embedding_scale, dtype=torch.bfloat16)),
+        gelu=config.activation == "gelu_tanh_mul",
     )
 
 
-def _layer(layer: Layer) -> cpu.LayerWeights:
+def _layer(layer: Layer, window: int | None) -> cpu.LayerWeights:
     matrices = {}
     for projection in (layer.qkv, layer.o, layer.gate_up, layer.down):
         for module, columns in projection.parts:
             bias = None if projection.bias is None else projection.bias[columns]
             matrices[_place(module)[1]] = (projection.weight[columns], bias)
-    return cpu.LayerWeights(layer.attention_norm.weight, layer.mlp_norm.weight, matrices)
+    return cpu.LayerWeights(
+        attention_norm=layer.attention_norm.weight,
+        mlp_norm=layer.mlp_norm.weight,
+        matrices=matrices,
+        q_norm=None if layer.q_norm is None else layer.q_norm.weight,
+        k_norm=None if layer.k_norm is None else layer.k_norm.weight,
+        window=window,
+    )
 
 
 def _place(module: str) -> tuple[int, str]:

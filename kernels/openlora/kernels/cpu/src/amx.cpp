@@ -309,9 +309,9 @@ inline void values_of_pages(const bf16* weights, int width, const bf16* const* p
   }
 }
 
-void attention(const float* const* q, void* const* out, const int* limits, int queries, const bf16* const* pages,
+void attention(const float* const* q, void* const* out, const Span* seen, int queries, const bf16* const* pages,
                int head_size, float scale, void* scratch) {
-  const int page_count = (limits[queries - 1] + kPageTokens - 1) / kPageTokens, width = page_count * kPageTokens;
+  const int page_count = (seen[queries - 1].end + kPageTokens - 1) / kPageTokens, width = page_count * kPageTokens;
   float* scores = static_cast<float*>(scratch);
   float* sums = scores + std::ptrdiff_t{kHeight} * width;
   bf16* weights = reinterpret_cast<bf16*>(scores);
@@ -323,7 +323,7 @@ void attention(const float* const* q, void* const* out, const int* limits, int q
     scores_of_pages(inputs, pages, page_count, head_size, scores, width);
     float total[kHeight];
     for (int i = 0; i < count; ++i)
-      total[i] = softmax(scores + std::ptrdiff_t{i} * width, limits[first + i], width, scale * kLog2e);
+      total[i] = softmax(scores + std::ptrdiff_t{i} * width, seen[first + i], width, scale * kLog2e);
     values_of_pages(weights, 2 * width, pages, page_count, head_size, sums);
     for (int i = 0; i < count; ++i)
       for (int d = 0; d < head_size; d += kLanes)
@@ -332,8 +332,8 @@ void attention(const float* const* q, void* const* out, const int* limits, int q
   _tile_loadconfig(&kLinear);
 }
 
-const Kernels kTable = {"amx",    sizeof(Input), enter, leave,    tile, expand,  shrink, attention,
-                        rms_norm, rope,          round, silu_mul, add,  largest, philox};
+const Kernels kTable = {"amx", sizeof(Input), enter, leave, tile, expand, shrink, attention, rms_norm,
+                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 bool has_amx_bf16() {
   unsigned a, b, c, d;

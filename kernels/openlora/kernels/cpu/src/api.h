@@ -10,14 +10,17 @@ extern "C" {
 struct Shape {
   std::int32_t vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_size, max_positions;
   std::int32_t pages, threads;
-  float rms_norm_eps;
+  float rms_norm_eps, attention_scale, embedding_scale;
+  bool gelu;  // tanh's approximation of it, in place of SiLU
 };
 
-// Row-major bfloat16 matrices [out, in]; norms and biases float32, a missing bias null.
+// Row-major bfloat16 matrices [out, in]; norms and biases float32, a missing one null. A row sees the last `window`
+// positions, its own included; 0: all.
 struct LayerWeights {
-  const float *attention_norm, *mlp_norm;
+  const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
   const std::uint16_t *q, *k, *v, *o, *gate, *up, *down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
+  std::int32_t window;
 };
 
 // `embedding` is read at every step and must outlive the decoder; all else is copied.

@@ -15,8 +15,8 @@ inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 
 #include "kernels.inc"
 
-const Kernels kTable = {"avx512", sizeof(Input), nothing, nothing,  tile, expand,  shrink, attention,
-                        rms_norm, rope,          round,   silu_mul, add,  largest, philox};
+const Kernels kTable = {"avx512", sizeof(Input), nothing, nothing, tile, expand, shrink, attention, rms_norm,
+                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -16,8 +16,8 @@ inline U16 to_bf16(F x) { return native_to_bf16(x); }
 
 #include "kernels.inc"
 
-const Kernels kTable = {"avx512-bf16", sizeof(Input), nothing, nothing,  tile, expand,  shrink, attention,
-                        rms_norm,      rope,          round,   silu_mul, add,  largest, philox};
+const Kernels kTable = {"avx512-bf16", sizeof(Input), nothing, nothing, tile, expand, shrink, attention, rms_norm,
+                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 }  // namespace
 }  // namespace openlora::avx512_bf16

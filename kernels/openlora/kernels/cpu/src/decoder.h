@@ -13,7 +13,8 @@ namespace openlora {
 enum Part { kQ, kK, kV, kO, kGate, kUp, kDown, kParts };
 
 struct Layer {
-  std::vector<float> attention_norm, mlp_norm;
+  std::vector<float> attention_norm, mlp_norm, q_norm, k_norm;  // the latter two may be empty
+  int window;  // positions that a row sees
   Linear qkv, o, gate_up, down;
 };
 

@@ -17,6 +17,11 @@ struct Inputs {
   Inputs from(int row) const { return {at + row * stride, stride}; }
 };
 
+// Positions from `begin` until `end`, of which a query vector sees one at least.
+struct Span {
+  int begin, end;
+};
+
 struct Kernels {
   const char* name;
   int input_bytes;  // of one input: 2 or 4
@@ -40,13 +45,16 @@ struct Kernels {
                  int inputs);
 
   // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
-  // · v[j] over the first limits[i] ≤ context positions, as inputs; limits do not fall. pages[j / 16] holds the keys and
-  // values of position j. `scratch` is attention_scratch(queries, context) bytes.
-  void (*attention)(const float* const* q, void* const* out, const int* limits, int queries, const bf16* const* pages,
+  // · v[j] over the positions of seen[i], as inputs; their ends do not fall. pages[j / 16] holds the keys and values of
+  // position j, and `scratch` is attention_scratch(queries, positions in pages) bytes.
+  void (*attention)(const float* const* q, void* const* out, const Span* seen, int queries, const bf16* const* pages,
                     int head_size, float scale, void* scratch);
 
   // y = x / sqrt(mean(x²) + eps) · weight over n columns; x and weight are zero from n to the next multiple of 48.
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* y);
+
+  // Norms one head in place: x / sqrt(mean(x²) + eps) · weight.
+  void (*norm_head)(float* x, const float* weight, int head_size, float eps);
 
   // Rotates one head in place: (a, b) → (a·cos − b·sin, b·cos + a·sin) for its halves; cos_sin holds the cosines, then
   // the sines.
@@ -57,6 +65,9 @@ struct Kernels {
 
   // y[m, 0:48] = silu(gate[m, 0:48]) · up[m, 0:48]; gate and up [32][48].
   void (*silu_mul)(const float* gate, const float* up, int rows, Inputs y);
+
+  // As silu_mul, with x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³))) for silu(x).
+  void (*gelu_tanh_mul)(const float* gate, const float* up, int rows, Inputs y);
 
   // x[m, 0:48] += y[m, 0:48]; y [32][48], x's rows are `stride` apart.
   void (*add)(float* x, int stride, const float* y, int rows);

@@ -15,8 +15,8 @@ inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 
 #include "kernels.inc"
 
-const Kernels kTable = {"plain", sizeof(Input), nothing, nothing,  tile, expand,  shrink, attention,
-                        rms_norm, rope,          round,   silu_mul, add,  largest, philox};
+const Kernels kTable = {"plain", sizeof(Input), nothing, nothing, tile, expand, shrink, attention, rms_norm,
+                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 }  // namespace
 }  // namespace openlora::plain

@@ -78,13 +78,15 @@ class Pass {
 
   void lay_out_attention() {
     const int each = std::max(1, kQueriesWanted / group());
+    int most = 0;
+    for (const Layer& layer : d_.layers) most = std::max(most, layer.window);
     std::vector<std::int64_t> cost;
     for (int s = 0; s < step_.sequences; ++s) {
       for (int head = 0; head < s_.kv_heads; ++head) {
         for (int row = step_.row_starts[s]; row < step_.row_starts[s + 1]; row += each) {
           const int rows = std::min(each, step_.row_starts[s + 1] - row);
           items_.push_back({s, head, row, rows});
-          cost.push_back(rows * std::int64_t{64 + position_[row + rows - 1]});
+          cost.push_back(rows * std::int64_t{64 + std::min(position_[row + rows - 1], most)});
         }
       }
     }
@@ -230,7 +232,7 @@ class Pass {
     for (int row = row_share_[member]; row < row_share_[member + 1]; ++row) {
       const bf16* from = d_.embedding + std::ptrdiff_t{step_.tokens[row]} * s_.hidden_size;
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
-      for (int i = 0; i < s_.hidden_size; ++i) to[i] = widen(from[i]);
+      for (int i = 0; i < s_.hidden_size; ++i) to[i] = widen(from[i]) * s_.embedding_scale;
       std::fill(to + s_.hidden_size, to + residual_stride_, 0.0f);
     }
   }
@@ -347,12 +349,13 @@ class Pass {
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                Inputs y = activated_.from(first);
                y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
-               k_.silu_mul(out[0], out[1], count, y);
+               (s_.gelu ? k_.gelu_tanh_mul : k_.silu_mul)(out[0], out[1], count, y);
              });
   }
 
   // Queries and keys turned to their positions; keys and values into the cache.
   void rotate(int member, int layer) {
+    const std::vector<float>&q_norm = d_.layers[layer].q_norm, &k_norm = d_.layers[layer].k_norm;
     const int size = s_.head_size;
     const auto mine = d_.team.share(rows_, member);
     std::vector<bf16> rounded(size);
@@ -362,12 +365,15 @@ class Pass {
       const float* v = k + kv_tiles_ * kTile;
       const int position = position_[row];
       const float* cos_sin = d_.rope.data() + std::ptrdiff_t{position} * size;
-      for (int head = 0; head < s_.heads; ++head)
+      for (int head = 0; head < s_.heads; ++head) {
+        if (!q_norm.empty()) k_.norm_head(q + head * size, q_norm.data(), size, s_.rms_norm_eps);
         k_.rope(q + head * size, cos_sin, size);
+      }
       const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
       for (int head = 0; head < s_.kv_heads; ++head) {
         bf16* keys = d_.page(layer, page, head);
         bf16* values = keys + kPageTokens * size;
+        if (!k_norm.empty()) k_.norm_head(k + head * size, k_norm.data(), size, s_.rms_norm_eps);
         k_.rope(k + head * size, cos_sin, size);
         k_.round(k + head * size, size, rounded.data());
         for (int i = 0; i < size; i += 2)
@@ -394,26 +400,27 @@ class Pass {
   }
 
   void attend(int member, int layer) {
-    const int size = s_.head_size;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    const int size = s_.head_size, window = d_.layers[layer].window;
     const float* q[kMaxQueries];
     void* out[kMaxQueries];
-    int limits[kMaxQueries];
+    Span seen[kMaxQueries];
     std::vector<const bf16*> pages;
     for (int i = item_share_[member]; i < item_share_[member + 1]; ++i) {
       const Item& item = items_[i];
+      const int first = std::max(0, position_[item.first_row] + 1 - window) / kPageTokens;  // page
       int count = 0;
       for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
         for (int head = item.kv_head * group(); head < (item.kv_head + 1) * group(); ++head) {
           q[count] = query(row, head);
           out[count] = attended_.from(row).at + std::ptrdiff_t{head} * size * k_.input_bytes;
-          limits[count++] = position_[row] + 1;
+          const int end = position_[row] + 1 - first * kPageTokens;
+          seen[count++] = {std::max(0, end - window), end};
         }
       }
       pages.clear();
-      for (int page = 0; page * kPageTokens < limits[count - 1]; ++page)
-        pages.push_back(d_.page(layer, page_of(item.sequence, page), item.kv_head));
-      k_.attention(q, out, limits, count, pages.data(), size, scale, d_.scratch[member].as<char>());
+      for (int page = 0; page * kPageTokens < seen[count - 1].end; ++page)
+        pages.push_back(d_.page(layer, page_of(item.sequence, first + page), item.kv_head));
+      k_.attention(q, out, seen, count, pages.data(), size, s_.attention_scale, d_.scratch[member].as<char>());
     }
   }
 
