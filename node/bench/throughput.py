@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,9 +35,9 @@ REQUESTS, PROMPT, OUTPUT = 32, 64, 64
 RANKS = (8, 16, 16, 32)
 
 
-def write_adapter(folder: Path, model: Path, number: int) -> Path:
+def write_adapter(folder: Path, model: Path, number: int, ranks: Sequence[int] = RANKS) -> Path:
     """A PEFT adapter directory on all linear layers of `model`."""
-    rank, generator = RANKS[number % len(RANKS)], torch.Generator().manual_seed(number)
+    rank, generator = ranks[number % len(ranks)], torch.Generator().manual_seed(number)
     tensors = {}
     for name, shape in DecoderConfig.from_path(model).layout().items():
         if ".layers." in name:
