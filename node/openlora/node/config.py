@@ -39,7 +39,6 @@ class EngineConfig(Table, frozen=True):
     kv_tokens: int = 32_768  # capacity of the paged KV cache
     max_running: int = 64  # requests in one batch
     max_batch_tokens: int = 512  # tokens of one forward pass
-    mixed_batch_tokens: int = 56  # of one that decodes and computes prompts, unless 7/4 of the decoded ones are more
     prefix_cache: bool = True  # requests of one tenant that begin alike compute the beginning once
     adapter_bytes: int = 2 << 30  # memory for loaded adapters
 

@@ -29,7 +29,6 @@ dtype = "auto"                          # auto | bfloat16 | float32
 kv_tokens = 32768                       # capacity of the paged KV cache, in tokens
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass
-mixed_batch_tokens = 56                 # of one that decodes and computes prompts, or 7/4 of the decoded ones
 prefix_cache = true                     # requests of one tenant that begin alike compute the beginning once
 adapter_bytes = 2147483648              # memory for loaded adapters
 

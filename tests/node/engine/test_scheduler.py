@@ -3,6 +3,7 @@
 import pytest
 
 from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.pace import LEAST_ROWS
 from openlora.node.errors import ConfigError, Overloaded
 from tests.node.engine.passes import Passes, request
 
@@ -10,27 +11,24 @@ from tests.node.engine.passes import Passes, request
 
 
 def test_a_long_prompt_goes_in_chunks_beside_decode_rows() -> None:
-    passes = Passes(EngineLimits(kv_tokens=1024, max_batch_tokens=64, mixed_batch_tokens=32, max_running=8))
-    passes.add(request("short", 4, 10))
-    passes.step()
+    passes = Passes(EngineLimits(kv_tokens=1024, max_batch_tokens=64, max_running=8))
+    passes.add(request("short", 4, 90))
+    for _ in range(3):
+        passes.step()
     passes.add(request("long", 100, 2))
-    assert [passes.shapes() for _ in range(4)] == [[("short", 1), ("long", n)] for n in (31, 31, 31, 7)]
+    left = 100
+    while left:
+        beside = min(passes.scheduler.pace.prompt_rows(1, 1), 63, left)
+        assert LEAST_ROWS <= beside < 63 or beside == left
+        assert passes.shapes() == [("short", 1), ("long", beside)]
+        left -= beside
     assert passes.shapes() == [("short", 1), ("long", 1)]
 
 
 def test_a_pass_without_decode_rows_takes_all_it_can() -> None:
-    passes = Passes(EngineLimits(kv_tokens=1024, max_batch_tokens=64, mixed_batch_tokens=16, max_running=8))
+    passes = Passes(EngineLimits(kv_tokens=1024, max_batch_tokens=64, max_running=8))
     passes.add(request("long", 100, 2))
     assert [passes.shapes() for _ in range(3)] == [[("long", 64)], [("long", 36)], [("long", 1)]]
-
-
-@pytest.mark.parametrize(("decoding", "prompt_rows"), [(1, 31), (15, 17), (18, 14), (20, 15), (40, 30), (60, 40)])
-def test_prompts_beside_decode_rows_lengthen_a_pass_by_three_quarters_at_most(decoding: int, prompt_rows: int) -> None:
-    passes = Passes(EngineLimits(kv_tokens=8192, max_batch_tokens=100, mixed_batch_tokens=32, max_running=100))
-    passes.add(*(request(f"d{i}", 1, 50) for i in range(decoding)))
-    passes.step()
-    passes.add(request("long", 1000, 1))
-    assert passes.shapes()[-1] == ("long", prompt_rows)
 
 
 # ---- order ----------------------------------------------------------------------------------------------------------
@@ -64,7 +62,7 @@ def test_lines_of_one_tenant_take_turns() -> None:
 
 def test_who_floods_gives_way_to_who_comes_later() -> None:
     """All places are taken by long answers of one tenant; another's request runs two passes after it came."""
-    passes = Passes(EngineLimits(kv_tokens=4096, max_batch_tokens=64, mixed_batch_tokens=64, max_running=4))
+    passes = Passes(EngineLimits(kv_tokens=4096, max_batch_tokens=64, max_running=4))
     passes.add(*(request(f"flood{i}", 8, 80, tenant="flood", shared=True) for i in range(12)))
     passes.step()
     passes.add(*(request(f"b{i}", 8, 20, tenant="b") for i in range(3)))

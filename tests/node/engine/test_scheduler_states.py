@@ -19,15 +19,13 @@ class Histories(RuleBasedStateMachine):
     @initialize(
         pages=st.integers(25, 60),
         max_batch_tokens=st.integers(6, 64),
-        mixed_batch_tokens=st.integers(1, 32),
         max_running=st.integers(1, 6),
     )
-    def begin(self, pages: int, max_batch_tokens: int, mixed_batch_tokens: int, max_running: int) -> None:
+    def begin(self, pages: int, max_batch_tokens: int, max_running: int) -> None:
         self.limits = EngineLimits(
             kv_tokens=pages * 4,
             page_tokens=4,
             max_batch_tokens=max_batch_tokens,
-            mixed_batch_tokens=mixed_batch_tokens,
             max_running=max_running,
             max_waiting=30,
         )

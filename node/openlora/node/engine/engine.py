@@ -1,6 +1,7 @@
 """The inference engine: commands in, tokens out, one forward pass a step."""
 
 import secrets
+import time
 from collections import abc
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,9 @@ class Engine:
         chunks = self._scheduler.schedule()
         if not chunks:
             return None
+        started_s = time.perf_counter()
         tokens = self._take([chunk.sequence for chunk in chunks if chunk.outputs], self._forward(chunks))
+        self._scheduler.pace.learn(chunks, time.perf_counter() - started_s)
         for token in tokens:
             if token.finish_reason is not None:
                 self._end(token.request_id)

@@ -12,7 +12,6 @@ class EngineLimits:
     kv_tokens: int = 65_536  # capacity of the paged cache
     page_tokens: int = 16
     max_batch_tokens: int = 512  # rows of one forward pass
-    mixed_batch_tokens: int = 56  # rows of a pass that decodes and has prompts beside it, or 7/4 of the decoding ones
     max_running: int = 64  # sequences that hold pages
     max_waiting: int = 2_048  # one tenant at most as many as remain free: alone, the half
     max_waiting_tokens: int = 2_097_152  # of all waiting prompts; one tenant as above

@@ -6,14 +6,11 @@ from collections.abc import Iterator, Set
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.fairness import FairShare
 from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.pace import Pace
 from openlora.node.engine.parts import Parts
 from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
 from openlora.node.engine.waiting import Line, WaitingLines
-
-# A pass with prompts beside its decode rows may have 7/4 of their number: a prompt's rows cost more as its context
-# grows, and the pass is to take twice the time at most.
-STRETCH = (7, 4)
 
 Prompts = dict[str, dict[Line, deque[Sequence]]]  # by tenant and line, in order of arrival
 
@@ -21,9 +18,8 @@ Prompts = dict[str, dict[Line, deque[Sequence]]]  # by tenant and line, in order
 class Scheduler:
     """Continuous batching under a budget of tokens a pass, evenly shared between tenants.
 
-    *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: of
-    `max_batch_tokens` where nothing decodes, else of `mixed_batch_tokens` or 7/4 of the decode rows, these included. So
-    a token never waits longer than for a pass of `mixed_batch_tokens` rows, or twice as long as without the prompts.
+    *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: up to
+    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for.
 
     *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
     (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
@@ -44,6 +40,7 @@ class Scheduler:
         self._arrivals = 0
         self._blocked: Sequence | None = None  # whose turn it was in the last pass, and who did not fit
         self.cache = PrefixCache(blocks)
+        self.pace = Pace()
         self.waiting = WaitingLines(limits)
         self.running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
@@ -107,10 +104,12 @@ class Scheduler:
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def _prompt_budget(self, decoding: int) -> int:
-        rows = self._limits.max_batch_tokens
-        if decoding:
-            rows = min(rows, max(self._limits.mixed_batch_tokens, decoding * STRETCH[0] // STRETCH[1]))
-        return rows - decoding
+        room = self._limits.max_batch_tokens - decoding
+        if not decoding:
+            return room
+        places = self._limits.max_running - len(self.running)
+        prompts = len(self.running) - decoding + min(places, len(self.waiting))
+        return min(room, self.pace.prompt_rows(decoding, prompts))
 
     def _prompts(self, budget: int) -> Iterator[Chunk]:
         """Chunks of prompts, in the order of turns, as the budget lasts."""

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kHead = -1;                   // the head's "layer" for adapters
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
+constexpr int kRowsARead = 5;               // reading keys and values once takes as long as so many rows' arithmetic
 constexpr int kQueriesWanted = 16;          // query vectors an attention item has at least, where there are as many
 
 template <class T>
@@ -86,7 +87,7 @@ class Pass {
         for (int row = step_.row_starts[s]; row < step_.row_starts[s + 1]; row += each) {
           const int rows = std::min(each, step_.row_starts[s + 1] - row);
           items_.push_back({s, head, row, rows});
-          cost.push_back(rows * std::int64_t{64 + std::min(position_[row + rows - 1], most)});
+          cost.push_back((kRowsARead + rows) * std::int64_t{64 + std::min(position_[row + rows - 1], most)});
         }
       }
     }

@@ -1,0 +1,118 @@
+"""How flat answers flow beside a prompt on machines of several speeds, in their own simulated time."""
+
+from collections.abc import Callable
+from statistics import median
+
+import pytest
+
+from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.pace import LEAST_ROWS, LOOK_EVERY, Pace
+from openlora.node.engine.sequence import Chunk
+from tests.node.engine.passes import Passes, request
+
+LIMITS = EngineLimits(max_running=64)
+DECODING, PROMPT = 31, 2_000
+
+
+def machine(fixed_ms: float, decode_ms: float, prompt_ms: float, thousand_keys_ms: float) -> Callable[..., float]:
+    """A pass's seconds: reading the weights, a row of each kind, and a row's attention to a thousand tokens."""
+
+    def seconds(chunks: list[Chunk]) -> float:
+        decoding = sum(chunk.length == 1 for chunk in chunks)
+        prompts = [chunk for chunk in chunks if chunk.length > 1]
+        attention = sum(chunk.length * chunk.end / 1000 * thousand_keys_ms for chunk in prompts)
+        rows = decoding * decode_ms + sum(chunk.length for chunk in prompts) * prompt_ms
+        return (fixed_ms + rows + attention) / 1000
+
+    return seconds
+
+
+MACHINES = {
+    "matrix unit": machine(5.5, 0.33, 0.2, 0.15),
+    "vector unit": machine(5.5, 0.6, 0.6, 0.2),
+    "a model of a billion on the vector unit": machine(80, 2.0, 3.0, 1.0),
+    "an accelerator": machine(3.0, 0.02, 0.01, 0.001),
+}
+
+
+def until(passes: Passes, name: str, seconds: Callable[..., float]) -> list[float]:
+    """Each pass's seconds until the request is answered."""
+    took = []
+    while name not in passes.finished:
+        took.append(seconds(passes.step()))
+    return took
+
+
+@pytest.mark.parametrize("seconds", MACHINES.values(), ids=MACHINES)
+def test_answers_slow_down_to_the_half_and_the_prompt_to_a_third_at_most(seconds: Callable[..., float]) -> None:
+    passes = Passes(LIMITS, check=False, seconds=seconds, timed=False)
+    passes.add(request("alone", PROMPT, 1))
+    alone_s = sum(until(passes, "alone", seconds))
+    passes.add(*(request(f"d{i}", 64, 400) for i in range(DECODING)))
+    while len(chunks := passes.step()) < DECODING or any(chunk.length > 1 for chunk in chunks):
+        pass
+    calm_s = median(seconds(passes.step()) for _ in range(30))
+    for repeat in range(2):
+        passes.add(request(f"beside{repeat}", PROMPT, 1))
+        beside_s = until(passes, f"beside{repeat}", seconds)
+        assert max(beside_s) <= 2 * calm_s
+        assert sum(beside_s) <= 3 * alone_s
+
+
+def run(pace: Pace, decoding: int, rows: int, seconds: float) -> None:
+    answering = request("r", 5, 9)
+    chunks = [Chunk(answering, 5, 1)] * decoding + ([Chunk(answering, 0, rows)] if rows else [])
+    pace.learn(chunks, seconds)
+
+
+def learnt(calm_s: float = 0.02, row_s: float = 0.0005) -> Pace:
+    pace = Pace()
+    run(pace, 31, 0, calm_s)
+    for _ in range(30):
+        run(pace, 31, 40, calm_s + 40 * row_s)
+        run(pace, 31, 0, calm_s)
+    assert pace.prompt_rows(31, 1) in (33, 34)  # 0.85 of 20 ms at half a millisecond each
+    return pace
+
+
+def test_what_was_never_timed_is_looked_at_first() -> None:
+    pace = Pace()
+    assert pace.prompt_rows(31, 1) == 0
+    run(pace, 31, 0, 0.02)
+    assert pace.prompt_rows(31, 1) == LEAST_ROWS
+    assert pace.prompt_rows(32, 1) == 0
+
+
+def test_one_odd_pass_changes_little() -> None:
+    pace = learnt()
+    run(pace, 31, 0, 1.0)
+    assert pace.prompt_rows(31, 1) <= 40
+    pace = learnt()
+    run(pace, 31, 40, 1.0)
+    assert pace.prompt_rows(31, 1) >= 24
+
+
+def test_a_machine_that_slows_down_is_known_again_soon() -> None:
+    pace = learnt()
+    for _ in range(20):
+        run(pace, 31, rows := pace.prompt_rows(31, 1), 0.02 + rows * 0.001)
+    assert 16 <= pace.prompt_rows(31, 1) <= 18
+
+
+def test_under_endless_prompts_a_pass_now_and_then_shows_what_decoding_takes() -> None:
+    pace = learnt()
+    rows = []
+    for _ in range(3 * (LOOK_EVERY + 1)):
+        rows.append(pace.prompt_rows(31, 1))
+        run(pace, 31, rows[-1], 0.01 + rows[-1] * 0.0005)  # half as long as before
+    assert rows.count(0) == 3
+    assert rows[-1] < rows[0]
+    assert all(row != 0 for row in rows[:LOOK_EVERY])
+
+
+def test_many_prompts_do_not_wait_for_one_reader() -> None:
+    pace = learnt()
+    run(pace, 1, 0, 0.005)
+    assert pace.prompt_rows(1, 1) == 10
+    assert pace.prompt_rows(1, 24) == 240
+    assert pace.prompt_rows(31, 31) == 40
