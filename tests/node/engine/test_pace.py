@@ -113,6 +113,6 @@ def test_under_endless_prompts_a_pass_now_and_then_shows_what_decoding_takes() -
 def test_many_prompts_do_not_wait_for_one_reader() -> None:
     pace = learnt()
     run(pace, 1, 0, 0.005)
-    assert pace.prompt_rows(1, 1) == 10
-    assert pace.prompt_rows(1, 24) == 240
-    assert pace.prompt_rows(31, 31) == 40
+    assert pace.prompt_rows(1, 1) == 20
+    assert pace.prompt_rows(1, 24) == 480
+    assert pace.prompt_rows(31, 31) == 80

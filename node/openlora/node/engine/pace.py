@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from openlora.node.engine.sequence import Chunk
 
 LEAST_SHARE = 0.85  # of the time that the decode rows take by themselves: what prompts may add, however few they are
+WAITING = 2  # a prompt that waits counts as so many readers
 LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
 LOOK_EVERY = 32  # passes: then one goes without prompts, to see again what decoding takes by itself
 _CAREFUL, _BOLD = 0.25, 0.1  # how far an estimate follows what speaks for shorter passes, and for longer ones
@@ -16,9 +17,8 @@ class Pace:
 
     A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds; calm is what passes without
     prompts have lasted, one figure a power of two of rows. Beside w prompts, begun or ready to begin, the next pass may
-    last calm(n) · (1 + max(LEAST_SHARE, w / n)): whoever waits counts as much as whoever reads. So one prompt beside
-    many readers less than doubles the time between their tokens and takes about twice its time alone, and many prompts
-    beside one reader do not wait for him.
+    last calm(n) · (1 + max(LEAST_SHARE, WAITING · w / n)). So one prompt beside many readers less than doubles the time
+    between their tokens and takes about twice its time alone, and many prompts do not wait for one reader.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Pace:
         calm_s = self._calm_s.get(decoding.bit_length())
         if calm_s is None or self._passes_with_prompts >= LOOK_EVERY:
             return 0
-        spare_s = calm_s * max(LEAST_SHARE, prompts / decoding)
+        spare_s = calm_s * max(LEAST_SHARE, WAITING * prompts / decoding)
         return max(LEAST_ROWS, int(spare_s / self._row_s) if self._row_s else 0)
 
     def learn(self, chunks: Sequence[Chunk], seconds: float) -> None:
