@@ -34,7 +34,7 @@ from openlora.node.engine.runner import OpsRunner
 from tests.node.engine.tiny import write_adapter, write_model
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=2)
-SMALL = EngineLimits(kv_tokens=4096, page_tokens=4, max_batch_tokens=256)
+SMALL = EngineLimits(kv_tokens=4096, page_tokens=4, max_batch_tokens=512)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KEYS = ("a", "b", "c", "head")
