@@ -122,9 +122,10 @@ def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
     (path / "README.md").unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="module", params=["llama3", "tied-qwen2"])
+@pytest.fixture(scope="module", params=["llama3", "tied-qwen2", "gemma2"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The second one's head is tied, and its queries, keys and values have biases."""
+    """The second one's head is tied, and its queries, keys and values have biases; the third scales its embedding, and
+    adds one to the weights of its norms."""
     root = tmp_path_factory.mktemp(request.param)
     tiny_models()[request.param].save_pretrained(root / "model")
     torch.manual_seed(2)

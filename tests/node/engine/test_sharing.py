@@ -29,11 +29,11 @@ A, B = AdapterUse("a", 0.5), AdapterUse("b", 0.5)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[{}, {"model_type": "mistral", "sliding_window": 13}], ids=["llama", "mistral"])
+def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/, and the adapters a and b."""
     root = tmp_path_factory.mktemp("tiny")
-    config = DecoderConfig.from_path(write_model(root / "model"))
+    config = DecoderConfig.from_path(write_model(root / "model", **request.param))
     write_adapter(root / "a", config, 1)
     write_adapter(root / "b", config, 2, rank=7)
     return root
