@@ -21,11 +21,11 @@ check: setup lint ## lint, types, fast tests: about a minute
 test: setup lint test-contracts ## everything, real chain and real model included
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/pytest -q -n 2 --dist loadgroup
 
-test-contracts: contracts/node_modules/.installed ## the Foundry suite, without the gas snapshots
+test-contracts: contracts/node_modules/.installed ## the Foundry suite
 	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite $(FORGE) test
 
-gas: contracts/node_modules/.installed ## gas as whole transactions, against contracts/snapshots
-	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FORGE_SNAPSHOT_CHECK=true $(FORGE) test --match-path test/Gas.t.sol
+gas: contracts/node_modules/.installed ## gas as whole transactions on anvil, against contracts/snapshots
+	$(PY) contracts/script/gas.py
 
 lint: .venv/.installed ## ruff and mypy strict
 	.venv/bin/ruff check .

@@ -27,16 +27,17 @@ MODULES = {
     "AdapterRegistry": "adapter_registry",
     "DevToken": "token",
     "JobQueue": "job_queue",
+    "Governance": "governance",
 }
 RENAMED = {"State": "JobState"}
-KEYWORDS = {"from": "from_"}
+RESERVED = {"from": "from_", "id": "id_", "data": "calldata"}  # "data" is what a method calls its own encoding
 WIDTH = 120
 
 
 def snake(name: str) -> str:
     """jobId → job_id; trailing and leading underscores of Solidity names go."""
     spaced = re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name.strip("_"))
-    return KEYWORDS.get(spaced.lower(), spaced.lower())
+    return RESERVED.get(spaced.lower(), spaced.lower())
 
 
 def canonical(parameter: Abi) -> str:

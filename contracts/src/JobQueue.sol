@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
-import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
@@ -14,34 +13,30 @@ import {IVault} from "./interfaces/IVault.sol";
 import {JobHash} from "./libraries/JobHash.sol";
 import {JobPrice} from "./libraries/JobPrice.sol";
 import {NodeSignature} from "./libraries/NodeSignature.sol";
+import {Royalties} from "./libraries/Royalties.sol";
 import {Tally} from "./libraries/Tally.sol";
 
 /// @title Implementation of IJobQueue.
-contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
+contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     using JobHash for JobSpec;
     using JobHash for Receipt;
+    using JobHash for Settlement;
     using JobPrice for JobSpec;
     using SafeCast for uint256;
     using Tally for Tally.Table;
 
-    uint256 private constant BPS = 10_000;
     uint256 private constant MAX_INPUT_BYTES = 4_096;
+    uint96 private constant RELEASE_PARTS = 10; // of a bond, one of which a release costs
 
-    /// @dev Three slots: one written at submit, a second at the first claim, the third only when a lease has lapsed.
+    /// @dev Two slots: one written at submit, the other at the first claim; both change at the commit.
     struct Record {
-        bytes32 digest; // of the spec until the commit, of the receipt from then on
+        bytes32 digest; // of the spec until the commit, of the settlement from then on
         address node;
         State state; // None with a digest means Open
+        bool hasForfeits;
         uint16 paramsVersion;
-        uint40 until; // end of the lease while claimed, of the window once committed
+        uint32 moment; // end of the lease while claimed, the commit's time from then on
         uint32 claimBlock;
-        uint96 forfeited;
-    }
-
-    /// @dev Never back to zero, so that counting stays cheap.
-    struct Claims {
-        uint64 begun;
-        uint64 ended;
     }
 
     /// @dev What one batch owes. A run is a row of neighbours with one recipe and one node: their legs telescope.
@@ -49,9 +44,14 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
         Tally.Table credits;
         Tally.Table refunds;
         Tally.Table bonds;
+        Tally.Table claims;
         uint64 runRecipe;
         address runNode;
         uint256 runFee;
+        uint256 runBonds;
+        uint256 runClaims;
+        uint16 version; // of `params`
+        Params params;
     }
 
     /// @inheritdoc IJobQueue
@@ -68,20 +68,20 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     uint16 public paramsVersion;
 
     mapping(uint64 jobId => Record) private _jobs;
-    mapping(address node => Claims) private _claims;
+    mapping(uint64 jobId => uint96) private _forfeits;
     mapping(uint16 version => Params) private _params;
     /// @inheritdoc IJobQueue
     mapping(uint64 recipeId => uint256) public recipeFees;
 
-    constructor(INodeRegistry nodes_, IAdapterRegistry adapters_, address owner_, Params memory params_)
+    constructor(INodeRegistry nodes_, IAdapterRegistry adapters_, address authority_, Params memory params_)
         EIP712("OpenLoRA", "1")
-        Ownable(owner_)
+        AccessManaged(authority_)
     {
         nodes = nodes_;
         adapters = adapters_;
         vault = nodes_.vault();
         if (nodes_.queue() != address(this) || !vault.isModule(address(this))) revert NotAModule(address(this));
-        _setParams(params_);
+        _setParams(nodes_, params_);
     }
 
     /// @inheritdoc IJobQueue
@@ -109,59 +109,53 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     /// @inheritdoc IJobQueue
     function claim(uint64 jobId, JobSpec calldata spec) external whenNotPaused {
         Record storage self = _uncommitted(jobId, spec);
-        address node = _operatorOf(msg.sender);
         if (block.timestamp > spec.deadline) revert DeadlinePassed(spec.deadline);
         _endLapsedLease(jobId, self);
 
         uint16 version = paramsVersion;
         Params memory current = _params[version];
+        address node = nodes.lockBond(msg.sender, current.bond, current.maxLiveClaims);
         uint40 until = _min(uint40(block.timestamp) + spec.leaseSecs, spec.deadline);
         self.node = node;
         self.state = State.Claimed;
         self.paramsVersion = version;
-        self.until = until;
+        self.moment = uint256(until).toUint32();
         self.claimBlock = block.number.toUint32();
-        Claims storage claims = _claims[node];
-        if (++claims.begun - claims.ended > current.maxLiveClaims) {
-            revert TooManyLiveClaims(node, current.maxLiveClaims);
-        }
         emit JobClaimed(jobId, node, until, version);
-        nodes.lockBond(node, current.bond);
     }
 
     /// @inheritdoc IJobQueue
     function release(uint64 jobId) external {
         Record storage self = _leased(jobId);
-        address node = self.node;
         uint96 bond = _params[self.paramsVersion].bond;
-        _reopen(self);
-        emit JobReleased(jobId, node);
-        nodes.unlockBond(node, bond);
+        uint96 lost = bond / RELEASE_PARTS;
+        emit JobReleased(jobId, self.node, lost);
+        _endClaim(jobId, self, bond, lost);
     }
 
     /// @inheritdoc IJobQueue
-    function commit(uint64 jobId, JobSpec calldata spec, Receipt calldata receipt, bytes calldata signature) external {
+    function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer, bytes calldata signature) external {
         Record storage self = _leased(jobId);
         _checkSpec(jobId, self.digest, spec);
-        _checkReceipt(jobId, self, spec, receipt);
+        Receipt memory receipt = _receiptOf(jobId, self, spec, answer);
         bytes32 receiptHash = hashReceipt(receipt);
         if (!NodeSignature.isValid(msg.sender, receiptHash, signature)) revert BadSignature();
 
-        self.digest = receiptHash;
+        uint96 refund = spec.escrow() - receipt.fee;
+        self.digest = Settlement(receiptHash, spec.client, spec.recipeId, receipt.fee, refund).digestInMemory();
         self.state = State.Committed;
-        self.until = uint40(block.timestamp) + _params[self.paramsVersion].windowSecs;
-        _claims[self.node].ended++;
-        emit JobCommitted(jobId, self.node, receiptHash, receipt);
+        self.moment = uint32(block.timestamp); // <= the lease's end, which fits
+        emit JobCommitted(jobId, receipt.node, receiptHash, receipt);
     }
 
     /// @inheritdoc IJobQueue
-    function finalizeBatch(uint64[] calldata jobIds, JobSpec[] calldata specs, Receipt[] calldata receipts) external {
-        if (specs.length != jobIds.length || receipts.length != jobIds.length) revert LengthMismatch();
+    function finalizeBatch(uint64[] calldata jobIds, Settlement[] calldata settlements) external {
+        if (settlements.length != jobIds.length) revert LengthMismatch();
         Batch memory batch;
-        (batch.credits, batch.refunds, batch.bonds) = (Tally.create(), Tally.create(), Tally.create());
+        (batch.credits, batch.refunds) = (Tally.create(), Tally.create());
+        (batch.bonds, batch.claims) = (Tally.create(), Tally.create());
         for (uint256 i = 0; i < jobIds.length; i++) {
-            if (_jobs[jobIds[i]].state == State.Finalized) continue;
-            _finalize(batch, jobIds[i], specs[i], receipts[i]);
+            _finalize(batch, jobIds[i], settlements[i]);
         }
         _closeRun(batch);
         _payOut(batch);
@@ -184,17 +178,17 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function setParams(Params calldata newParams) external onlyOwner returns (uint16 version) {
-        return _setParams(newParams);
+    function setParams(Params calldata newParams) external restricted returns (uint16 version) {
+        return _setParams(nodes, newParams);
     }
 
     /// @inheritdoc IJobQueue
-    function pause() external onlyOwner {
+    function pause() external restricted {
         _pause();
     }
 
     /// @inheritdoc IJobQueue
-    function unpause() external onlyOwner {
+    function unpause() external restricted {
         _unpause();
     }
 
@@ -202,22 +196,17 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     function job(uint64 jobId) external view returns (Job memory found) {
         Record storage self = _jobs[jobId];
         found.state = _stateOf(self);
-        found.forfeited = self.forfeited;
+        found.forfeited = _forfeits[jobId];
         bool committed = self.state == State.Committed || self.state == State.Finalized;
-        if (committed) found.receiptHash = self.digest;
+        if (committed) found.settlementHash = self.digest;
         else found.specHash = self.digest;
         if (committed || found.state == State.Claimed) {
             found.node = self.node;
             found.paramsVersion = self.paramsVersion;
             found.claimBlock = self.claimBlock;
-            if (committed) found.finalizableAt = self.until;
-            else found.leaseDeadline = self.until;
+            if (committed) found.finalizableAt = self.moment + _params[self.paramsVersion].windowSecs;
+            else found.leaseDeadline = self.moment;
         }
-    }
-
-    /// @inheritdoc IJobQueue
-    function liveClaims(address node) external view returns (uint64) {
-        return _claims[node].begun - _claims[node].ended;
     }
 
     /// @inheritdoc IJobQueue
@@ -231,7 +220,7 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function hashReceipt(Receipt calldata receipt) public view returns (bytes32) {
+    function hashReceipt(Receipt memory receipt) public view returns (bytes32) {
         return _hashTypedDataV4(receipt.structHash());
     }
 
@@ -277,7 +266,7 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     function _stateOf(Record storage self) private view returns (State) {
         State state = self.state;
         if (state == State.None && self.digest != 0) return State.Open;
-        if (state == State.Claimed && block.timestamp > self.until) return State.Open;
+        if (state == State.Claimed && block.timestamp > self.moment) return State.Open;
         return state;
     }
 
@@ -293,33 +282,31 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
     function _leased(uint64 jobId) private view returns (Record storage self) {
         self = _jobs[jobId];
         if (self.state != State.Claimed) revert WrongState(jobId, _stateOf(self));
-        if (block.timestamp > self.until) revert LeaseExpired(self.until);
-        if (_operatorOf(msg.sender) != self.node) revert NotTheNode(msg.sender);
-    }
-
-    function _operatorOf(address hotKey) private view returns (address operator) {
-        operator = nodes.operatorOf(hotKey);
-        if (operator == address(0)) revert NotAHotKey(hotKey);
+        if (block.timestamp > self.moment) revert LeaseExpired(self.moment);
+        if (nodes.operatorOf(msg.sender) != self.node) revert NotTheNode(msg.sender);
     }
 
     /// @dev Takes the bond of a claimant who let the lease run out, for whoever finishes or else the client.
     function _endLapsedLease(uint64 jobId, Record storage self) private {
         if (self.state != State.Claimed) return;
-        address node = self.node;
         uint96 bond = _params[self.paramsVersion].bond;
-        _reopen(self);
-        self.forfeited += bond;
-        emit LeaseLapsed(jobId, node, bond);
-        nodes.forfeitBond(node, bond);
+        emit LeaseLapsed(jobId, self.node, bond);
+        _endClaim(jobId, self, bond, bond);
     }
 
-    function _reopen(Record storage self) private {
-        _claims[self.node].ended++;
+    /// @dev The job is open again; `lost` of the claimant's bond waits for the job's end.
+    function _endClaim(uint64 jobId, Record storage self, uint96 bond, uint96 lost) private {
+        address node = self.node;
         self.node = address(0);
         self.state = State.None;
         self.paramsVersion = 0;
-        self.until = 0;
+        self.moment = 0;
         self.claimBlock = 0;
+        if (lost > 0) {
+            self.hasForfeits = true;
+            _forfeits[jobId] += lost;
+        }
+        nodes.forfeitBond(node, bond, lost);
     }
 
     /// @dev Ends an open job without a receipt: the escrow returns to the client, with the bonds forfeited over it.
@@ -327,14 +314,15 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
         _endLapsedLease(jobId, self);
         self.state = end;
         vault.release(spec.client, spec.escrow());
-        _payForfeited(self, spec.client);
+        _payForfeits(jobId, self, spec.client);
     }
 
-    function _payForfeited(Record storage self, address beneficiary) private {
-        uint96 forfeited = self.forfeited;
-        if (forfeited == 0) return;
-        self.forfeited = 0;
-        nodes.payForfeit(beneficiary, forfeited);
+    function _payForfeits(uint64 jobId, Record storage self, address beneficiary) private {
+        if (!self.hasForfeits) return;
+        uint96 amount = _forfeits[jobId];
+        self.hasForfeits = false;
+        delete _forfeits[jobId];
+        nodes.payForfeit(beneficiary, amount);
     }
 
     // Receipts
@@ -343,68 +331,81 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
         if (hashSpec(spec) != expected) revert SpecMismatch(jobId, expected);
     }
 
-    function _checkReceipt(uint64 jobId, Record storage self, JobSpec calldata spec, Receipt calldata receipt)
+    /// @dev The only receipt that the answer can have: what is not the node's to say is not taken from it.
+    function _receiptOf(uint64 jobId, Record storage self, JobSpec calldata spec, Answer calldata answer)
         private
         view
+        returns (Receipt memory)
     {
-        if (
-            receipt.workId != keccak256(abi.encode(address(this), jobId)) || receipt.node != self.node
-                || receipt.recipeId != spec.recipeId || receipt.specHash != self.digest
-                || receipt.inputDigest != spec.inputDigest
-        ) revert ReceiptMismatch(jobId);
-        if (receipt.inTokens > spec.maxInTokens || receipt.outTokens > spec.maxOutTokens) {
-            revert OverLimit(receipt.inTokens, receipt.outTokens);
+        if (answer.inTokens > spec.maxInTokens || answer.outTokens > spec.maxOutTokens) {
+            revert OverLimit(answer.inTokens, answer.outTokens);
         }
-        uint96 fee = spec.fee(receipt.inTokens, receipt.outTokens);
-        if (receipt.fee != fee) revert WrongFee(fee);
+        if (answer.finishReason > 1 || answer.finishedAt > self.moment) {
+            revert BadFinish(answer.finishReason, answer.finishedAt);
+        }
+        bytes32 specHash = self.digest;
+        _checkSeed(self.claimBlock, specHash, answer.seed);
+        return Receipt({
+            workId: keccak256(abi.encode(address(this), jobId)),
+            node: self.node,
+            recipeId: spec.recipeId,
+            specHash: specHash,
+            inputDigest: spec.inputDigest,
+            outputDigest: answer.outputDigest,
+            inTokens: answer.inTokens,
+            outTokens: answer.outTokens,
+            seed: answer.seed,
+            fingerprintRoot: answer.fingerprintRoot,
+            dataAttrRoot: answer.dataAttrRoot,
+            engineProfile: answer.engineProfile,
+            finishReason: answer.finishReason,
+            finishedAt: answer.finishedAt,
+            fee: spec.fee(answer.inTokens, answer.outTokens)
+        });
+    }
+
+    /// @dev In the claim's own block its hash is unknown, and a node that commits there could choose its seed.
+    function _checkSeed(uint64 claimBlock, bytes32 specHash, uint64 seed) private view {
+        if (block.number <= claimBlock) revert TooEarly(claimBlock);
+        bytes32 claimHash = blockhash(claimBlock);
+        if (claimHash == 0) return;
+        uint64 expected = uint64(bytes8(keccak256(abi.encode(specHash, claimHash))));
+        if (seed != expected) revert WrongSeed(expected);
     }
 
     // Settlement
 
-    function _finalize(Batch memory batch, uint64 jobId, JobSpec calldata spec, Receipt calldata receipt) private {
+    function _finalize(Batch memory batch, uint64 jobId, Settlement calldata settlement) private {
         Record storage self = _jobs[jobId];
-        if (self.state != State.Committed) revert WrongState(jobId, _stateOf(self));
-        if (block.timestamp < self.until) revert WindowOpen(self.until);
-        if (hashReceipt(receipt) != self.digest) revert ReceiptMismatch(jobId);
-        _checkSpec(jobId, receipt.specHash, spec);
+        State state = self.state;
+        if (state == State.Finalized) return;
+        if (state != State.Committed) revert WrongState(jobId, _stateOf(self));
+        uint16 version = self.paramsVersion;
+        if (version != batch.version) (batch.version, batch.params) = (version, _params[version]);
+        uint40 finalizableAt = uint40(self.moment) + batch.params.windowSecs;
+        if (block.timestamp < finalizableAt) revert WindowOpen(finalizableAt);
+        if (settlement.digest() != self.digest) revert SettlementMismatch(jobId);
 
+        address node = self.node;
         self.state = State.Finalized;
-        uint96 refund = spec.escrow() - receipt.fee;
-        emit JobFinalized(jobId, receipt.node, receipt.fee, refund);
-        if (refund > 0) batch.refunds.add(spec.client, refund);
-        batch.bonds.add(receipt.node, _params[self.paramsVersion].bond);
-        if (spec.recipeId != batch.runRecipe || receipt.node != batch.runNode) {
+        emit JobFinalized(jobId, node, settlement.fee, settlement.refund);
+        if (settlement.refund > 0) batch.refunds.add(settlement.client, settlement.refund);
+        if (settlement.recipeId != batch.runRecipe || node != batch.runNode) {
             _closeRun(batch);
-            (batch.runRecipe, batch.runNode) = (spec.recipeId, receipt.node);
+            (batch.runRecipe, batch.runNode) = (settlement.recipeId, node);
         }
-        batch.runFee += receipt.fee;
-        _payForfeited(self, receipt.node);
+        batch.runFee += settlement.fee;
+        batch.runBonds += batch.params.bond;
+        batch.runClaims++;
+        _payForfeits(jobId, self, node);
     }
 
-    /// @dev Splits the run's fee: every leg gets floor(cum' * bps / 10,000) - floor(cum * bps / 10,000) of the recipe's
-    /// cumulative fee, and the node the rest, so no wei is made or lost however jobs are batched. Several legs may
-    /// round up at once, which a fee of a few dozen wei cannot cover: hence the minimum.
     function _closeRun(Batch memory batch) private {
-        if (batch.runFee == 0) return;
-        uint64 recipeId = batch.runRecipe;
-        uint256 cumBefore = recipeFees[recipeId];
-        uint256 cumAfter = cumBefore + batch.runFee;
-        recipeFees[recipeId] = cumAfter;
-        uint256 left = batch.runFee;
-        IAdapterRegistry.Leg[] memory legs = adapters.recipeLegs(recipeId);
-        for (uint256 i = 0; i < legs.length; i++) {
-            uint256 amount = Math.min(left, cumAfter * legs[i].bps / BPS - cumBefore * legs[i].bps / BPS);
-            left -= amount;
-            _pay(batch, legs[i].payee, legs[i].role, amount);
-        }
-        _pay(batch, batch.runNode, IAdapterRegistry.Role.Node, left);
-        batch.runFee = 0;
-    }
-
-    function _pay(Batch memory batch, address payee, IAdapterRegistry.Role role, uint256 amount) private {
-        if (amount == 0) return;
-        batch.credits.add(payee, amount);
-        emit Paid(payee, role, batch.runRecipe, amount.toUint96());
+        if (batch.runClaims == 0) return;
+        Royalties.divide(recipeFees, batch.credits, adapters, batch.runRecipe, batch.runNode, batch.runFee);
+        batch.bonds.add(batch.runNode, batch.runBonds);
+        batch.claims.add(batch.runNode, batch.runClaims);
+        (batch.runFee, batch.runBonds, batch.runClaims) = (0, 0, 0);
     }
 
     function _payOut(Batch memory batch) private {
@@ -415,17 +416,20 @@ contract JobQueue is IJobQueue, EIP712, Ownable2Step, Pausable {
             vault.release(accounts[i], amounts[i]);
         }
         (accounts, amounts) = batch.bonds.entries();
+        (, uint256[] memory claims) = batch.claims.entries();
         for (uint256 i = 0; i < accounts.length; i++) {
-            nodes.unlockBond(accounts[i], amounts[i]);
+            nodes.unlockBonds(accounts[i], amounts[i], claims[i]);
         }
     }
 
     // Parameters
 
-    function _setParams(Params memory newParams) private returns (uint16 version) {
-        if (newParams.maxLiveClaims == 0 || newParams.maxLeaseSecs == 0 || newParams.maxDurationSecs == 0) {
-            revert BadParams();
-        }
+    /// @dev Stake that may leave before a window has passed would not be there to be slashed.
+    function _setParams(INodeRegistry registry, Params memory newParams) private returns (uint16 version) {
+        if (
+            newParams.maxLiveClaims == 0 || newParams.maxLeaseSecs == 0 || newParams.maxDurationSecs == 0
+                || newParams.windowSecs >= registry.unstakeDelaySecs()
+        ) revert BadParams();
         version = ++paramsVersion;
         _params[version] = newParams;
         emit ParamsSet(version, newParams);

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {IVault} from "./interfaces/IVault.sol";
+import {NodeSignature} from "./libraries/NodeSignature.sol";
 
 /// @title Implementation of INodeRegistry.
-contract NodeRegistry is INodeRegistry {
+contract NodeRegistry is INodeRegistry, EIP712 {
     using SafeCast for uint256;
 
+    bytes32 private constant HOT_KEY_TYPEHASH = keccak256("HotKey(address operator,uint40 deadline)");
     uint256 private constant MAX_PEER_ID_BYTES = 64;
 
-    /// @dev Locking and unlocking a bond touches the first slot alone.
+    /// @dev What a claim and its end touch is the first slot alone.
     struct Record {
         uint96 active; // stake that is not in withdrawal
         uint96 bonded; // <= active
+        uint24 liveClaims;
         uint40 unstakeAt;
         address hotKey;
         uint96 unstaking;
@@ -37,7 +41,7 @@ contract NodeRegistry is INodeRegistry {
     mapping(address hotKey => address operator) public operatorOf;
     mapping(address operator => Record) private _nodes;
 
-    constructor(IVault vault_, address queue_, uint32 unstakeDelaySecs_) {
+    constructor(IVault vault_, address queue_, uint32 unstakeDelaySecs_) EIP712("OpenLoRA", "1") {
         if (!vault_.isModule(address(this))) revert NotAModule(address(this));
         vault = vault_;
         queue = queue_;
@@ -50,15 +54,17 @@ contract NodeRegistry is INodeRegistry {
     }
 
     /// @inheritdoc INodeRegistry
-    function register(address hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external {
+    function register(HotKeyConsent calldata hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId)
+        external
+    {
         if (_nodes[msg.sender].hotKey != address(0)) revert AlreadyRegistered(msg.sender);
         _assignHotKey(hotKey);
         _writeMetadata(encryptionKey, metadata, peerId);
-        emit NodeRegistered(msg.sender, hotKey, peerId);
+        emit NodeRegistered(msg.sender, hotKey.key, peerId);
     }
 
     /// @inheritdoc INodeRegistry
-    function setHotKey(address hotKey) external {
+    function setHotKey(HotKeyConsent calldata hotKey) external {
         Record storage self = _registered(msg.sender);
         delete operatorOf[self.hotKey];
         _assignHotKey(hotKey);
@@ -102,25 +108,34 @@ contract NodeRegistry is INodeRegistry {
     }
 
     /// @inheritdoc INodeRegistry
-    function lockBond(address operator, uint256 amount) external onlyQueue {
+    function lockBond(address hotKey, uint256 amount, uint256 maxLiveClaims)
+        external
+        onlyQueue
+        returns (address operator)
+    {
+        operator = operatorOf[hotKey];
+        if (operator == address(0)) revert NotAHotKey(hotKey);
         Record storage self = _nodes[operator];
+        if (self.liveClaims >= maxLiveClaims) revert TooManyLiveClaims(operator, maxLiveClaims);
         self.bonded += _checkFree(operator, self, amount);
-        emit BondLocked(operator, amount);
+        self.liveClaims++;
     }
 
     /// @inheritdoc INodeRegistry
-    function unlockBond(address operator, uint256 amount) external onlyQueue {
-        _nodes[operator].bonded -= amount.toUint96();
-        emit BondReleased(operator, amount);
-    }
-
-    /// @inheritdoc INodeRegistry
-    function forfeitBond(address operator, uint256 amount) external onlyQueue {
+    function unlockBonds(address operator, uint256 amount, uint256 claims) external onlyQueue {
         Record storage self = _nodes[operator];
         self.bonded -= amount.toUint96();
-        self.active -= amount.toUint96();
-        forfeitPool += amount;
-        emit BondForfeited(operator, amount);
+        self.liveClaims -= claims.toUint24();
+    }
+
+    /// @inheritdoc INodeRegistry
+    function forfeitBond(address operator, uint256 amount, uint256 lost) external onlyQueue {
+        Record storage self = _nodes[operator];
+        self.bonded -= amount.toUint96();
+        self.active -= lost.toUint96();
+        self.liveClaims--;
+        forfeitPool += lost;
+        emit BondForfeited(operator, lost);
     }
 
     /// @inheritdoc INodeRegistry
@@ -141,6 +156,7 @@ contract NodeRegistry is INodeRegistry {
             stake: self.active + self.unstaking,
             unstaking: self.unstaking,
             bonded: self.bonded,
+            liveClaims: self.liveClaims,
             unstakeAt: self.unstakeAt,
             encryptionKey: self.encryptionKey,
             metadata: self.metadata,
@@ -149,14 +165,25 @@ contract NodeRegistry is INodeRegistry {
     }
 
     /// @inheritdoc INodeRegistry
+    function hashConsent(address operator, uint40 deadline) public view returns (bytes32) {
+        return _hashTypedDataV4(keccak256(abi.encode(HOT_KEY_TYPEHASH, operator, deadline)));
+    }
+
+    /// @inheritdoc INodeRegistry
     function freeStake(address operator) external view returns (uint256) {
         Record storage self = _nodes[operator];
         return self.active - self.bonded;
     }
 
-    function _assignHotKey(address hotKey) private {
+    /// @dev Without the key's consent anyone could take it for an operator of their own, and its owner would have to
+    /// find another.
+    function _assignHotKey(HotKeyConsent calldata consent) private {
+        address hotKey = consent.key;
         if (hotKey == address(0)) revert ZeroAddress();
         if (operatorOf[hotKey] != address(0)) revert HotKeyInUse(hotKey);
+        if (block.timestamp > consent.deadline) revert ConsentExpired(consent.deadline);
+        bytes32 digest = hashConsent(msg.sender, consent.deadline);
+        if (!NodeSignature.isValid(hotKey, digest, consent.signature)) revert NoConsent(hotKey);
         operatorOf[hotKey] = msg.sender;
         _nodes[msg.sender].hotKey = hotKey;
         emit HotKeySet(msg.sender, hotKey);

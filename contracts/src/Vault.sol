@@ -13,23 +13,21 @@ contract Vault is IVault, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
     IERC20 private immutable _token;
+    // Code, not storage: every lock and release asks who calls.
+    address private immutable _nodes;
+    address private immutable _queue;
 
     mapping(address account => uint256) private _balances;
     mapping(address account => uint256) private _credits;
     mapping(address module => uint256) private _pots;
-    mapping(address account => bool) private _modules;
 
-    /// @param modules Their addresses may lie ahead of their deployment; each checks on its own that it is one.
-    constructor(IERC20 token_, address[] memory modules) {
+    constructor(IERC20 token_, Modules memory modules) {
         _token = token_;
-        for (uint256 i = 0; i < modules.length; i++) {
-            _modules[modules[i]] = true;
-            emit ModuleSet(modules[i]);
-        }
+        (_nodes, _queue) = (modules.nodes, modules.queue);
     }
 
     modifier onlyModule() {
-        if (!_modules[msg.sender]) revert NotAModule(msg.sender);
+        if (!isModule(msg.sender)) revert NotAModule(msg.sender);
         _;
     }
 
@@ -108,8 +106,8 @@ contract Vault is IVault, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IVault
-    function isModule(address account) external view returns (bool) {
-        return _modules[account];
+    function isModule(address account) public view returns (bool) {
+        return account == _nodes || account == _queue;
     }
 
     function _deposit(address account, uint256 amount) private {

@@ -56,7 +56,9 @@ contract MarketHandler is MarketTest {
         if (!found) return;
         vm.prank(_operator(jobId).hot);
         queue.release(jobId);
-        (_ghosts[jobId].state, _ghosts[jobId].bond) = (IJobQueue.State.Open, 0);
+        Ghost storage ghost = _ghosts[jobId];
+        ghost.forfeited += ghost.bond / 10;
+        (ghost.state, ghost.bond) = (IJobQueue.State.Open, 0);
     }
 
     function commitJob(uint256 pick, uint32 inTokens, uint32 outTokens) external {
@@ -86,18 +88,17 @@ contract MarketHandler is MarketTest {
             if (block.timestamp < _ghosts[jobId].until) vm.warp(_ghosts[jobId].until);
             jobIds[n++] = jobId;
         }
-        IJobQueue.JobSpec[] memory specs = new IJobQueue.JobSpec[](n);
-        IJobQueue.Receipt[] memory receipts = new IJobQueue.Receipt[](n);
+        IJobQueue.Settlement[] memory settlements = new IJobQueue.Settlement[](n);
         assembly ("memory-safe") {
             mstore(jobIds, n)
         }
         for (uint256 i = 0; i < n; i++) {
             Ghost storage ghost = _ghosts[jobIds[i]];
-            (specs[i], receipts[i]) = (ghost.spec, ghost.receipt);
+            settlements[i] = settlementOf(ghost.spec, ghost.receipt);
             if (ghost.state == IJobQueue.State.Committed) fees += ghost.receipt.fee;
             _end(ghost, IJobQueue.State.Finalized);
         }
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, settlements);
     }
 
     function cancelJob(uint256 pick) external {
@@ -118,8 +119,7 @@ contract MarketHandler is MarketTest {
     function setBond(uint96 bond) external {
         IJobQueue.Params memory params = defaultParams();
         params.bond = uint96(bound(bond, 0, 20 ether));
-        vm.prank(owner);
-        queue.setParams(params);
+        setParams(params);
     }
 
     function moveStake(uint256 amount, uint8 move) external {
@@ -165,11 +165,12 @@ contract MarketHandler is MarketTest {
         }
     }
 
-    /// @dev Claimed and not yet committed, released, or taken over.
+    /// @dev Claimed, and not yet final, released, or taken over.
     function liveClaimsOf(bool byAlice) external view returns (uint256 live) {
         for (uint64 jobId = 1; jobId <= count; jobId++) {
             Ghost storage ghost = _ghosts[jobId];
-            if (ghost.state == IJobQueue.State.Claimed && ghost.byAlice == byAlice) live++;
+            bool bonded = ghost.state == IJobQueue.State.Claimed || ghost.state == IJobQueue.State.Committed;
+            if (bonded && ghost.byAlice == byAlice) live++;
         }
     }
 
@@ -248,8 +249,8 @@ contract MarketInvariants is MarketTest {
 
     function invariant_states_are_as_booked() public view {
         (address alice_, address bob_) = _handler.operators();
-        assertEq(queue.liveClaims(alice_), _handler.liveClaimsOf(true));
-        assertEq(queue.liveClaims(bob_), _handler.liveClaimsOf(false));
+        assertEq(nodes.node(alice_).liveClaims, _handler.liveClaimsOf(true));
+        assertEq(nodes.node(bob_).liveClaims, _handler.liveClaimsOf(false));
         for (uint64 jobId = 1; jobId <= _handler.count(); jobId++) {
             assertEq(uint256(stateOf(jobId)), uint256(_handler.stateOfGhost(jobId)));
         }

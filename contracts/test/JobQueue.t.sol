@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
-import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
+import {IAccessManaged} from "@openzeppelin/contracts/access/manager/IAccessManaged.sol";
 import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
@@ -136,10 +136,10 @@ contract JobQueueTest is MarketTest {
         assertEq(uint256(job.state), uint256(IJobQueue.State.Claimed));
         assertEq(job.node, alice.cold);
         assertEq(job.leaseDeadline, block.timestamp + spec.leaseSecs);
-        assertEq(job.claimBlock, block.number);
+        assertEq(job.claimBlock, vm.getBlockNumber() - 1);
         assertEq(job.paramsVersion, 1);
         assertEq(nodes.node(alice.cold).bonded, BOND);
-        assertEq(queue.liveClaims(alice.cold), 1);
+        assertEq(nodes.node(alice.cold).liveClaims, 1);
     }
 
     function test_claim_ends_with_the_deadline() public {
@@ -161,7 +161,7 @@ contract JobQueueTest is MarketTest {
     function test_claim_revertsWhen_not_a_hot_key() public {
         uint64 jobId = submit(spec);
         vm.prank(alice.cold);
-        vm.expectRevert(abi.encodeWithSelector(IJobQueue.NotAHotKey.selector, alice.cold));
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotAHotKey.selector, alice.cold));
         queue.claim(jobId, spec);
     }
 
@@ -199,29 +199,40 @@ contract JobQueueTest is MarketTest {
     function test_claim_revertsWhen_too_many_are_live() public {
         IJobQueue.Params memory params = defaultParams();
         params.maxLiveClaims = 1;
-        vm.prank(owner);
-        queue.setParams(params);
+        setParams(params);
+        spec = newSpec();
         (uint64 first, uint64 second) = (submit(spec), submit(spec));
         claim(first, spec, alice);
         vm.prank(alice.hot);
-        vm.expectRevert(abi.encodeWithSelector(IJobQueue.TooManyLiveClaims.selector, alice.cold, 1));
+        bytes memory refusal = abi.encodeWithSelector(INodeRegistry.TooManyLiveClaims.selector, alice.cold, 1);
+        vm.expectRevert(refusal);
         queue.claim(second, spec);
 
-        commit(first, spec, receiptFor(first, spec, alice), alice); // a commit frees the place, not the bond
+        IJobQueue.Receipt memory receipt = receiptFor(first, spec, alice);
+        commit(first, spec, receipt, alice); // its work can still be challenged
+        vm.prank(alice.hot);
+        vm.expectRevert(refusal);
+        queue.claim(second, spec);
+        skip(WINDOW);
+        finalize(first, spec, receipt);
         claim(second, spec, alice);
-        assertEq(nodes.node(alice.cold).bonded, 2 * BOND);
+        assertEq(nodes.node(alice.cold).bonded, BOND);
     }
 
     // Leases
 
-    function test_release_returns_the_bond_and_reopens() public {
+    function test_release_costs_a_tenth_of_the_bond_and_reopens() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         vm.prank(alice.hot);
+        vm.expectEmit();
+        emit IJobQueue.JobReleased(jobId, alice.cold, BOND / 10);
         queue.release(jobId);
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Open));
         assertEq(nodes.node(alice.cold).bonded, 0);
-        assertEq(queue.liveClaims(alice.cold), 0);
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND / 10);
+        assertEq(queue.job(jobId).forfeited, BOND / 10);
+        assertEq(nodes.node(alice.cold).liveClaims, 0);
         claim(jobId, spec, bob);
     }
 
@@ -253,7 +264,7 @@ contract JobQueueTest is MarketTest {
         assertEq(queue.job(jobId).node, address(0));
         vm.startPrank(alice.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.LeaseExpired.selector, ended));
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answerOf(receipt), signature);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.LeaseExpired.selector, ended));
         queue.release(jobId);
     }
@@ -266,7 +277,7 @@ contract JobQueueTest is MarketTest {
         emit IJobQueue.LeaseLapsed(jobId, alice.cold, BOND);
         claim(jobId, spec, bob);
         assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND);
-        assertEq(queue.liveClaims(alice.cold), 0);
+        assertEq(nodes.node(alice.cold).liveClaims, 0);
         assertEq(queue.job(jobId).forfeited, BOND);
 
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, bob);
@@ -306,7 +317,7 @@ contract JobQueueTest is MarketTest {
         queue.expire(jobId, spec);
         assertEq(vault.balanceOf(client), before + queue.escrowOf(spec));
         assertEq(vault.creditsOf(client), 2 * BOND);
-        assertEq(queue.liveClaims(bob.cold), 0);
+        assertEq(nodes.node(bob.cold).liveClaims, 0);
         assertEq(vault.potOf(address(queue)), 0);
     }
 
@@ -378,30 +389,75 @@ contract JobQueueTest is MarketTest {
         vm.expectEmit();
         emit IJobQueue.JobCommitted(jobId, alice.cold, queue.hashReceipt(receipt), receipt);
         vm.prank(alice.hot);
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answerOf(receipt), signature);
         IJobQueue.Job memory job = queue.job(jobId);
-        assertEq(job.receiptHash, queue.hashReceipt(receipt));
+        assertEq(job.settlementHash, keccak256(abi.encode(settlementOf(spec, receipt))));
         assertEq(job.specHash, 0);
         assertEq(job.finalizableAt, block.timestamp + WINDOW);
-        assertEq(queue.liveClaims(alice.cold), 0);
+        assertEq(nodes.node(alice.cold).liveClaims, 1, "live until final");
         assertEq(nodes.node(alice.cold).bonded, BOND, "bonded until final");
     }
 
+    /// @dev Whatever else the node signed, it is not the receipt that this job's spec and claim make.
     function test_commit_revertsWhen_the_receipt_is_of_other_work() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         IJobQueue.Receipt memory good = receiptFor(jobId, spec, alice);
-        for (uint256 i = 0; i < 5; i++) {
+        for (uint256 i = 0; i < 6; i++) {
             IJobQueue.Receipt memory bad = abi.decode(abi.encode(good), (IJobQueue.Receipt));
             if (i == 0) bad.workId = keccak256(abi.encode(address(queue), jobId + 1));
             if (i == 1) bad.node = bob.cold;
             if (i == 2) bad.recipeId = baseOnly;
             if (i == 3) bad.specHash = ~bad.specHash;
             if (i == 4) bad.inputDigest = ~bad.inputDigest;
+            if (i == 5) bad.fee++;
             bytes memory signature = sign(bad, alice.hotKey);
             vm.prank(alice.hot);
-            vm.expectRevert(abi.encodeWithSelector(IJobQueue.ReceiptMismatch.selector, jobId));
-            queue.commit(jobId, spec, bad, signature);
+            vm.expectRevert(IJobQueue.BadSignature.selector);
+            queue.commit(jobId, spec, answerOf(bad), signature);
+        }
+    }
+
+    function test_commit_revertsWhen_the_seed_is_chosen() public {
+        uint64 jobId = submit(spec);
+        vm.prank(alice.hot);
+        queue.claim(jobId, spec);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        bytes memory signature = sign(receipt, alice.hotKey);
+        vm.prank(alice.hot);
+        vm.expectRevert(abi.encodeWithSelector(IJobQueue.TooEarly.selector, vm.getBlockNumber()));
+        queue.commit(jobId, spec, answerOf(receipt), signature);
+
+        vm.roll(vm.getBlockNumber() + 1);
+        uint64 seed = seedOf(jobId, spec);
+        receipt.seed = seed + 1;
+        signature = sign(receipt, alice.hotKey);
+        vm.prank(alice.hot);
+        vm.expectRevert(abi.encodeWithSelector(IJobQueue.WrongSeed.selector, seed));
+        queue.commit(jobId, spec, answerOf(receipt), signature);
+    }
+
+    function test_commit_takes_any_seed_once_the_chain_has_forgotten_the_claims_block() public {
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        vm.roll(vm.getBlockNumber() + 256);
+        commit(jobId, spec, receipt, alice);
+    }
+
+    function test_commit_revertsWhen_the_end_cannot_be() public {
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        uint40 leaseDeadline = queue.job(jobId).leaseDeadline;
+        for (uint8 i = 0; i < 2; i++) {
+            IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+            (receipt.finishReason, receipt.finishedAt) = i == 0 ? (2, receipt.finishedAt) : (1, leaseDeadline + 1);
+            bytes memory signature = sign(receipt, alice.hotKey);
+            vm.prank(alice.hot);
+            vm.expectRevert(
+                abi.encodeWithSelector(IJobQueue.BadFinish.selector, receipt.finishReason, receipt.finishedAt)
+            );
+            queue.commit(jobId, spec, answerOf(receipt), signature);
         }
     }
 
@@ -414,19 +470,8 @@ contract JobQueueTest is MarketTest {
             bytes memory signature = sign(receipt, alice.hotKey);
             vm.prank(alice.hot);
             vm.expectRevert(abi.encodeWithSelector(IJobQueue.OverLimit.selector, inTokens, outTokens));
-            queue.commit(jobId, spec, receipt, signature);
+            queue.commit(jobId, spec, answerOf(receipt), signature);
         }
-    }
-
-    function test_commit_revertsWhen_the_fee_is_another() public {
-        uint64 jobId = submit(spec);
-        claim(jobId, spec, alice);
-        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        receipt.fee++;
-        bytes memory signature = sign(receipt, alice.hotKey);
-        vm.prank(alice.hot);
-        vm.expectRevert(abi.encodeWithSelector(IJobQueue.WrongFee.selector, receipt.fee - 1));
-        queue.commit(jobId, spec, receipt, signature);
     }
 
     function test_commit_revertsWhen_another_signed() public {
@@ -436,7 +481,7 @@ contract JobQueueTest is MarketTest {
         bytes memory signature = sign(receipt, bob.hotKey);
         vm.prank(alice.hot);
         vm.expectRevert(IJobQueue.BadSignature.selector);
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answerOf(receipt), signature);
     }
 
     function test_commit_revertsWhen_sent_by_another_node() public {
@@ -446,36 +491,35 @@ contract JobQueueTest is MarketTest {
         bytes memory signature = sign(receipt, alice.hotKey);
         vm.prank(bob.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.NotTheNode.selector, bob.hot));
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answerOf(receipt), signature);
     }
 
     function test_commit_works_after_the_hot_key_was_replaced() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         (address fresh, uint256 freshKey) = makeAddrAndKey("fresh");
-        vm.prank(alice.cold);
-        nodes.setHotKey(fresh);
+        setHotKey(alice, fresh, freshKey);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
         (bytes memory stale, bytes memory signature) = (sign(receipt, alice.hotKey), sign(receipt, freshKey));
         vm.prank(alice.hot);
-        vm.expectRevert(abi.encodeWithSelector(IJobQueue.NotAHotKey.selector, alice.hot));
-        queue.commit(jobId, spec, receipt, stale);
+        vm.expectRevert(abi.encodeWithSelector(IJobQueue.NotTheNode.selector, alice.hot));
+        queue.commit(jobId, spec, answerOf(receipt), stale);
         vm.prank(fresh);
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answerOf(receipt), signature);
     }
 
     function test_commit_takes_erc1271() public {
         (address key, uint256 secret) = makeAddrAndKey("inner");
         ContractHotKey wallet = new ContractHotKey(key);
-        vm.prank(alice.cold);
-        nodes.setHotKey(address(wallet));
+        setHotKey(alice, address(wallet), secret);
         uint64 jobId = submit(spec);
         wallet.claim(queue, jobId, spec);
+        vm.roll(vm.getBlockNumber() + 1);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
         bytes memory wrong = sign(receipt, alice.hotKey);
         vm.expectRevert(IJobQueue.BadSignature.selector);
-        wallet.commit(queue, jobId, spec, receipt, wrong);
-        wallet.commit(queue, jobId, spec, receipt, sign(receipt, secret));
+        wallet.commit(queue, jobId, spec, answerOf(receipt), wrong);
+        wallet.commit(queue, jobId, spec, answerOf(receipt), sign(receipt, secret));
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Committed));
     }
 
@@ -486,8 +530,7 @@ contract JobQueueTest is MarketTest {
         claim(jobId, spec, alice);
         IJobQueue.Params memory params = defaultParams();
         (params.bond, params.windowSecs) = (2 * BOND, 2 * WINDOW);
-        vm.prank(owner);
-        assertEq(queue.setParams(params), 2);
+        assertEq(setParams(params), 2);
 
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
         commit(jobId, spec, receipt, alice);
@@ -502,8 +545,8 @@ contract JobQueueTest is MarketTest {
         assertEq(queue.job(jobId).paramsVersion, 2);
     }
 
-    function test_owner_calls_revertWhen_not_the_owner() public {
-        bytes memory refusal = abi.encodeWithSelector(Ownable.OwnableUnauthorizedAccount.selector, address(this));
+    function test_governed_calls_revertWhen_anyone_else_calls() public {
+        bytes memory refusal = abi.encodeWithSelector(IAccessManaged.AccessManagedUnauthorized.selector, address(this));
         vm.expectRevert(refusal);
         queue.setParams(defaultParams());
         vm.expectRevert(refusal);
@@ -515,15 +558,18 @@ contract JobQueueTest is MarketTest {
     function test_setParams_revertsWhen_a_limit_is_zero() public {
         IJobQueue.Params memory params = defaultParams();
         params.maxLeaseSecs = 0;
-        vm.prank(owner);
-        vm.expectRevert(IJobQueue.BadParams.selector);
-        queue.setParams(params);
+        _assertRefused(params);
+    }
+
+    function test_setParams_revertsWhen_stake_could_leave_within_a_window() public {
+        IJobQueue.Params memory params = defaultParams();
+        params.windowSecs = UNSTAKE_DELAY;
+        _assertRefused(params);
     }
 
     function test_pause_stops_submit_and_claim() public {
         uint64 jobId = submit(spec);
-        vm.prank(owner);
-        queue.pause();
+        pause();
         vm.prank(client);
         vm.expectRevert(Pausable.EnforcedPause.selector);
         queue.submit(spec, "");
@@ -540,8 +586,7 @@ contract JobQueueTest is MarketTest {
             (submit(spec), submit(spec), submit(spec), submit(spec));
         claim(running, spec, alice);
         claim(released, spec, alice);
-        vm.prank(owner);
-        queue.pause();
+        pause();
 
         IJobQueue.Receipt memory receipt = receiptFor(running, spec, alice);
         commit(running, spec, receipt, alice);
@@ -553,7 +598,7 @@ contract JobQueueTest is MarketTest {
         queue.expire(expiring, spec);
         finalize(running, spec, receipt);
         vm.prank(alice.cold);
-        nodes.beginUnstake(5_000 ether);
+        nodes.beginUnstake(5_000 ether - BOND / 10);
         skip(UNSTAKE_DELAY);
         vm.startPrank(alice.cold);
         nodes.withdrawStake();
@@ -564,6 +609,12 @@ contract JobQueueTest is MarketTest {
     function test_constructor_revertsWhen_not_wired() public {
         vm.expectPartialRevert(IJobQueue.NotAModule.selector);
         new JobQueue(nodes, adapters, owner, defaultParams());
+    }
+
+    function _assertRefused(IJobQueue.Params memory params) private {
+        vm.prank(owner);
+        vm.expectRevert(IJobQueue.BadParams.selector);
+        queue.setParams(params);
     }
 
     // The ensemble's legs take 40 %: every one of their basis points is whole.

@@ -8,11 +8,18 @@ import {MarketTest} from "./utils/MarketTest.sol";
 
 contract NodeRegistryTest is MarketTest {
     address private carol = makeAddr("carol");
-    address private spare = makeAddr("spare");
+    address private spare;
+    uint256 private spareKey;
+
+    function setUp() public override {
+        super.setUp();
+        (spare, spareKey) = makeAddrAndKey("spare");
+    }
 
     function test_register_stores_what_was_given() public {
+        INodeRegistry.HotKeyConsent memory agreed = consent(carol, spare, spareKey);
         vm.prank(carol);
-        nodes.register(spare, bytes32(uint256(7)), bytes32(uint256(8)), hex"0102");
+        nodes.register(agreed, bytes32(uint256(7)), bytes32(uint256(8)), hex"0102");
         INodeRegistry.Node memory node = nodes.node(carol);
         assertEq(node.hotKey, spare);
         assertEq(node.encryptionKey, bytes32(uint256(7)));
@@ -22,43 +29,69 @@ contract NodeRegistryTest is MarketTest {
     }
 
     function test_register_revertsWhen_registered() public {
+        INodeRegistry.HotKeyConsent memory agreed = consent(alice.cold, spare, spareKey);
         vm.prank(alice.cold);
         vm.expectRevert(abi.encodeWithSelector(INodeRegistry.AlreadyRegistered.selector, alice.cold));
-        nodes.register(spare, 0, 0, "");
+        nodes.register(agreed, 0, 0, "");
     }
 
     function test_register_revertsWhen_hot_key_serves_another() public {
+        INodeRegistry.HotKeyConsent memory agreed = consent(carol, alice.hot, alice.hotKey);
         vm.prank(carol);
         vm.expectRevert(abi.encodeWithSelector(INodeRegistry.HotKeyInUse.selector, alice.hot));
-        nodes.register(alice.hot, 0, 0, "");
+        nodes.register(agreed, 0, 0, "");
+    }
+
+    function test_register_revertsWhen_the_hot_key_did_not_agree() public {
+        INodeRegistry.HotKeyConsent[4] memory refused;
+        refused[0] = consent(bob.cold, spare, spareKey); // to serve another operator
+        refused[1] = consent(carol, spare, alice.hotKey); // signed by another key
+        refused[2] = consent(carol, spare, spareKey);
+        refused[2].deadline++;
+        refused[3] = INodeRegistry.HotKeyConsent(spare, uint40(block.timestamp), "");
+        for (uint256 i = 0; i < refused.length; i++) {
+            vm.prank(carol);
+            vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NoConsent.selector, spare));
+            nodes.register(refused[i], 0, 0, "");
+        }
+    }
+
+    function test_register_revertsWhen_the_consent_expired() public {
+        INodeRegistry.HotKeyConsent memory agreed = consent(carol, spare, spareKey);
+        vm.warp(agreed.deadline + 1);
+        vm.prank(carol);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.ConsentExpired.selector, agreed.deadline));
+        nodes.register(agreed, 0, 0, "");
     }
 
     function test_register_revertsWhen_hot_key_is_zero() public {
         vm.prank(carol);
         vm.expectRevert(INodeRegistry.ZeroAddress.selector);
-        nodes.register(address(0), 0, 0, "");
+        nodes.register(INodeRegistry.HotKeyConsent(address(0), type(uint40).max, new bytes(65)), 0, 0, "");
     }
 
     function test_register_revertsWhen_peer_id_is_long() public {
+        INodeRegistry.HotKeyConsent memory agreed = consent(carol, spare, spareKey);
         vm.prank(carol);
         vm.expectRevert(abi.encodeWithSelector(INodeRegistry.PeerIdTooLong.selector, 65));
-        nodes.register(spare, 0, 0, new bytes(65));
+        nodes.register(agreed, 0, 0, new bytes(65));
     }
 
     function test_setHotKey_frees_the_former() public {
-        vm.prank(alice.cold);
-        nodes.setHotKey(spare);
+        setHotKey(alice, spare, spareKey);
         assertEq(nodes.operatorOf(alice.hot), address(0));
+        INodeRegistry.HotKeyConsent memory agreed = consent(carol, alice.hot, alice.hotKey);
         vm.prank(carol);
-        nodes.register(alice.hot, 0, 0, "");
+        nodes.register(agreed, 0, 0, "");
         assertEq(nodes.operatorOf(alice.hot), carol);
     }
 
     function test_setters_revertWhen_not_registered() public {
         bytes memory refusal = abi.encodeWithSelector(INodeRegistry.NotRegistered.selector, carol);
+        INodeRegistry.HotKeyConsent memory agreed = consent(carol, spare, spareKey);
         vm.startPrank(carol);
         vm.expectRevert(refusal);
-        nodes.setHotKey(spare);
+        nodes.setHotKey(agreed);
         vm.expectRevert(refusal);
         nodes.setMetadata(0, 0, "");
         vm.expectRevert(refusal);
@@ -98,7 +131,7 @@ contract NodeRegistryTest is MarketTest {
 
     function test_beginUnstake_revertsWhen_bonded() public {
         vm.prank(address(queue));
-        nodes.lockBond(alice.cold, 4_999 ether);
+        nodes.lockBond(alice.hot, 4_999 ether, 1);
         vm.prank(alice.cold);
         vm.expectRevert(abi.encodeWithSelector(INodeRegistry.InsufficientStake.selector, alice.cold, 1 ether, 2 ether));
         nodes.beginUnstake(2 ether);
@@ -109,25 +142,36 @@ contract NodeRegistryTest is MarketTest {
         nodes.beginUnstake(5_000 ether);
         vm.prank(address(queue));
         vm.expectRevert(abi.encodeWithSelector(INodeRegistry.InsufficientStake.selector, alice.cold, 0, 1));
-        nodes.lockBond(alice.cold, 1);
+        nodes.lockBond(alice.hot, 1, 1);
+    }
+
+    function test_lockBond_counts_live_claims_up_to_the_limit() public {
+        vm.startPrank(address(queue));
+        assertEq(nodes.lockBond(alice.hot, 1, 2), alice.cold);
+        nodes.lockBond(alice.hot, 1, 2);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.TooManyLiveClaims.selector, alice.cold, 2));
+        nodes.lockBond(alice.hot, 1, 2);
+        nodes.unlockBonds(alice.cold, 2, 2);
+        assertEq(nodes.node(alice.cold).liveClaims, 0);
+        assertEq(nodes.node(alice.cold).bonded, 0);
     }
 
     function test_bond_calls_revertWhen_caller_is_not_the_queue() public {
         bytes memory refusal = abi.encodeWithSelector(INodeRegistry.NotTheQueue.selector, address(this));
         vm.expectRevert(refusal);
-        nodes.lockBond(alice.cold, 1);
+        nodes.lockBond(alice.hot, 1, 1);
         vm.expectRevert(refusal);
-        nodes.unlockBond(alice.cold, 1);
+        nodes.unlockBonds(alice.cold, 1, 1);
         vm.expectRevert(refusal);
-        nodes.forfeitBond(alice.cold, 1);
+        nodes.forfeitBond(alice.cold, 1, 1);
         vm.expectRevert(refusal);
         nodes.payForfeit(alice.cold, 1);
     }
 
     function test_forfeited_bonds_wait_and_are_paid_from_the_pool() public {
         vm.startPrank(address(queue));
-        nodes.lockBond(alice.cold, BOND);
-        nodes.forfeitBond(alice.cold, BOND);
+        nodes.lockBond(alice.hot, BOND, 1);
+        nodes.forfeitBond(alice.cold, BOND, BOND);
         assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND);
         assertEq(nodes.node(alice.cold).bonded, 0);
         assertEq(nodes.forfeitPool(), BOND);
@@ -145,7 +189,7 @@ contract NodeRegistryTest is MarketTest {
         bonded = uint96(bound(bonded, 0, 5_000 ether));
         leaving = uint96(bound(leaving, 0, 5_000 ether - bonded));
         vm.prank(address(queue));
-        nodes.lockBond(alice.cold, bonded);
+        nodes.lockBond(alice.hot, bonded, 1);
         vm.prank(alice.cold);
         nodes.beginUnstake(leaving);
         INodeRegistry.Node memory node = nodes.node(alice.cold);

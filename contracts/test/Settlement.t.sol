@@ -44,35 +44,38 @@ contract SettlementTest is MarketTest {
         _addJob(ensemble, alice, 1, 1, 1 ether);
         uint40 ready = uint40(block.timestamp) + WINDOW;
         vm.warp(ready - 1);
+        IJobQueue.Settlement[] memory settlements = _settlements();
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.WindowOpen.selector, ready));
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, settlements);
     }
 
     function test_finalize_revertsWhen_not_committed() public {
         specs.push(newSpec());
         jobIds.push(submit(specs[0]));
         receipts.push(receiptFor(jobIds[0], specs[0], alice));
+        IJobQueue.Settlement[] memory settlements = _settlements();
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.WrongState.selector, jobIds[0], IJobQueue.State.Open));
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, settlements);
     }
 
-    function test_finalize_revertsWhen_the_preimages_differ() public {
+    function test_finalize_revertsWhen_the_settlement_differs() public {
         _addJob(ensemble, alice, 100, 100, 1 ether);
         skip(WINDOW);
-        receipts[0].fee++;
-        vm.expectRevert(abi.encodeWithSelector(IJobQueue.ReceiptMismatch.selector, jobIds[0]));
-        queue.finalizeBatch(jobIds, specs, receipts);
-        receipts[0].fee--;
-        specs[0].maxInTokens++; // would raise the refund
-        vm.expectRevert(abi.encodeWithSelector(IJobQueue.SpecMismatch.selector, jobIds[0], receipts[0].specHash));
-        queue.finalizeBatch(jobIds, specs, receipts);
+        for (uint256 i = 0; i < 5; i++) {
+            IJobQueue.Settlement[] memory settlements = _settlements();
+            if (i == 0) settlements[0].receiptHash = ~settlements[0].receiptHash;
+            if (i == 1) settlements[0].client = bob.cold;
+            if (i == 2) settlements[0].recipeId = baseOnly;
+            if (i == 3) settlements[0].fee++;
+            if (i == 4) settlements[0].refund++;
+            vm.expectRevert(abi.encodeWithSelector(IJobQueue.SettlementMismatch.selector, jobIds[0]));
+            queue.finalizeBatch(jobIds, settlements);
+        }
     }
 
     function test_finalize_revertsWhen_lengths_differ() public {
         vm.expectRevert(IJobQueue.LengthMismatch.selector);
-        queue.finalizeBatch(new uint64[](1), new IJobQueue.JobSpec[](0), new IJobQueue.Receipt[](1));
-        vm.expectRevert(IJobQueue.LengthMismatch.selector);
-        queue.finalizeBatch(new uint64[](1), new IJobQueue.JobSpec[](1), new IJobQueue.Receipt[](0));
+        queue.finalizeBatch(new uint64[](1), new IJobQueue.Settlement[](0));
     }
 
     function test_finalize_skips_what_is_final() public {
@@ -81,8 +84,8 @@ contract SettlementTest is MarketTest {
         skip(WINDOW);
         finalize(jobIds[1], specs[1], receipts[1]); // a rival settler
         uint256 paid = vault.creditsOf(bob.cold);
-        queue.finalizeBatch(jobIds, specs, receipts);
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, _settlements());
+        queue.finalizeBatch(jobIds, _settlements());
         assertEq(vault.creditsOf(bob.cold), paid);
         assertEq(vault.creditsOf(alice.cold), paid);
     }
@@ -114,7 +117,7 @@ contract SettlementTest is MarketTest {
         }
         skip(WINDOW);
         vm.recordLogs();
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, _settlements());
         assertEq(_paidIn(vm.getRecordedLogs(), 14), _fees()); // two runs of six legs and a node
     }
 
@@ -192,7 +195,7 @@ contract SettlementTest is MarketTest {
         }
         skip(WINDOW);
         vm.recordLogs();
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, _settlements());
         uint256 fees = _fees();
         assertEq(_paidIn(vm.getRecordedLogs(), 0), fees);
         assertEq(_credits(), fees);
@@ -219,17 +222,23 @@ contract SettlementTest is MarketTest {
 
     function _finalizeAll() private {
         skip(WINDOW);
-        queue.finalizeBatch(jobIds, specs, receipts);
+        queue.finalizeBatch(jobIds, _settlements());
     }
 
     function _finalizeRange(uint256 from, uint256 to) private {
         uint64[] memory ids = new uint64[](to - from);
-        IJobQueue.JobSpec[] memory someSpecs = new IJobQueue.JobSpec[](to - from);
-        IJobQueue.Receipt[] memory someReceipts = new IJobQueue.Receipt[](to - from);
+        IJobQueue.Settlement[] memory some = new IJobQueue.Settlement[](to - from);
         for (uint256 i = from; i < to; i++) {
-            (ids[i - from], someSpecs[i - from], someReceipts[i - from]) = (jobIds[i], specs[i], receipts[i]);
+            (ids[i - from], some[i - from]) = (jobIds[i], settlementOf(specs[i], receipts[i]));
         }
-        queue.finalizeBatch(ids, someSpecs, someReceipts);
+        queue.finalizeBatch(ids, some);
+    }
+
+    function _settlements() private view returns (IJobQueue.Settlement[] memory settlements) {
+        settlements = new IJobQueue.Settlement[](jobIds.length);
+        for (uint256 i = 0; i < jobIds.length; i++) {
+            settlements[i] = settlementOf(specs[i], receipts[i]);
+        }
     }
 
     function _fees() private view returns (uint256 sum) {

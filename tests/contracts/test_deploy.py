@@ -1,6 +1,7 @@
 """Addresses, steps, and the strict deployment file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from eth_abi.abi import decode
@@ -18,7 +19,14 @@ from openlora.contracts.artifact import load_artifact
 
 DEPLOYER = to_checksum_address("0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266")
 TOKEN = to_checksum_address("0x" + "aa" * 20)
-SETTINGS = MarketSettings(DEPLOYER, DEPLOYER, Params(10**18, 8, 60, 600, 3600), unstake_delay_s=600)
+SETTINGS = MarketSettings(
+    owner=DEPLOYER,
+    guardian=DEPLOYER,
+    treasury=DEPLOYER,
+    params=Params(10**18, 8, 60, 600, 3600),
+    timelock_s=3_600,
+    unstake_delay_s=600,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,18 +54,19 @@ def test_steps_are_consecutive_and_name_each_other() -> None:
         ("AdapterRegistry", 7),
         ("NodeRegistry", 8),
         ("JobQueue", 9),
+        ("Governance", 10),
     ]
     at = {step.name: step for step in steps}
     arguments = at["Vault"].data[len(load_artifact("Vault").bytecode) :]
-    token, modules = decode(["address", "address[]"], arguments)
+    token, modules = decode(["address", "(address,address)"], arguments)
     assert token == at["DevToken"].address.lower()
-    assert set(modules) == {at["NodeRegistry"].address.lower(), at["JobQueue"].address.lower()}
+    assert modules == (at["NodeRegistry"].address.lower(), at["JobQueue"].address.lower())
 
 
 def test_an_existing_token_is_used() -> None:
-    settings = MarketSettings(DEPLOYER, DEPLOYER, SETTINGS.params, 600, token=TOKEN)
+    settings = replace(SETTINGS, token=TOKEN)
     steps = deployment_steps(DEPLOYER, 0, settings)
-    assert [step.name for step in steps] == ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue"]
+    assert [step.name for step in steps] == ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Governance"]
     assert deployment_of(steps, settings, chain_id=1, block=2).token == TOKEN
 
 

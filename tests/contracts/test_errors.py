@@ -7,19 +7,21 @@ from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openlora.contracts.bindings import adapter_registry, job_queue, node_registry, token, vault
+from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, token, vault
 from openlora.contracts.call import ErrorType
 from openlora.contracts.errors import SENTENCES, decode_revert
 
 ERRORS = {
     f"{error.name}({','.join(error.types)})": error
-    for module in (vault, node_registry, adapter_registry, job_queue, token)
+    for module in (vault, node_registry, adapter_registry, job_queue, governance, token)
     for error in module.ERRORS
 }
 
 
 def some(abi_type: str) -> Any:
-    return {"address": "0x" + "aa" * 20, "bytes32": b"\x05" * 32, "string": "text"}.get(abi_type, 3)
+    return {"address": "0x" + "aa" * 20, "bytes32": b"\x05" * 32, "bytes4": b"\x05" * 4, "string": "text"}.get(
+        abi_type, 3
+    )
 
 
 def test_sentences_and_errors_are_the_same_set() -> None:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pytest
+from eth_abi.abi import encode
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
+from eth_utils.crypto import keccak
 
 from openlora.contracts import (
     AdapterRegistry,
@@ -29,6 +31,7 @@ from openlora.contracts import (
     Paid,
     Params,
     Receipt,
+    Settlement,
     Vault,
     decode_log,
     decode_revert,
@@ -44,6 +47,17 @@ pytestmark = pytest.mark.slow
 T = TypeVar("T")
 PARAMS = Params(bond=10**18, max_live_claims=4, window_secs=30, max_lease_secs=600, max_duration_secs=3600)
 BASE_ID = b"\x0b" * 32
+
+
+def settings_of(deployer: LocalAccount) -> MarketSettings:
+    return MarketSettings(
+        owner=deployer.address,
+        guardian=deployer.address,
+        treasury=deployer.address,
+        params=PARAMS,
+        timelock_s=0,
+        unstake_delay_s=60,
+    )
 
 
 class CallReverted(Exception):
@@ -132,7 +146,7 @@ def market(chain: Chain) -> Market:
     deployer, client, operator, hot = (Account.from_key(bytes([i]) * 32) for i in (1, 2, 3, 4))
     for key in (deployer, client, operator, hot):
         chain.rpc("anvil_setBalance", key.address, hex(10**20))
-    settings = MarketSettings(deployer.address, deployer.address, PARAMS, unstake_delay_s=60)
+    settings = settings_of(deployer)
     steps = deployment_steps(deployer.address, 0, settings)
     for step in steps:
         chain.transact(deployer, None, step.data)
@@ -144,7 +158,12 @@ def market(chain: Chain) -> Market:
         chain.send(key, token.approve(vault.address, 10**21))
         chain.send(key, vault.deposit(key.address, 10**21))
     nodes = NodeRegistry(deployed.node_registry)
-    chain.send(operator, nodes.register(hot.address, bytes(32), bytes(32), b"\x00\x24"))
+    domain = Domain(31337, nodes.address)
+    consent = eip712.hot_key_consent(bytes(hot.key), domain, operator.address, chain.now() + 60)
+    assert chain.call(nodes.hash_consent(operator.address, consent.deadline)) == eip712.hot_key_digest(
+        domain, operator.address, consent.deadline
+    )
+    chain.send(operator, nodes.register(consent, bytes(32), bytes(32), b"\x00\x24"))
     chain.send(operator, nodes.stake(10**20))
     registry = AdapterRegistry(deployed.adapter_registry)
     chain.send(deployer, registry.register_base(BASE_ID, deployer.address, "base"))
@@ -162,7 +181,10 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     assert chain.call(vault.pot_of(queue.address)) == eip712.escrow_wei(spec)
 
     chain.send(market.hot, queue.claim(1, spec))
-    assert chain.call(queue.job(1)).state is JobState.CLAIMED
+    claimed = chain.call(queue.job(1))
+    assert claimed.state is JobState.CLAIMED
+    chain.rpc("evm_mine")
+    claim_block = chain.rpc("eth_getBlockByNumber", hex(claimed.claim_block), False)
     receipt = Receipt(
         work_id=eip712.work_id(queue.address, 1),
         node=market.operator.address,
@@ -172,7 +194,7 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
         output_digest=b"\x02" * 32,
         in_tokens=40,
         out_tokens=7,
-        seed=5,
+        seed=eip712.job_seed(spec_hash, bytes.fromhex(claim_block["hash"][2:])),
         fingerprint_root=bytes(32),
         data_attr_root=bytes(32),
         engine_profile=1,
@@ -183,13 +205,14 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     digest = eip712.receipt_digest(domain, receipt)
     assert chain.call(queue.hash_receipt(receipt)) == digest
     signature = sign_digest(bytes(market.hot.key), digest)
-    chain.send(market.hot, queue.commit(1, spec, receipt, signature))
-    assert chain.call(queue.job(1)).receipt_hash == digest
+    chain.send(market.hot, queue.commit(1, spec, eip712.answer_of(receipt), signature))
+    settlement = eip712.settlement_of(spec, receipt, digest)
+    assert chain.call(queue.job(1)).settlement_hash == keccak(encode([Settlement.ABI], [settlement.to_abi()]))
 
     with pytest.raises(CallReverted, match="the challenge window is open until"):
-        chain.call(queue.finalize_batch([1], [spec], [receipt]))
+        chain.call(queue.finalize_batch([1], [settlement]))
     chain.rpc("evm_increaseTime", PARAMS.window_secs)
-    events = chain.send(market.client, queue.finalize_batch([1], [spec], [receipt]))
+    events = chain.send(market.client, queue.finalize_batch([1], [settlement]))
     (final,) = [event for event in events if isinstance(event, JobFinalized)]
     assert (final.fee, final.refund) == (receipt.fee, eip712.escrow_wei(spec) - receipt.fee)
     assert sum(event.amount for event in events if isinstance(event, Paid)) == receipt.fee
@@ -210,8 +233,8 @@ def test_reverts_come_back_as_sentences(chain: Chain, market: Market) -> None:
 def test_a_deployment_from_the_wrong_nonce_fails(chain: Chain) -> None:
     deployer = Account.from_key(b"\x05" * 32)
     chain.rpc("anvil_setBalance", deployer.address, hex(10**20))
-    settings = MarketSettings(deployer.address, deployer.address, PARAMS, unstake_delay_s=60)
-    *_, nodes, _ = deployment_steps(deployer.address, 0, settings)
+    settings = settings_of(deployer)
+    *_, nodes, _, _ = deployment_steps(deployer.address, 0, settings)
     creation = {"from": deployer.address, "data": "0x" + nodes.data.hex()}
     with pytest.raises(CallReverted):
         chain.rpc("eth_call", creation, "latest")

@@ -97,7 +97,7 @@ def finalized(job_id: int, node: str = OPERATOR, fee: int = 3, refund: int = 0) 
 
 
 def released(job_id: int, node: str = OPERATOR) -> JobReleased:
-    return JobReleased(job_id=job_id, node=to_checksum_address(node))
+    return JobReleased(job_id=job_id, node=to_checksum_address(node), lost=1)
 
 
 def lapsed(job_id: int, node: str = OPERATOR) -> LeaseLapsed:

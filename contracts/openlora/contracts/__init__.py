@@ -18,7 +18,10 @@ from openlora.contracts.bindings.adapter_registry import (
     Role,
     Share,
 )
+from openlora.contracts.bindings.governance import Governance
 from openlora.contracts.bindings.job_queue import (
+    Answer,
+    AuthorityUpdated,
     Job,
     JobCancelled,
     JobClaimed,
@@ -31,20 +34,19 @@ from openlora.contracts.bindings.job_queue import (
     JobState,
     JobSubmitted,
     LeaseLapsed,
-    OwnershipTransferred,
-    OwnershipTransferStarted,
     Paid,
     Params,
     ParamsSet,
     Paused,
     Receipt,
+    Settlement,
     Unpaused,
 )
 from openlora.contracts.bindings.node_registry import (
     BondForfeited,
-    BondLocked,
-    BondReleased,
+    EIP712DomainChanged,
     ForfeitPaid,
+    HotKeyConsent,
     HotKeySet,
     MetadataSet,
     Node,
@@ -54,8 +56,8 @@ from openlora.contracts.bindings.node_registry import (
     StakeWithdrawn,
     UnstakeBegun,
 )
-from openlora.contracts.bindings.token import Approval, DevToken, EIP712DomainChanged, Transfer
-from openlora.contracts.bindings.vault import CreditsClaimed, Deposited, ModuleSet, Vault, Withdrawn
+from openlora.contracts.bindings.token import Approval, DevToken, Transfer
+from openlora.contracts.bindings.vault import CreditsClaimed, Deposited, Vault, Withdrawn
 from openlora.contracts.call import AbiMismatch, Call
 from openlora.contracts.deploy import (
     Deployment,
@@ -74,11 +76,11 @@ __all__ = [
     "AdapterDeprecated",
     "AdapterRegistered",
     "AdapterRegistry",
+    "Answer",
     "Approval",
+    "AuthorityUpdated",
     "BaseRegistered",
     "BondForfeited",
-    "BondLocked",
-    "BondReleased",
     "Call",
     "ContractError",
     "CreditsClaimed",
@@ -91,6 +93,8 @@ __all__ = [
     "EIP712DomainChanged",
     "Event",
     "ForfeitPaid",
+    "Governance",
+    "HotKeyConsent",
     "HotKeySet",
     "InvalidSignature",
     "Job",
@@ -108,12 +112,9 @@ __all__ = [
     "Leg",
     "MarketSettings",
     "MetadataSet",
-    "ModuleSet",
     "Node",
     "NodeRegistered",
     "NodeRegistry",
-    "OwnershipTransferStarted",
-    "OwnershipTransferred",
     "Paid",
     "Params",
     "ParamsSet",
@@ -122,6 +123,7 @@ __all__ = [
     "Recipe",
     "RecipeRegistered",
     "Role",
+    "Settlement",
     "Share",
     "StakeWithdrawn",
     "Staked",

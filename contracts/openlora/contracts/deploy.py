@@ -19,11 +19,14 @@ from openlora.contracts.bindings.job_queue import Params
 
 @dataclass(frozen=True, slots=True)
 class MarketSettings:
-    """`owner` may pause and set parameters; `treasury` receives the protocol's part."""
+    """`owner` may set parameters, `timelock_s` after it announced them; `guardian` may pause at once; `treasury`
+    receives the protocol's part."""
 
     owner: ChecksumAddress
+    guardian: ChecksumAddress
     treasury: ChecksumAddress
     params: Params
+    timelock_s: int
     unstake_delay_s: int  # longer than the challenge window plus any dispute's resolution
     token: ChecksumAddress | None = None  # None: deploy a DevToken, which anyone may mint
 
@@ -49,6 +52,7 @@ class Deployment:
     node_registry: ChecksumAddress
     adapter_registry: ChecksumAddress
     job_queue: ChecksumAddress
+    governance: ChecksumAddress
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -85,15 +89,15 @@ def create_address(deployer: ChecksumAddress, nonce: int) -> ChecksumAddress:
 
 def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSettings) -> tuple[DeploymentStep, ...]:
     """The transactions that create the market, in order, from the deployer's next nonce on."""
-    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue"]
+    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Governance"]
     if settings.token is None:
         names.insert(0, "DevToken")
     at = {name: create_address(deployer, nonce + offset) for offset, name in enumerate(names)}
     arguments = {
         "DevToken": b"",
         "Vault": encode(
-            ["address", "address[]"],
-            [settings.token or at["DevToken"], [at["NodeRegistry"], at["JobQueue"]]],
+            ["address", "(address,address)"],
+            [settings.token or at["DevToken"], (at["NodeRegistry"], at["JobQueue"])],
         ),
         "AdapterRegistry": encode(["address"], [settings.treasury]),
         "NodeRegistry": encode(
@@ -101,7 +105,11 @@ def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSett
         ),
         "JobQueue": encode(
             ["address", "address", "address", Params.ABI],
-            [at["NodeRegistry"], at["AdapterRegistry"], settings.owner, settings.params.to_abi()],
+            [at["NodeRegistry"], at["AdapterRegistry"], at["Governance"], settings.params.to_abi()],
+        ),
+        "Governance": encode(
+            ["address", "address", "uint32", "address"],
+            [settings.owner, settings.guardian, settings.timelock_s, at["JobQueue"]],
         ),
     }
     return tuple(
@@ -123,4 +131,5 @@ def deployment_of(
         node_registry=at["NodeRegistry"],
         adapter_registry=at["AdapterRegistry"],
         job_queue=at["JobQueue"],
+        governance=at["Governance"],
     )

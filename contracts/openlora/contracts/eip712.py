@@ -4,10 +4,12 @@ The committed vectors in contracts/test/vectors are checked here and in Solidity
 """
 
 from eth_abi.abi import encode
+from eth_keys.datatypes import PrivateKey
 from eth_typing import ChecksumAddress
 
-from openlora.contracts.bindings.job_queue import JobSpec, Receipt
-from openlora.typed_data import Domain, keccak
+from openlora.contracts.bindings.job_queue import Answer, JobSpec, Receipt, Settlement
+from openlora.contracts.bindings.node_registry import HotKeyConsent
+from openlora.typed_data import Domain, keccak, sign_digest
 
 TOKENS_PER_PRICE = 1_000
 
@@ -20,6 +22,7 @@ RECEIPT_TYPE = (
     "uint32 inTokens,uint32 outTokens,uint64 seed,bytes32 fingerprintRoot,bytes32 dataAttrRoot,uint16 engineProfile,"
     "uint8 finishReason,uint40 finishedAt,uint96 fee)"
 )
+HOT_KEY_TYPE = "HotKey(address operator,uint40 deadline)"
 
 
 def spec_digest(domain: Domain, spec: JobSpec) -> bytes:
@@ -30,6 +33,44 @@ def spec_digest(domain: Domain, spec: JobSpec) -> bytes:
 def receipt_digest(domain: Domain, receipt: Receipt) -> bytes:
     """The receiptHash: what the node's hot key signs."""
     return _digest(domain, RECEIPT_TYPE, encode([Receipt.ABI], [receipt.to_abi()]))
+
+
+def hot_key_digest(domain: Domain, operator: ChecksumAddress, deadline: int) -> bytes:
+    """What a hot key signs to agree, until `deadline`, that `operator` makes it its own; NodeRegistry's domain."""
+    return _digest(domain, HOT_KEY_TYPE, encode(["address", "uint40"], [operator, deadline]))
+
+
+def hot_key_consent(private_key: bytes, domain: Domain, operator: ChecksumAddress, deadline: int) -> HotKeyConsent:
+    """What registering a hot key takes from it; `domain` is NodeRegistry's."""
+    signature = sign_digest(private_key, hot_key_digest(domain, operator, deadline))
+    key = PrivateKey(private_key).public_key.to_checksum_address()
+    return HotKeyConsent(ChecksumAddress(key), deadline, signature)
+
+
+def answer_of(receipt: Receipt) -> Answer:
+    """The part of a receipt that a commit passes; spec and claim fix the rest."""
+    return Answer(
+        output_digest=receipt.output_digest,
+        in_tokens=receipt.in_tokens,
+        out_tokens=receipt.out_tokens,
+        seed=receipt.seed,
+        fingerprint_root=receipt.fingerprint_root,
+        data_attr_root=receipt.data_attr_root,
+        engine_profile=receipt.engine_profile,
+        finish_reason=receipt.finish_reason,
+        finished_at=receipt.finished_at,
+    )
+
+
+def settlement_of(spec: JobSpec, receipt: Receipt, receipt_hash: bytes) -> Settlement:
+    """What finalizing a committed job takes, and what the queue stores the hash of."""
+    return Settlement(
+        receipt_hash=receipt_hash,
+        client=spec.client,
+        recipe_id=spec.recipe_id,
+        fee=receipt.fee,
+        refund=escrow_wei(spec) - receipt.fee,
+    )
 
 
 def work_id(queue: ChecksumAddress, job_id: int) -> bytes:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openlora.contracts.bindings import adapter_registry, job_queue, node_registry, token, vault
+from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, token, vault
 from openlora.contracts.bindings.job_queue import JobState
 from openlora.contracts.call import AbiMismatch, ErrorType, decode_values
 
-_MODULES = (vault, node_registry, adapter_registry, job_queue, token)
+_MODULES = (vault, node_registry, adapter_registry, job_queue, governance, token)
 _BY_SELECTOR: dict[bytes, ErrorType] = {error.selector: error for module in _MODULES for error in module.ERRORS}
 _ERROR_STRING = bytes.fromhex("08c379a0")
 _PANIC = bytes.fromhex("4e487b71")
@@ -60,9 +60,14 @@ SENTENCES: Mapping[str, str] = {
     ),
     "UnstakeNotReady(uint40)": "the stake may leave at unix time {available_at}: withdraw it then",
     "NothingUnstaking(address)": "{operator} has no stake in withdrawal: call beginUnstake first",
+    "ConsentExpired(uint40)": "the hot key's consent ended at unix time {deadline}: have it sign a new one",
+    "NoConsent(address)": "hot key {hot_key} has not signed that it serves this operator: sign its HotKey consent",
+    "TooManyLiveClaims(address,uint256)": (
+        "{operator} has {limit} claims that are not final, the most allowed: wait until some of them are"
+    ),
     "NotTheQueue(address)": "{caller} is not the job queue: only the queue moves bonds",
     # AdapterRegistry
-    "AlreadyRegistered(bytes32)": "{id} is registered already, and the first registration stands",
+    "AlreadyRegistered(bytes32)": "{id_} is registered already, and the first registration stands",
     "UnknownBase(bytes32)": "base model {base_id} is not registered: register it first",
     "UnknownDatanet(uint32)": "there is no datanet {datanet_id}: create it first",
     "UnknownAdapter(bytes32)": "adapter {digest} is not registered: its owner must register it first",
@@ -88,20 +93,52 @@ SENTENCES: Mapping[str, str] = {
     "BadDeadline(uint40)": "deadline {deadline} is in the past or too far ahead: see maxDurationSecs in the parameters",
     "BadLease(uint32)": "a lease of {lease_secs} s is not allowed: see maxLeaseSecs in the parameters",
     "LeaseExpired(uint40)": "the lease ended at unix time {lease_deadline}: claim the job again if it is still open",
-    "TooManyLiveClaims(address,uint16)": "{node} holds {limit} live claims, the most allowed: commit or release one",
     "InputTooLarge(uint256)": "the inline document has {length} bytes: above 4,096, send it by CID instead",
     "InputDigestMismatch(bytes32)": "the inline document has digest {computed}, not the spec's inputDigest: rebuild it",
-    "ReceiptMismatch(uint64)": "the receipt is not job {job_id}'s: rebuild it from the job's spec and claim",
+    "SettlementMismatch(uint64)": (
+        "the settlement is not job {job_id}'s: rebuild it from the job's spec and its committed receipt"
+    ),
     "OverLimit(uint32,uint32)": "{in_tokens} + {out_tokens} tokens exceed the spec's limits: stop at its limits",
-    "WrongFee(uint96)": "the receipt's fee must be {expected} wei: compute it from the token counts",
-    "BadSignature()": "the receipt is not signed by the hot key that sends it: sign its EIP-712 digest with a low s",
+    "TooEarly(uint64)": "the claim was in this block, {claim_block}: commit in a later one, when its hash is known",
+    "WrongSeed(uint64)": "the seed must be {expected}: derive it from the spec's hash and that of the claim's block",
+    "BadFinish(uint8,uint40)": (
+        "finish reason {finish_reason} at unix time {finished_at} cannot be: 0 or 1, no later than the lease's end"
+    ),
+    "BadSignature()": (
+        "the hot key that sends it has not signed the receipt that spec, claim and answer make: rebuild and sign it"
+    ),
     "WindowOpen(uint40)": "the challenge window is open until unix time {finalizable_at}: finalize then",
     "NotExpired(uint64)": "job {job_id} has not reached its deadline: its client may cancel it, others must wait",
-    "BadParams()": "maxLiveClaims, maxLeaseSecs and maxDurationSecs must not be zero",
+    "BadParams()": (
+        "maxLiveClaims, maxLeaseSecs and maxDurationSecs must not be zero, nor windowSecs as long as the exit delay"
+    ),
     "EnforcedPause()": "the queue is paused: submitting and claiming wait, everything else works",
     "ExpectedPause()": "the queue is not paused: there is nothing to unpause",
-    "OwnableUnauthorizedAccount(address)": "{account} is not the queue's owner: send from the owner's account",
-    "OwnableInvalidOwner(address)": "{owner} cannot own the queue: pass a real address",
+    # Governance
+    "AccessManagedUnauthorized(address)": "{caller} may not do this: see who has the role in the governance contract",
+    "AccessManagedRequiredDelay(address,uint32)": (
+        "{caller} must wait {delay} s: schedule the call with the governance contract, then execute it there"
+    ),
+    "AccessManagedInvalidAuthority(address)": "{authority} is no contract: it cannot govern",
+    "AccessManagerAlreadyScheduled(bytes32)": "operation {operation_id} is scheduled already: wait, or cancel it first",
+    "AccessManagerNotScheduled(bytes32)": "operation {operation_id} is not scheduled: schedule it first",
+    "AccessManagerNotReady(bytes32)": "operation {operation_id} is not ready: execute it once its delay has passed",
+    "AccessManagerExpired(bytes32)": "operation {operation_id} has expired: schedule it again",
+    "AccessManagerLockedRole(uint64)": "role {role_id} cannot be changed: it is fixed",
+    "AccessManagerLockedFunction(bytes4)": "{selector} cannot be given to a role: it is fixed",
+    "AccessManagerBadConfirmation()": "only its holder can renounce a role: confirm with the caller's own address",
+    "AccessManagerInvalidInitialAdmin(address)": "{initial_admin} cannot be the owner: pass a real address",
+    "AccessManagerUnauthorizedAccount(address,uint64)": "{msgsender} does not have role {role_id}: ask who has",
+    "AccessManagerUnauthorizedCall(address,address,bytes4)": (
+        "{caller} may not call {selector} of {target}: ask who has the role"
+    ),
+    "AccessManagerUnauthorizedConsume(address)": "{target} cannot use up a scheduled operation of another contract",
+    "AccessManagerUnauthorizedCancel(address,address,address,bytes4)": (
+        "{msgsender} may not cancel what {caller} scheduled: ask its scheduler or a guardian"
+    ),
+    "FailedCall()": "the governed call failed without a reason: simulate it alone",
+    "InsufficientBalance(uint256,uint256)": "the contract has {balance} wei and needs {needed}: send it no value",
+    "AddressEmptyCode(address)": "{target} is no contract: check the address",
     "SafeCastOverflowedUintDowncast(uint8,uint256)": "{value} does not fit in {bits} bits: use smaller amounts",
     # DevToken and what it inherits
     "ERC20InsufficientAllowance(address,uint256,uint256)": (

@@ -48,29 +48,50 @@ interface IJobQueue {
         bytes32 dataAttrRoot;
         uint16 engineProfile;
         uint8 finishReason; // 0 stop, 1 length
-        uint40 finishedAt;
+        uint40 finishedAt; // unix seconds, within the lease
         uint96 fee; // floor((in * inPricePerK + out * outPricePerK) / 1000)
     }
 
-    /// @dev The queue stores digests, not payloads: a call that needs the spec or the receipt is given it again as
-    /// calldata. The escrow is a function of the spec (`escrowOf`), and the receipt's digest takes the place of the
-    /// spec's, which the receipt names.
+    /// @notice What a node adds to a spec; the rest of its receipt follows from the spec and the claim.
+    struct Answer {
+        bytes32 outputDigest;
+        uint32 inTokens;
+        uint32 outTokens;
+        uint64 seed;
+        bytes32 fingerprintRoot;
+        bytes32 dataAttrRoot;
+        uint16 engineProfile;
+        uint8 finishReason;
+        uint40 finishedAt;
+    }
+
+    /// @notice What a commit leaves to be done with the money; its hash is all that is stored of it.
+    struct Settlement {
+        bytes32 receiptHash; // EIP-712 digest
+        address client;
+        uint64 recipeId;
+        uint96 fee;
+        uint96 refund; // escrow - fee
+    }
+
+    /// @dev The queue stores digests, not payloads: a call that needs the spec or the settlement is given it again as
+    /// calldata. The escrow is a function of the spec (`escrowOf`).
     struct Job {
         bytes32 specHash; // EIP-712 digest; zero once committed
-        bytes32 receiptHash; // EIP-712 digest; zero until committed
+        bytes32 settlementHash; // keccak256(abi.encode(settlement)); zero until committed
         address node; // operator holding or having finished the job; zero while it reads as Open
         State state; // as of now: an elapsed lease reads as Open
         uint16 paramsVersion; // of the claim; zero before one
         uint40 leaseDeadline; // zero unless claimed
         uint40 finalizableAt; // zero unless committed or final
-        uint64 claimBlock;
+        uint64 claimBlock; // its hash makes the seed
         uint96 forfeited; // bonds of earlier claimants, for whoever finishes or else the client
     }
 
     struct Params {
         uint96 bond; // locked from stake per live claim
-        uint16 maxLiveClaims; // per node
-        uint32 windowSecs; // challenge window after a commit
+        uint16 maxLiveClaims; // per node, claimed or committed: what it may owe at once
+        uint32 windowSecs; // challenge window after a commit; shorter than the registry's exit delay
         uint32 maxLeaseSecs;
         uint32 maxDurationSecs; // of a deadline from submission
     }
@@ -78,7 +99,8 @@ interface IJobQueue {
     /// @dev `document` is empty when the document travels by CID.
     event JobSubmitted(uint64 indexed jobId, address indexed client, bytes32 specHash, JobSpec spec, bytes document);
     event JobClaimed(uint64 indexed jobId, address indexed node, uint40 leaseDeadline, uint16 paramsVersion);
-    event JobReleased(uint64 indexed jobId, address indexed node);
+    /// @dev `lost` is the part of its bond that giving up cost the node.
+    event JobReleased(uint64 indexed jobId, address indexed node, uint96 lost);
     /// @dev A lease ran out and the job was claimed again, expired or cancelled: `node` has lost it and the bond.
     event LeaseLapsed(uint64 indexed jobId, address indexed node, uint96 bond);
     event JobCommitted(uint64 indexed jobId, address indexed node, bytes32 receiptHash, Receipt receipt);
@@ -93,18 +115,18 @@ interface IJobQueue {
     error WrongState(uint64 jobId, State state);
     error SpecMismatch(uint64 jobId, bytes32 expected);
     error NotTheClient(address caller);
-    error NotAHotKey(address caller);
     error NotTheNode(address caller);
     error DeadlinePassed(uint40 deadline);
     error BadDeadline(uint40 deadline);
     error BadLease(uint32 leaseSecs);
     error LeaseExpired(uint40 leaseDeadline);
-    error TooManyLiveClaims(address node, uint16 limit);
     error InputTooLarge(uint256 length);
     error InputDigestMismatch(bytes32 computed);
-    error ReceiptMismatch(uint64 jobId);
+    error SettlementMismatch(uint64 jobId);
     error OverLimit(uint32 inTokens, uint32 outTokens);
-    error WrongFee(uint96 expected);
+    error TooEarly(uint64 claimBlock);
+    error WrongSeed(uint64 expected);
+    error BadFinish(uint8 finishReason, uint40 finishedAt);
     error BadSignature();
     error WindowOpen(uint40 finalizableAt);
     error NotExpired(uint64 jobId);
@@ -121,23 +143,27 @@ interface IJobQueue {
     /// @notice Hot key only: locks the bond and starts the lease, which ends with the deadline at the latest.
     /// Reverts if a reorg put another spec under this id.
     function claim(uint64 jobId, JobSpec calldata spec) external;
-    /// @notice Hot key only: gives a live claim back before its lease ends; the bond returns, the job reopens.
+    /// @notice Hot key only: gives a live claim back before its lease ends; the job reopens, and nine tenths of the bond
+    /// return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed.
     function release(uint64 jobId) external;
-    /// @notice Hot key only: records the receipt, signed by the hot key (EIP-712, low s; ERC-1271 if it is a contract).
-    function commit(uint64 jobId, JobSpec calldata spec, Receipt calldata receipt, bytes calldata signature) external;
-    /// @notice Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that are already final are skipped, so two
-    /// settlers never fail each other; a job that cannot be final yet, or whose preimages differ, reverts the batch.
-    /// Cheapest when sorted by recipe and node.
-    function finalizeBatch(uint64[] calldata jobIds, JobSpec[] calldata specs, Receipt[] calldata receipts) external;
+    /// @notice Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make,
+    /// signed by the hot key (EIP-712, low s; ERC-1271 if it is a contract). The seed must be the first 8 bytes of
+    /// keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash; later, audits judge it.
+    function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer, bytes calldata signature) external;
+    /// @notice Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that are
+    /// already final are skipped, so two settlers never fail each other; a job that cannot be final yet, or whose
+    /// settlement differs, reverts the batch. Cheapest when sorted by recipe and node.
+    function finalizeBatch(uint64[] calldata jobIds, Settlement[] calldata settlements) external;
     /// @notice Anyone, once the deadline has passed without a commit: refunds the client.
     function expire(uint64 jobId, JobSpec calldata spec) external;
     /// @notice The client, while the job is open: refunds it.
     function cancel(uint64 jobId, JobSpec calldata spec) external;
 
-    /// @notice Owner only: a new version for the claims from now on; claims already made keep theirs.
+    /// @notice Authority only: a new version for the claims from now on; claims already made keep theirs.
     function setParams(Params calldata newParams) external returns (uint16 version);
-    /// @notice Owner only: stops submit and claim, and nothing else.
+    /// @notice Authority only: stops submit and claim, and nothing else.
     function pause() external;
+    /// @notice Authority only.
     function unpause() external;
 
     function vault() external view returns (IVault);
@@ -145,15 +171,13 @@ interface IJobQueue {
     function adapters() external view returns (IAdapterRegistry);
     function job(uint64 jobId) external view returns (Job memory);
     function jobCount() external view returns (uint64);
-    /// @notice Claims of `node` that it has neither committed nor released, and that nobody has taken over yet.
-    function liveClaims(address node) external view returns (uint64);
     /// @notice Fees ever finalized under a recipe; the basis of its legs' rounding.
     function recipeFees(uint64 recipeId) external view returns (uint256);
     function params(uint16 version) external view returns (Params memory);
     function paramsVersion() external view returns (uint16);
     /// @notice EIP-712 digest of the spec in this contract's domain: the job's identity on and off chain.
     function hashSpec(JobSpec calldata spec) external view returns (bytes32);
-    function hashReceipt(Receipt calldata receipt) external view returns (bytes32);
+    function hashReceipt(Receipt memory receipt) external view returns (bytes32);
     /// @notice ceil((maxIn * inPricePerK + maxOut * outPricePerK) / 1000)
     function escrowOf(JobSpec calldata spec) external pure returns (uint96);
     /// @notice floor((inTokens * inPricePerK + outTokens * outPricePerK) / 1000)

@@ -11,11 +11,20 @@ interface INodeRegistry {
         address hotKey;
         uint96 stake; // includes what is in withdrawal
         uint96 unstaking;
-        uint96 bonded; // locked under live claims, <= stake
+        uint96 bonded; // locked under live claims, <= stake - unstaking
+        uint24 liveClaims; // whose bonds are locked: claimed or committed, and not final
         uint40 unstakeAt; // when `unstaking` may leave
         bytes32 encryptionKey; // X25519 public key
         bytes32 metadata; // sha2-256 digest of the node's metadata document
         bytes peerId; // libp2p peer id, at most 64 bytes
+    }
+
+    /// @dev `signature` is `key`'s (EIP-712, low s; ERC-1271 if it is a contract) of
+    /// `HotKey(address operator,uint40 deadline)`, where the operator is the caller.
+    struct HotKeyConsent {
+        address key;
+        uint40 deadline; // unix seconds
+        bytes signature;
     }
 
     event NodeRegistered(address indexed operator, address indexed hotKey, bytes peerId);
@@ -24,8 +33,6 @@ interface INodeRegistry {
     event Staked(address indexed operator, uint256 amount);
     event UnstakeBegun(address indexed operator, uint256 amount, uint40 availableAt);
     event StakeWithdrawn(address indexed operator, uint256 amount);
-    event BondLocked(address indexed operator, uint256 amount);
-    event BondReleased(address indexed operator, uint256 amount);
     event BondForfeited(address indexed operator, uint256 amount);
     /// @dev Bonds forfeited under a job, once it is known who gets them.
     event ForfeitPaid(address indexed beneficiary, uint256 amount);
@@ -38,13 +45,18 @@ interface INodeRegistry {
     error InsufficientStake(address operator, uint256 free, uint256 needed);
     error UnstakeNotReady(uint40 availableAt);
     error NothingUnstaking(address operator);
+    error NotAHotKey(address caller);
+    error TooManyLiveClaims(address operator, uint256 limit);
+    error ConsentExpired(uint40 deadline);
+    error NoConsent(address hotKey);
     error NotTheQueue(address caller);
     error NotAModule(address account);
 
-    /// @notice Registers the caller as an operator. One hot key serves one operator, ever at a time.
-    function register(address hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;
+    /// @notice Registers the caller as an operator. One hot key serves one operator at a time, and only one it agreed to.
+    function register(HotKeyConsent calldata hotKey, bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId)
+        external;
     /// @notice Replaces the caller's hot key at once; the former one may serve another operator.
-    function setHotKey(address hotKey) external;
+    function setHotKey(HotKeyConsent calldata hotKey) external;
     function setMetadata(bytes32 encryptionKey, bytes32 metadata, bytes calldata peerId) external;
     /// @notice Moves `amount` of the caller's Vault balance into its stake.
     function stake(uint256 amount) external;
@@ -53,12 +65,14 @@ interface INodeRegistry {
     /// @notice After the delay, moves the unstaking amount back to the caller's Vault balance.
     function withdrawStake() external;
 
-    /// @notice Queue only: locks `amount` of free stake (stake - unstaking - bonded).
-    function lockBond(address operator, uint256 amount) external;
-    /// @notice Queue only: a locked bond is free stake again.
-    function unlockBond(address operator, uint256 amount) external;
-    /// @notice Queue only: a locked bond leaves the stake. It waits here until the job it was for has ended.
-    function forfeitBond(address operator, uint256 amount) external;
+    /// @notice Queue only: one live claim more, and `amount` of free stake (stake - unstaking - bonded) locked for it.
+    /// @return operator Whom the hot key serves.
+    function lockBond(address hotKey, uint256 amount, uint256 maxLiveClaims) external returns (address operator);
+    /// @notice Queue only: `claims` live claims less, and their bonds, `amount` together, are free stake again.
+    function unlockBonds(address operator, uint256 amount, uint256 claims) external;
+    /// @notice Queue only: one live claim less. Of its bond, `lost` leaves the stake and waits here until the job has
+    /// ended; the rest is free stake again.
+    function forfeitBond(address operator, uint256 amount, uint256 lost) external;
     /// @notice Queue only: forfeited bonds become `beneficiary`'s credits.
     function payForfeit(address beneficiary, uint256 amount) external;
 
@@ -72,6 +86,8 @@ interface INodeRegistry {
     function node(address operator) external view returns (Node memory);
     /// @notice The operator a hot key serves; zero when none.
     function operatorOf(address hotKey) external view returns (address);
+    /// @notice The EIP-712 digest by which a hot key agrees to serve `operator`.
+    function hashConsent(address operator, uint40 deadline) external view returns (bytes32);
     /// @notice What a new bond or an exit may take: stake - unstaking - bonded.
     function freeStake(address operator) external view returns (uint256);
 }

@@ -4,12 +4,19 @@ pragma solidity ^0.8.30;
 /// @title Sole custodian of the market's one ERC-20 token.
 /// @notice Every token the market holds lies here, in exactly one of three places: an account's *balance* (its own
 /// deposit, withdrawable at once), a module's *pot* (escrow, stakes and bonds held by the contract named), or an
-/// account's *credits* (earned, claimable at once). The modules are fixed at deployment and nobody can add one. `token.balanceOf(vault) >= Σ balances + Σ pots + Σ credits`.
+/// account's *credits* (earned, claimable at once). The modules are fixed at deployment and nobody can add one.
+/// `token.balanceOf(vault) >= Σ balances + Σ pots + Σ credits`.
 interface IVault {
+    /// @dev The only contracts that hold pots. Their addresses may lie ahead of their deployment; each checks on its own
+    /// that it is one of them.
+    struct Modules {
+        address nodes;
+        address queue;
+    }
+
     event Deposited(address indexed account, uint256 amount);
     event Withdrawn(address indexed account, address indexed to, uint256 amount);
     event CreditsClaimed(address indexed account, address indexed to, uint256 amount);
-    event ModuleSet(address indexed module);
 
     error InsufficientBalance(address account, uint256 balance, uint256 needed);
     error NotAModule(address account);

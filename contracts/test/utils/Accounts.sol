@@ -26,10 +26,10 @@ contract ContractHotKey is IERC1271 {
         IJobQueue queue,
         uint64 jobId,
         IJobQueue.JobSpec calldata spec,
-        IJobQueue.Receipt calldata receipt,
+        IJobQueue.Answer calldata answer,
         bytes calldata signature
     ) external {
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answer, signature);
     }
 }
 

@@ -5,11 +5,14 @@ import {Test} from "forge-std/Test.sol";
 
 import {AdapterRegistry} from "src/AdapterRegistry.sol";
 import {DevToken} from "src/dev/DevToken.sol";
+import {Governance} from "src/Governance.sol";
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
 import {Vault} from "src/Vault.sol";
 import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
+import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+import {IVault} from "src/interfaces/IVault.sol";
 
 /// @notice A deployed market with a client, two nodes, and two recipes; and the words to move a job along.
 abstract contract MarketTest is Test {
@@ -34,8 +37,10 @@ abstract contract MarketTest is Test {
     AdapterRegistry internal adapters;
     NodeRegistry internal nodes;
     JobQueue internal queue;
+    Governance internal governance;
 
     address internal owner = makeAddr("owner");
+    address internal guardian = makeAddr("guardian");
     address internal treasury = makeAddr("treasury");
     address internal client = makeAddr("client");
     address internal basePayee = makeAddr("basePayee");
@@ -65,12 +70,17 @@ abstract contract MarketTest is Test {
         uint256 nonce = vm.getNonce(address(this));
         address nodesAddress = vm.computeCreateAddress(address(this), nonce + 2);
         address queueAddress = vm.computeCreateAddress(address(this), nonce + 3);
-        address[] memory modules = new address[](2);
-        (modules[0], modules[1]) = (nodesAddress, queueAddress);
-        vault = new Vault(token, modules);
+        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 4);
+        vault = new Vault(token, IVault.Modules(nodesAddress, queueAddress));
         adapters = new AdapterRegistry(treasury);
         nodes = new NodeRegistry(vault, queueAddress, UNSTAKE_DELAY);
-        queue = new JobQueue(nodes, adapters, owner, defaultParams());
+        queue = new JobQueue(nodes, adapters, governanceAddress, defaultParams());
+        governance = new Governance(owner, guardian, timelockSecs(), queue);
+    }
+
+    /// @dev None, so that the owner's calls take effect at once where the timelock is not what a test is about.
+    function timelockSecs() internal view virtual returns (uint32) {
+        return 0;
     }
 
     function defaultParams() internal pure returns (IJobQueue.Params memory) {
@@ -95,10 +105,28 @@ abstract contract MarketTest is Test {
         operator.cold = makeAddr(name);
         (operator.hot, operator.hotKey) = makeAddrAndKey(string.concat(name, ".hot"));
         fund(operator.cold, 10_000 ether);
+        INodeRegistry.HotKeyConsent memory agreed = consent(operator.cold, operator.hot, operator.hotKey);
         vm.startPrank(operator.cold);
-        nodes.register(operator.hot, bytes32(uint256(1)), bytes32(uint256(2)), hex"0024");
+        nodes.register(agreed, bytes32(uint256(1)), bytes32(uint256(2)), hex"0024");
         nodes.stake(5_000 ether);
         vm.stopPrank();
+    }
+
+    /// @dev The hot key agrees, for an hour, to serve the operator.
+    function consent(address operator, address hot, uint256 key)
+        internal
+        view
+        returns (INodeRegistry.HotKeyConsent memory)
+    {
+        uint40 deadline = uint40(block.timestamp + 1 hours);
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, nodes.hashConsent(operator, deadline));
+        return INodeRegistry.HotKeyConsent(hot, deadline, abi.encodePacked(r, s, v));
+    }
+
+    function setHotKey(Operator memory operator, address hot, uint256 key) internal {
+        INodeRegistry.HotKeyConsent memory agreed = consent(operator.cold, hot, key);
+        vm.prank(operator.cold);
+        nodes.setHotKey(agreed);
     }
 
     function registerRecipes() internal {
@@ -149,6 +177,7 @@ abstract contract MarketTest is Test {
     function claim(uint64 jobId, IJobQueue.JobSpec memory spec, Operator memory operator) internal {
         vm.prank(operator.hot);
         queue.claim(jobId, spec);
+        vm.roll(vm.getBlockNumber() + 1); // the claim's block has its hash
     }
 
     function receiptFor(uint64 jobId, IJobQueue.JobSpec memory spec, Operator memory operator)
@@ -175,13 +204,46 @@ abstract contract MarketTest is Test {
             outputDigest: keccak256(abi.encode("output", jobId)),
             inTokens: inTokens,
             outTokens: outTokens,
-            seed: uint64(uint256(keccak256(abi.encode("seed", jobId)))),
+            seed: seedOf(jobId, spec),
             fingerprintRoot: keccak256(abi.encode("fingerprint", jobId)),
             dataAttrRoot: keccak256(abi.encode("attribution", jobId)),
             engineProfile: 1,
             finishReason: 0,
             finishedAt: uint40(block.timestamp),
             fee: queue.feeOf(spec, inTokens, outTokens)
+        });
+    }
+
+    function seedOf(uint64 jobId, IJobQueue.JobSpec memory spec) internal view returns (uint64) {
+        bytes32 claimHash = blockhash(queue.job(jobId).claimBlock);
+        return uint64(bytes8(keccak256(abi.encodePacked(queue.hashSpec(spec), claimHash))));
+    }
+
+    function answerOf(IJobQueue.Receipt memory receipt) internal pure returns (IJobQueue.Answer memory) {
+        return IJobQueue.Answer({
+            outputDigest: receipt.outputDigest,
+            inTokens: receipt.inTokens,
+            outTokens: receipt.outTokens,
+            seed: receipt.seed,
+            fingerprintRoot: receipt.fingerprintRoot,
+            dataAttrRoot: receipt.dataAttrRoot,
+            engineProfile: receipt.engineProfile,
+            finishReason: receipt.finishReason,
+            finishedAt: receipt.finishedAt
+        });
+    }
+
+    function settlementOf(IJobQueue.JobSpec memory spec, IJobQueue.Receipt memory receipt)
+        internal
+        view
+        returns (IJobQueue.Settlement memory)
+    {
+        return IJobQueue.Settlement({
+            receiptHash: queue.hashReceipt(receipt),
+            client: spec.client,
+            recipeId: spec.recipeId,
+            fee: receipt.fee,
+            refund: queue.escrowOf(spec) - receipt.fee
         });
     }
 
@@ -198,15 +260,24 @@ abstract contract MarketTest is Test {
     ) internal {
         bytes memory signature = sign(receipt, operator.hotKey);
         vm.prank(operator.hot);
-        queue.commit(jobId, spec, receipt, signature);
+        queue.commit(jobId, spec, answerOf(receipt), signature);
     }
 
     function finalize(uint64 jobId, IJobQueue.JobSpec memory spec, IJobQueue.Receipt memory receipt) internal {
         uint64[] memory jobIds = new uint64[](1);
-        IJobQueue.JobSpec[] memory specs = new IJobQueue.JobSpec[](1);
-        IJobQueue.Receipt[] memory receipts = new IJobQueue.Receipt[](1);
-        (jobIds[0], specs[0], receipts[0]) = (jobId, spec, receipt);
-        queue.finalizeBatch(jobIds, specs, receipts);
+        IJobQueue.Settlement[] memory settlements = new IJobQueue.Settlement[](1);
+        (jobIds[0], settlements[0]) = (jobId, settlementOf(spec, receipt));
+        queue.finalizeBatch(jobIds, settlements);
+    }
+
+    function setParams(IJobQueue.Params memory params) internal returns (uint16 version) {
+        vm.prank(owner);
+        return queue.setParams(params);
+    }
+
+    function pause() internal {
+        vm.prank(guardian);
+        queue.pause();
     }
 
     /// @dev Submitted, claimed and committed by `operator`.

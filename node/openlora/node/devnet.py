@@ -165,8 +165,15 @@ async def _deploy_market(
 
 
 async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
-    """Puts the contracts and a mintable token on the chain; the deployer is owner and treasury."""
-    settings = MarketSettings(deployer.address, deployer.address, PARAMS, UNSTAKE_DELAY_S)
+    """Puts the contracts and a mintable token on the chain; the deployer is owner, guardian and treasury."""
+    settings = MarketSettings(
+        owner=deployer.address,
+        guardian=deployer.address,
+        treasury=deployer.address,
+        params=PARAMS,
+        timelock_s=0,
+        unstake_delay_s=UNSTAKE_DELAY_S,
+    )
     head = await client.block("latest")
     steps = deployment_steps(deployer.address, await client.nonce(deployer.address), settings)
     for step in steps:
@@ -179,7 +186,7 @@ async def _populate(markets: Mapping[str, Market], base_id: bytes, layout: Layou
         await markets[name].transact(markets[name].token.mint(markets[name].key.address, 10_000 * OLRA))
     await markets["client"].deposit(1_000 * OLRA)
     for operator, hot_key in zip(OPERATORS, HOT_KEYS, strict=True):
-        await markets[operator].register_node(markets[hot_key].key.address, STAKE_WEI)
+        await markets[operator].register_node(markets[hot_key].key, STAKE_WEI)
     await markets["base owner"].register_base(base_id, MODEL_NAME)
     datanets = await _create_datanets([markets[name] for name in PROVIDERS])
     adapters: dict[str, bytes] = {}

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
@@ -21,6 +21,7 @@ from openlora.contracts import (
     DatanetCreated,
     Deployment,
     DevToken,
+    HotKeyConsent,
     Job,
     JobCancelled,
     JobCommitted,
@@ -49,8 +50,11 @@ from openlora.node.documents import InputDocument, OutputDocument
 from openlora.node.errors import ChainError
 from openlora.node.facts import WEIGHT_UNIT
 from openlora.node.keys import load_key
+from openlora.typed_data import Domain
 
 E = TypeVar("E")
+
+CONSENT_S: Final = 3_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,22 +129,28 @@ class Market:
 
     # ---- nodes ----
 
-    async def register_node(self, hot_key: ChecksumAddress, stake_wei: int) -> None:
+    async def register_node(self, hot_key: LocalAccount, stake_wei: int) -> None:
         """Makes this key an operator whose hot key is `hot_key`, with at least `stake_wei` of its tokens at stake.
 
         Takes up where an earlier call was interrupted; tokens come from the key's Vault balance first.
         """
         known = await self.chain.call(self.nodes.node(self.key.address))
         if int(known.hot_key, 16) == 0:
-            await self.transact(self.nodes.register(hot_key, bytes(32), bytes(32), b""))
-        elif known.hot_key != hot_key:
-            await self.transact(self.nodes.set_hot_key(hot_key))
+            await self.transact(self.nodes.register(await self._consent(hot_key), bytes(32), bytes(32), b""))
+        elif known.hot_key != hot_key.address:
+            await self.transact(self.nodes.set_hot_key(await self._consent(hot_key)))
         missing_wei = stake_wei - known.stake
         if missing_wei > 0:
             balance_wei = await self.chain.call(self.vault.balance_of(self.key.address))
             if balance_wei < missing_wei:
                 await self.deposit(missing_wei - balance_wei)
             await self.transact(self.nodes.stake(missing_wei))
+
+    async def _consent(self, hot_key: LocalAccount) -> HotKeyConsent:
+        """The hot key's signature that it serves this operator, good for long enough to be mined."""
+        domain = Domain(self.deployment.chain_id, self.nodes.address)
+        deadline = (await self.chain.block("latest")).timestamp + CONSENT_S
+        return eip712.hot_key_consent(bytes(hot_key.key), domain, self.key.address, deadline)
 
     # ---- models, data, adapters ----
 

@@ -15,6 +15,7 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 
 from openlora.contracts import JobQueue, Receipt, eip712
+from openlora.contracts import Settlement as JobSettlement
 from openlora.node import documents
 from openlora.node.chain.sender import Sender
 from openlora.node.chain.types import TxReceipt
@@ -78,18 +79,21 @@ class Settlement:
         signed = self.sign(job, receipt).signed
         assert signed is not None
         assert signed.signature is not None, "just signed"
-        call = self.queue.commit(job.id, job.spec, receipt, signed.signature)
+        call = self.queue.commit(job.id, job.spec, eip712.answer_of(receipt), signed.signature)
         return await self.sender.send(f"commit:{job.id}", call)
 
     async def finalize(self, jobs: Sequence[Job], attempt: int = 1) -> None:
         """Pays the committed jobs, whose windows have passed. Raises Reverted; try again then as another `attempt`."""
         for start in range(0, len(jobs), FINALIZE_BATCH):
             batch = sorted(jobs[start : start + FINALIZE_BATCH], key=lambda job: (job.spec.recipe_id, job.id))
-            specs = tuple(job.spec for job in batch)
-            receipts = tuple(_receipt(job) for job in batch)
             ids = tuple(job.id for job in batch)
-            call = self.queue.finalize_batch(ids, specs, receipts)
+            call = self.queue.finalize_batch(ids, tuple(_settlement(job) for job in batch))
             await self.sender.send(f"finalize:{','.join(map(str, ids))}:{attempt}", call)
+
+
+def _settlement(job: Job) -> JobSettlement:
+    assert job.signed is not None, "a committed job has its receipt"
+    return eip712.settlement_of(job.spec, _receipt(job), job.signed.digest)
 
 
 def _receipt(job: Job) -> Receipt:

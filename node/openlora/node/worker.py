@@ -36,6 +36,7 @@ POLL_S: Final = 0.1
 ENGINE_ATTEMPTS: Final = 3  # a job that ends the engine this often is given up
 ADAPTERS_SHARE: Final = 0.5  # of what is left of a lease: then the claim is given back for want of adapters
 ANSWER_SHARE: Final = 0.9  # of what is left then: the rest is for the transaction that commits, or gives it back
+MIN_DEPTH: Final = 2  # blocks: the queue takes no commit in the claim's own, whose hash makes the seed
 UNDECIDED: Final = (JobState.SEEN, JobState.SKIPPED, JobState.LOST)
 
 
@@ -127,7 +128,7 @@ class Worker:
         assert job.claim is not None, "only a claimed job is answered"
         while (now := self._job(job.id)).state is JobState.CLAIMED and now.claim == job.claim:
             cursor = self.journal.cursor
-            if cursor is not None and cursor.number - job.claim.number + 1 >= self.confirmations:
+            if cursor is not None and cursor.number - job.claim.number + 1 >= max(self.confirmations, MIN_DEPTH):
                 return True
             await asyncio.sleep(POLL_S)
         return False

@@ -57,7 +57,7 @@ class RegistryChain(FakeChain):
                     stake += int.from_bytes(log.data, "big")
                 elif log.topics[0] == UnstakeBegun.TOPIC:
                     leaving += int.from_bytes(log.data[:32], "big")
-        return Node(to_checksum_address(key), stake, leaving, 0, 0, bytes(32), bytes(32), b"")
+        return Node(to_checksum_address(key), stake, leaving, 0, 0, 0, bytes(32), bytes(32), b"")
 
 
 def topic(address: str) -> bytes:

@@ -12,7 +12,22 @@ from openlora.contracts.bindings.adapter_registry import (
     DatanetCreated,
     RecipeRegistered,
 )
+from openlora.contracts.bindings.governance import (
+    OperationCanceled,
+    OperationExecuted,
+    OperationScheduled,
+    RoleAdminChanged,
+    RoleGrantDelayChanged,
+    RoleGranted,
+    RoleGuardianChanged,
+    RoleLabel,
+    RoleRevoked,
+    TargetAdminDelayUpdated,
+    TargetClosed,
+    TargetFunctionRoleUpdated,
+)
 from openlora.contracts.bindings.job_queue import (
+    AuthorityUpdated,
     JobCancelled,
     JobClaimed,
     JobCommitted,
@@ -21,8 +36,6 @@ from openlora.contracts.bindings.job_queue import (
     JobReleased,
     JobSubmitted,
     LeaseLapsed,
-    OwnershipTransferred,
-    OwnershipTransferStarted,
     Paid,
     ParamsSet,
     Paused,
@@ -30,8 +43,7 @@ from openlora.contracts.bindings.job_queue import (
 )
 from openlora.contracts.bindings.node_registry import (
     BondForfeited,
-    BondLocked,
-    BondReleased,
+    EIP712DomainChanged,
     ForfeitPaid,
     HotKeySet,
     MetadataSet,
@@ -40,17 +52,16 @@ from openlora.contracts.bindings.node_registry import (
     StakeWithdrawn,
     UnstakeBegun,
 )
-from openlora.contracts.bindings.token import Approval, EIP712DomainChanged, Transfer
-from openlora.contracts.bindings.vault import CreditsClaimed, Deposited, ModuleSet, Withdrawn
+from openlora.contracts.bindings.token import Approval, Transfer
+from openlora.contracts.bindings.vault import CreditsClaimed, Deposited, Withdrawn
 
 Event = (
     AdapterDeprecated
     | AdapterRegistered
     | Approval
+    | AuthorityUpdated
     | BaseRegistered
     | BondForfeited
-    | BondLocked
-    | BondReleased
     | CreditsClaimed
     | DatanetCreated
     | Deposited
@@ -66,16 +77,25 @@ Event = (
     | JobSubmitted
     | LeaseLapsed
     | MetadataSet
-    | ModuleSet
     | NodeRegistered
-    | OwnershipTransferStarted
-    | OwnershipTransferred
+    | OperationCanceled
+    | OperationExecuted
+    | OperationScheduled
     | Paid
     | ParamsSet
     | Paused
     | RecipeRegistered
+    | RoleAdminChanged
+    | RoleGrantDelayChanged
+    | RoleGranted
+    | RoleGuardianChanged
+    | RoleLabel
+    | RoleRevoked
     | StakeWithdrawn
     | Staked
+    | TargetAdminDelayUpdated
+    | TargetClosed
+    | TargetFunctionRoleUpdated
     | Transfer
     | Unpaused
     | UnstakeBegun
@@ -87,10 +107,9 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     AdapterDeprecated.TOPIC: AdapterDeprecated,
     AdapterRegistered.TOPIC: AdapterRegistered,
     Approval.TOPIC: Approval,
+    AuthorityUpdated.TOPIC: AuthorityUpdated,
     BaseRegistered.TOPIC: BaseRegistered,
     BondForfeited.TOPIC: BondForfeited,
-    BondLocked.TOPIC: BondLocked,
-    BondReleased.TOPIC: BondReleased,
     CreditsClaimed.TOPIC: CreditsClaimed,
     DatanetCreated.TOPIC: DatanetCreated,
     Deposited.TOPIC: Deposited,
@@ -106,16 +125,25 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     JobSubmitted.TOPIC: JobSubmitted,
     LeaseLapsed.TOPIC: LeaseLapsed,
     MetadataSet.TOPIC: MetadataSet,
-    ModuleSet.TOPIC: ModuleSet,
     NodeRegistered.TOPIC: NodeRegistered,
-    OwnershipTransferStarted.TOPIC: OwnershipTransferStarted,
-    OwnershipTransferred.TOPIC: OwnershipTransferred,
+    OperationCanceled.TOPIC: OperationCanceled,
+    OperationExecuted.TOPIC: OperationExecuted,
+    OperationScheduled.TOPIC: OperationScheduled,
     Paid.TOPIC: Paid,
     ParamsSet.TOPIC: ParamsSet,
     Paused.TOPIC: Paused,
     RecipeRegistered.TOPIC: RecipeRegistered,
+    RoleAdminChanged.TOPIC: RoleAdminChanged,
+    RoleGrantDelayChanged.TOPIC: RoleGrantDelayChanged,
+    RoleGranted.TOPIC: RoleGranted,
+    RoleGuardianChanged.TOPIC: RoleGuardianChanged,
+    RoleLabel.TOPIC: RoleLabel,
+    RoleRevoked.TOPIC: RoleRevoked,
     StakeWithdrawn.TOPIC: StakeWithdrawn,
     Staked.TOPIC: Staked,
+    TargetAdminDelayUpdated.TOPIC: TargetAdminDelayUpdated,
+    TargetClosed.TOPIC: TargetClosed,
+    TargetFunctionRoleUpdated.TOPIC: TargetFunctionRoleUpdated,
     Transfer.TOPIC: Transfer,
     Unpaused.TOPIC: Unpaused,
     UnstakeBegun.TOPIC: UnstakeBegun,

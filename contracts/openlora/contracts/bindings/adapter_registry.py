@@ -317,7 +317,7 @@ EVENTS = (
 
 ERRORS = (
     ErrorType("AdapterIsDeprecated", bytes.fromhex("79e80882"), ("digest",), ("bytes32",)),
-    ErrorType("AlreadyRegistered", bytes.fromhex("77caf672"), ("id",), ("bytes32",)),
+    ErrorType("AlreadyRegistered", bytes.fromhex("77caf672"), ("id_",), ("bytes32",)),
     ErrorType("BadShares", bytes.fromhex("25497f01"), ("sum_bps",), ("uint256",)),
     ErrorType("BadWeight", bytes.fromhex("a501905c"), ("weight",), ("int32",)),
     ErrorType("LengthMismatch", bytes.fromhex("ff633a38"), (), ()),

@@ -12,7 +12,7 @@ from eth_typing import ChecksumAddress
 from eth_utils.address import to_checksum_address
 
 from openlora.contracts.bindings.adapter_registry import Role
-from openlora.contracts.bindings.token import EIP712DomainChanged
+from openlora.contracts.bindings.node_registry import EIP712DomainChanged
 from openlora.contracts.call import (
     Call,
     ErrorType,
@@ -83,6 +83,78 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    ABI: ClassVar[str] = "(bytes32,uint32,uint32,uint64,bytes32,bytes32,uint16,uint8,uint40)"
+
+    output_digest: bytes
+    in_tokens: int
+    out_tokens: int
+    seed: int
+    fingerprint_root: bytes
+    data_attr_root: bytes
+    engine_profile: int
+    finish_reason: int
+    finished_at: int
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.output_digest,
+            self.in_tokens,
+            self.out_tokens,
+            self.seed,
+            self.fingerprint_root,
+            self.data_attr_root,
+            self.engine_profile,
+            self.finish_reason,
+            self.finished_at,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "Answer":
+        return cls(
+            output_digest=values[0],
+            in_tokens=values[1],
+            out_tokens=values[2],
+            seed=values[3],
+            fingerprint_root=values[4],
+            data_attr_root=values[5],
+            engine_profile=values[6],
+            finish_reason=values[7],
+            finished_at=values[8],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    ABI: ClassVar[str] = "(bytes32,address,uint64,uint96,uint96)"
+
+    receipt_hash: bytes
+    client: ChecksumAddress
+    recipe_id: int
+    fee: int
+    refund: int
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.receipt_hash,
+            self.client,
+            self.recipe_id,
+            self.fee,
+            self.refund,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "Settlement":
+        return cls(
+            receipt_hash=values[0],
+            client=to_checksum_address(values[1]),
+            recipe_id=values[2],
+            fee=values[3],
+            refund=values[4],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     ABI: ClassVar[str] = (
         "(bytes32,address,uint64,bytes32,bytes32,bytes32,uint32,uint32,uint64,bytes32,bytes32,uint16,uint8,uint40,uint96)"
@@ -149,7 +221,7 @@ class Job:
     ABI: ClassVar[str] = "(bytes32,bytes32,address,uint8,uint16,uint40,uint40,uint64,uint96)"
 
     spec_hash: bytes
-    receipt_hash: bytes
+    settlement_hash: bytes
     node: ChecksumAddress
     state: JobState
     params_version: int
@@ -161,7 +233,7 @@ class Job:
     def to_abi(self) -> tuple[Any, ...]:
         return (
             self.spec_hash,
-            self.receipt_hash,
+            self.settlement_hash,
             self.node,
             self.state,
             self.params_version,
@@ -175,7 +247,7 @@ class Job:
     def from_abi(cls, values: tuple[Any, ...]) -> "Job":
         return cls(
             spec_hash=values[0],
-            receipt_hash=values[1],
+            settlement_hash=values[1],
             node=to_checksum_address(values[2]),
             state=JobState(values[3]),
             params_version=values[4],
@@ -214,6 +286,19 @@ class Params:
             max_lease_secs=values[3],
             max_duration_secs=values[4],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityUpdated:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("2f658b440c35314f52658ea8a740e05b284cdc84dc9ae01e891f21b8933e7cad")
+
+    authority: ChecksumAddress
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "AuthorityUpdated":
+        decode_topics([], topics)
+        plain = decode_values(["address"], data)
+        return cls(authority=to_checksum_address(plain[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,15 +386,17 @@ class JobFinalized:
 
 @dataclass(frozen=True, slots=True)
 class JobReleased:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("2a88aa59b6fe76fad632edfc2ddc1eaf8a8ee55a8aafb2eeb3e51388841f0dee")
+    TOPIC: ClassVar[bytes] = bytes.fromhex("54a4c7ffebeba5ddcb35ef0947ce746ed948056c232576c824b151e03398b10a")
 
     job_id: int
     node: ChecksumAddress
+    lost: int
 
     @classmethod
     def from_log(cls, topics: Sequence[bytes], data: bytes) -> "JobReleased":
         indexed = decode_topics(["uint64", "address"], topics)
-        return cls(job_id=indexed[0], node=to_checksum_address(indexed[1]))
+        plain = decode_values(["uint96"], data)
+        return cls(job_id=indexed[0], node=to_checksum_address(indexed[1]), lost=plain[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,32 +435,6 @@ class LeaseLapsed:
         indexed = decode_topics(["uint64", "address"], topics)
         plain = decode_values(["uint96"], data)
         return cls(job_id=indexed[0], node=to_checksum_address(indexed[1]), bond=plain[0])
-
-
-@dataclass(frozen=True, slots=True)
-class OwnershipTransferStarted:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("38d16b8cac22d99fc7c124b9cd0de2d3fa1faef420bfe791d8c362d765e22700")
-
-    previous_owner: ChecksumAddress
-    new_owner: ChecksumAddress
-
-    @classmethod
-    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "OwnershipTransferStarted":
-        indexed = decode_topics(["address", "address"], topics)
-        return cls(previous_owner=to_checksum_address(indexed[0]), new_owner=to_checksum_address(indexed[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class OwnershipTransferred:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("8be0079c531659141344cd1fd0a4f28419497f9722a3daafe3b4186f6b6457e0")
-
-    previous_owner: ChecksumAddress
-    new_owner: ChecksumAddress
-
-    @classmethod
-    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "OwnershipTransferred":
-        indexed = decode_topics(["address", "address"], topics)
-        return cls(previous_owner=to_checksum_address(indexed[0]), new_owner=to_checksum_address(indexed[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,14 +499,16 @@ class JobQueue:
 
     address: ChecksumAddress
 
-    def accept_ownership(self) -> Call[None]:
-        data = encode_call(bytes.fromhex("79ba5097"), [], [])
-        return Call(self.address, data, "JobQueue.acceptOwnership", decode_nothing)
-
     def adapters(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("6b6e93d5"), [], [])
         return Call(
             self.address, data, "JobQueue.adapters", lambda output: to_checksum_address(decode_one("address", output))
+        )
+
+    def authority(self) -> Call[ChecksumAddress]:
+        data = encode_call(bytes.fromhex("bf7e214f"), [], [])
+        return Call(
+            self.address, data, "JobQueue.authority", lambda output: to_checksum_address(decode_one("address", output))
         )
 
     def cancel(self, job_id: int, spec: JobSpec) -> Call[None]:
@@ -460,12 +523,15 @@ class JobQueue:
         data = encode_call(bytes.fromhex("364343d2"), ["uint64", JobSpec.ABI], [job_id, spec.to_abi()])
         return Call(self.address, data, "JobQueue.claim", decode_nothing)
 
-    def commit(self, job_id: int, spec: JobSpec, receipt: Receipt, signature: bytes) -> Call[None]:
-        """Hot key only: records the receipt, signed by the hot key (EIP-712, low s; ERC-1271 if it is a contract)."""
+    def commit(self, job_id: int, spec: JobSpec, answer: Answer, signature: bytes) -> Call[None]:
+        """Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make,
+        signed by the hot key (EIP-712, low s; ERC-1271 if it is a contract). The seed must be the first 8 bytes of
+        keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash; later, audits judge it.
+        """
         data = encode_call(
-            bytes.fromhex("aad8ec72"),
-            ["uint64", JobSpec.ABI, Receipt.ABI, "bytes"],
-            [job_id, spec.to_abi(), receipt.to_abi(), signature],
+            bytes.fromhex("aaafa6ce"),
+            ["uint64", JobSpec.ABI, Answer.ABI, "bytes"],
+            [job_id, spec.to_abi(), answer.to_abi(), signature],
         )
         return Call(self.address, data, "JobQueue.commit", decode_nothing)
 
@@ -497,17 +563,15 @@ class JobQueue:
         )
         return Call(self.address, data, "JobQueue.feeOf", lambda output: decode_one("uint96", output))
 
-    def finalize_batch(
-        self, job_ids: Sequence[int], specs: Sequence[JobSpec], receipts: Sequence[Receipt]
-    ) -> Call[None]:
+    def finalize_batch(self, job_ids: Sequence[int], settlements: Sequence[Settlement]) -> Call[None]:
         """Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that are
         already final are skipped, so two settlers never fail each other; a job that cannot be final yet, or whose
-        preimages differ, reverts the batch. Cheapest when sorted by recipe and node.
+        settlement differs, reverts the batch. Cheapest when sorted by recipe and node.
         """
         data = encode_call(
-            bytes.fromhex("fc85dd44"),
-            ["uint64[]", f"{JobSpec.ABI}[]", f"{Receipt.ABI}[]"],
-            [job_ids, [item.to_abi() for item in specs], [item.to_abi() for item in receipts]],
+            bytes.fromhex("b5dc527c"),
+            ["uint64[]", f"{Settlement.ABI}[]"],
+            [job_ids, [item.to_abi() for item in settlements]],
         )
         return Call(self.address, data, "JobQueue.finalizeBatch", decode_nothing)
 
@@ -520,6 +584,10 @@ class JobQueue:
         data = encode_call(bytes.fromhex("45449bf5"), [JobSpec.ABI], [spec.to_abi()])
         return Call(self.address, data, "JobQueue.hashSpec", lambda output: decode_one("bytes32", output))
 
+    def is_consuming_scheduled_op(self) -> Call[bytes]:
+        data = encode_call(bytes.fromhex("8fb36037"), [], [])
+        return Call(self.address, data, "JobQueue.isConsumingScheduledOp", lambda output: decode_one("bytes4", output))
+
     def job(self, job_id: int) -> Call[Job]:
         data = encode_call(bytes.fromhex("8514801e"), ["uint64"], [job_id])
         return Call(self.address, data, "JobQueue.job", lambda output: Job.from_abi(decode_one(Job.ABI, output)))
@@ -528,21 +596,10 @@ class JobQueue:
         data = encode_call(bytes.fromhex("4c5d8a0f"), [], [])
         return Call(self.address, data, "JobQueue.jobCount", lambda output: decode_one("uint64", output))
 
-    def live_claims(self, node: ChecksumAddress) -> Call[int]:
-        """Claims of `node` that it has neither committed nor released, and that nobody has taken over yet."""
-        data = encode_call(bytes.fromhex("b8999ce1"), ["address"], [node])
-        return Call(self.address, data, "JobQueue.liveClaims", lambda output: decode_one("uint64", output))
-
     def nodes(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("5db82fa0"), [], [])
         return Call(
             self.address, data, "JobQueue.nodes", lambda output: to_checksum_address(decode_one("address", output))
-        )
-
-    def owner(self) -> Call[ChecksumAddress]:
-        data = encode_call(bytes.fromhex("8da5cb5b"), [], [])
-        return Call(
-            self.address, data, "JobQueue.owner", lambda output: to_checksum_address(decode_one("address", output))
         )
 
     def params(self, version: int) -> Call[Params]:
@@ -556,7 +613,7 @@ class JobQueue:
         return Call(self.address, data, "JobQueue.paramsVersion", lambda output: decode_one("uint16", output))
 
     def pause(self) -> Call[None]:
-        """Owner only: stops submit and claim, and nothing else."""
+        """Authority only: stops submit and claim, and nothing else."""
         data = encode_call(bytes.fromhex("8456cb59"), [], [])
         return Call(self.address, data, "JobQueue.pause", decode_nothing)
 
@@ -564,31 +621,24 @@ class JobQueue:
         data = encode_call(bytes.fromhex("5c975abb"), [], [])
         return Call(self.address, data, "JobQueue.paused", lambda output: decode_one("bool", output))
 
-    def pending_owner(self) -> Call[ChecksumAddress]:
-        data = encode_call(bytes.fromhex("e30c3978"), [], [])
-        return Call(
-            self.address,
-            data,
-            "JobQueue.pendingOwner",
-            lambda output: to_checksum_address(decode_one("address", output)),
-        )
-
     def recipe_fees(self, recipe_id: int) -> Call[int]:
         """Fees ever finalized under a recipe; the basis of its legs' rounding."""
         data = encode_call(bytes.fromhex("a2187392"), ["uint64"], [recipe_id])
         return Call(self.address, data, "JobQueue.recipeFees", lambda output: decode_one("uint256", output))
 
     def release(self, job_id: int) -> Call[None]:
-        """Hot key only: gives a live claim back before its lease ends; the bond returns, the job reopens."""
+        """Hot key only: gives a live claim back before its lease ends; the job reopens, and nine tenths of the bond
+        return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed.
+        """
         data = encode_call(bytes.fromhex("41fbbc31"), ["uint64"], [job_id])
         return Call(self.address, data, "JobQueue.release", decode_nothing)
 
-    def renounce_ownership(self) -> Call[None]:
-        data = encode_call(bytes.fromhex("715018a6"), [], [])
-        return Call(self.address, data, "JobQueue.renounceOwnership", decode_nothing)
+    def set_authority(self, new_authority: ChecksumAddress) -> Call[None]:
+        data = encode_call(bytes.fromhex("7a9e5e4b"), ["address"], [new_authority])
+        return Call(self.address, data, "JobQueue.setAuthority", decode_nothing)
 
     def set_params(self, new_params: Params) -> Call[int]:
-        """Owner only: a new version for the claims from now on; claims already made keep theirs."""
+        """Authority only: a new version for the claims from now on; claims already made keep theirs."""
         data = encode_call(bytes.fromhex("13587278"), [Params.ABI], [new_params.to_abi()])
         return Call(self.address, data, "JobQueue.setParams", lambda output: decode_one("uint16", output))
 
@@ -604,11 +654,8 @@ class JobQueue:
         )
         return Call(self.address, data, "JobQueue.submitMany", lambda output: decode_one("uint64", output))
 
-    def transfer_ownership(self, new_owner: ChecksumAddress) -> Call[None]:
-        data = encode_call(bytes.fromhex("f2fde38b"), ["address"], [new_owner])
-        return Call(self.address, data, "JobQueue.transferOwnership", decode_nothing)
-
     def unpause(self) -> Call[None]:
+        """Authority only."""
         data = encode_call(bytes.fromhex("3f4ba83a"), [], [])
         return Call(self.address, data, "JobQueue.unpause", decode_nothing)
 
@@ -620,6 +667,7 @@ class JobQueue:
 
 
 EVENTS = (
+    AuthorityUpdated,
     EIP712DomainChanged,
     JobCancelled,
     JobClaimed,
@@ -629,8 +677,6 @@ EVENTS = (
     JobReleased,
     JobSubmitted,
     LeaseLapsed,
-    OwnershipTransferStarted,
-    OwnershipTransferred,
     Paid,
     ParamsSet,
     Paused,
@@ -639,7 +685,33 @@ EVENTS = (
 
 
 ERRORS = (
+    ErrorType("AccessManagedInvalidAuthority", bytes.fromhex("c2f31e5e"), ("authority",), ("address",)),
+    ErrorType(
+        "AccessManagedRequiredDelay",
+        bytes.fromhex("af77169d"),
+        (
+            "caller",
+            "delay",
+        ),
+        (
+            "address",
+            "uint32",
+        ),
+    ),
+    ErrorType("AccessManagedUnauthorized", bytes.fromhex("068ca9d8"), ("caller",), ("address",)),
     ErrorType("BadDeadline", bytes.fromhex("6d45658d"), ("deadline",), ("uint40",)),
+    ErrorType(
+        "BadFinish",
+        bytes.fromhex("3946321f"),
+        (
+            "finish_reason",
+            "finished_at",
+        ),
+        (
+            "uint8",
+            "uint40",
+        ),
+    ),
     ErrorType("BadLease", bytes.fromhex("edb9f644"), ("lease_secs",), ("uint32",)),
     ErrorType("BadParams", bytes.fromhex("019af637"), (), ()),
     ErrorType("BadSignature", bytes.fromhex("5cd5d233"), (), ()),
@@ -651,7 +723,6 @@ ERRORS = (
     ErrorType("InvalidShortString", bytes.fromhex("b3512b0c"), (), ()),
     ErrorType("LeaseExpired", bytes.fromhex("397f9b99"), ("lease_deadline",), ("uint40",)),
     ErrorType("LengthMismatch", bytes.fromhex("ff633a38"), (), ()),
-    ErrorType("NotAHotKey", bytes.fromhex("199cb448"), ("caller",), ("address",)),
     ErrorType("NotAModule", bytes.fromhex("7e8cfc5a"), ("account",), ("address",)),
     ErrorType("NotExpired", bytes.fromhex("b8b92567"), ("job_id",), ("uint64",)),
     ErrorType("NotTheClient", bytes.fromhex("e78c0d1e"), ("caller",), ("address",)),
@@ -668,9 +739,6 @@ ERRORS = (
             "uint32",
         ),
     ),
-    ErrorType("OwnableInvalidOwner", bytes.fromhex("1e4fbdf7"), ("owner",), ("address",)),
-    ErrorType("OwnableUnauthorizedAccount", bytes.fromhex("118cdaa7"), ("account",), ("address",)),
-    ErrorType("ReceiptMismatch", bytes.fromhex("99b716ca"), ("job_id",), ("uint64",)),
     ErrorType(
         "SafeCastOverflowedUintDowncast",
         bytes.fromhex("6dfcc650"),
@@ -683,6 +751,7 @@ ERRORS = (
             "uint256",
         ),
     ),
+    ErrorType("SettlementMismatch", bytes.fromhex("abbae134"), ("job_id",), ("uint64",)),
     ErrorType(
         "SpecMismatch",
         bytes.fromhex("eb656490"),
@@ -696,21 +765,10 @@ ERRORS = (
         ),
     ),
     ErrorType("StringTooLong", bytes.fromhex("305a27a9"), ("str",), ("string",)),
-    ErrorType(
-        "TooManyLiveClaims",
-        bytes.fromhex("ed0c8c18"),
-        (
-            "node",
-            "limit",
-        ),
-        (
-            "address",
-            "uint16",
-        ),
-    ),
+    ErrorType("TooEarly", bytes.fromhex("d606d83f"), ("claim_block",), ("uint64",)),
     ErrorType("UnknownRecipe", bytes.fromhex("e6b983ec"), ("recipe_id",), ("uint64",)),
     ErrorType("WindowOpen", bytes.fromhex("b48335a6"), ("finalizable_at",), ("uint40",)),
-    ErrorType("WrongFee", bytes.fromhex("609559ce"), ("expected",), ("uint96",)),
+    ErrorType("WrongSeed", bytes.fromhex("fab1971c"), ("expected",), ("uint64",)),
     ErrorType(
         "WrongState",
         bytes.fromhex("ece4eacd"),

@@ -23,12 +23,13 @@ from openlora.contracts.call import (
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    ABI: ClassVar[str] = "(address,uint96,uint96,uint96,uint40,bytes32,bytes32,bytes)"
+    ABI: ClassVar[str] = "(address,uint96,uint96,uint96,uint24,uint40,bytes32,bytes32,bytes)"
 
     hot_key: ChecksumAddress
     stake: int
     unstaking: int
     bonded: int
+    live_claims: int
     unstake_at: int
     encryption_key: bytes
     metadata: bytes
@@ -40,6 +41,7 @@ class Node:
             self.stake,
             self.unstaking,
             self.bonded,
+            self.live_claims,
             self.unstake_at,
             self.encryption_key,
             self.metadata,
@@ -53,11 +55,32 @@ class Node:
             stake=values[1],
             unstaking=values[2],
             bonded=values[3],
-            unstake_at=values[4],
-            encryption_key=values[5],
-            metadata=values[6],
-            peer_id=values[7],
+            live_claims=values[4],
+            unstake_at=values[5],
+            encryption_key=values[6],
+            metadata=values[7],
+            peer_id=values[8],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class HotKeyConsent:
+    ABI: ClassVar[str] = "(address,uint40,bytes)"
+
+    key: ChecksumAddress
+    deadline: int
+    signature: bytes
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.key,
+            self.deadline,
+            self.signature,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "HotKeyConsent":
+        return cls(key=to_checksum_address(values[0]), deadline=values[1], signature=values[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +98,13 @@ class BondForfeited:
 
 
 @dataclass(frozen=True, slots=True)
-class BondLocked:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("f6a4fac3c715c43d37e594d3f60bb5e3782af5a2aac2783711964a70277b6058")
-
-    operator: ChecksumAddress
-    amount: int
+class EIP712DomainChanged:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("0a6387c9ea3628b88a633bb4f3b151770f70085117a15f9bf3787cda53f13d31")
 
     @classmethod
-    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "BondLocked":
-        indexed = decode_topics(["address"], topics)
-        plain = decode_values(["uint256"], data)
-        return cls(operator=to_checksum_address(indexed[0]), amount=plain[0])
-
-
-@dataclass(frozen=True, slots=True)
-class BondReleased:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("60b8ef4216791426b3d7acfb0b6d11a400872350afd70a3ce5ebf62bea7cb0d4")
-
-    operator: ChecksumAddress
-    amount: int
-
-    @classmethod
-    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "BondReleased":
-        indexed = decode_topics(["address"], topics)
-        plain = decode_values(["uint256"], data)
-        return cls(operator=to_checksum_address(indexed[0]), amount=plain[0])
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "EIP712DomainChanged":
+        decode_topics([], topics)
+        return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +221,22 @@ class NodeRegistry:
         data = encode_call(bytes.fromhex("4200800b"), ["uint256"], [amount])
         return Call(self.address, data, "NodeRegistry.beginUnstake", decode_nothing)
 
-    def forfeit_bond(self, operator: ChecksumAddress, amount: int) -> Call[None]:
-        """Queue only: a locked bond leaves the stake. It waits here until the job it was for has ended."""
-        data = encode_call(bytes.fromhex("64f3ef46"), ["address", "uint256"], [operator, amount])
+    def eip712_domain(self) -> Call[tuple[bytes, str, str, int, ChecksumAddress, bytes, tuple[int, ...]]]:
+        data = encode_call(bytes.fromhex("84b0196e"), [], [])
+        return Call(
+            self.address,
+            data,
+            "NodeRegistry.eip712Domain",
+            lambda output: decode_values(
+                ["bytes1", "string", "string", "uint256", "address", "bytes32", "uint256[]"], output
+            ),
+        )
+
+    def forfeit_bond(self, operator: ChecksumAddress, amount: int, lost: int) -> Call[None]:
+        """Queue only: one live claim less. Of its bond, `lost` leaves the stake and waits here until the job has ended;
+        the rest is free stake again.
+        """
+        data = encode_call(bytes.fromhex("192fd5b1"), ["address", "uint256", "uint256"], [operator, amount, lost])
         return Call(self.address, data, "NodeRegistry.forfeitBond", decode_nothing)
 
     def forfeit_pool(self) -> Call[int]:
@@ -231,10 +249,22 @@ class NodeRegistry:
         data = encode_call(bytes.fromhex("fa6739c1"), ["address"], [operator])
         return Call(self.address, data, "NodeRegistry.freeStake", lambda output: decode_one("uint256", output))
 
-    def lock_bond(self, operator: ChecksumAddress, amount: int) -> Call[None]:
-        """Queue only: locks `amount` of free stake (stake - unstaking - bonded)."""
-        data = encode_call(bytes.fromhex("ca7a285f"), ["address", "uint256"], [operator, amount])
-        return Call(self.address, data, "NodeRegistry.lockBond", decode_nothing)
+    def hash_consent(self, operator: ChecksumAddress, deadline: int) -> Call[bytes]:
+        """The EIP-712 digest by which a hot key agrees to serve `operator`."""
+        data = encode_call(bytes.fromhex("c4073667"), ["address", "uint40"], [operator, deadline])
+        return Call(self.address, data, "NodeRegistry.hashConsent", lambda output: decode_one("bytes32", output))
+
+    def lock_bond(self, hot_key: ChecksumAddress, amount: int, max_live_claims: int) -> Call[ChecksumAddress]:
+        """Queue only: one live claim more, and `amount` of free stake (stake - unstaking - bonded) locked for it."""
+        data = encode_call(
+            bytes.fromhex("7d11b2f2"), ["address", "uint256", "uint256"], [hot_key, amount, max_live_claims]
+        )
+        return Call(
+            self.address,
+            data,
+            "NodeRegistry.lockBond",
+            lambda output: to_checksum_address(decode_one("address", output)),
+        )
 
     def node(self, operator: ChecksumAddress) -> Call[Node]:
         """All zero for an address that is no operator."""
@@ -263,18 +293,18 @@ class NodeRegistry:
             self.address, data, "NodeRegistry.queue", lambda output: to_checksum_address(decode_one("address", output))
         )
 
-    def register(self, hot_key: ChecksumAddress, encryption_key: bytes, metadata: bytes, peer_id: bytes) -> Call[None]:
-        """Registers the caller as an operator. One hot key serves one operator, ever at a time."""
+    def register(self, hot_key: HotKeyConsent, encryption_key: bytes, metadata: bytes, peer_id: bytes) -> Call[None]:
+        """Registers the caller as an operator. One hot key serves one operator at a time, and only one it agreed to."""
         data = encode_call(
-            bytes.fromhex("6e62937f"),
-            ["address", "bytes32", "bytes32", "bytes"],
-            [hot_key, encryption_key, metadata, peer_id],
+            bytes.fromhex("d784e680"),
+            [HotKeyConsent.ABI, "bytes32", "bytes32", "bytes"],
+            [hot_key.to_abi(), encryption_key, metadata, peer_id],
         )
         return Call(self.address, data, "NodeRegistry.register", decode_nothing)
 
-    def set_hot_key(self, hot_key: ChecksumAddress) -> Call[None]:
+    def set_hot_key(self, hot_key: HotKeyConsent) -> Call[None]:
         """Replaces the caller's hot key at once; the former one may serve another operator."""
-        data = encode_call(bytes.fromhex("a6d3373d"), ["address"], [hot_key])
+        data = encode_call(bytes.fromhex("1efe0e29"), [HotKeyConsent.ABI], [hot_key.to_abi()])
         return Call(self.address, data, "NodeRegistry.setHotKey", decode_nothing)
 
     def set_metadata(self, encryption_key: bytes, metadata: bytes, peer_id: bytes) -> Call[None]:
@@ -288,10 +318,10 @@ class NodeRegistry:
         data = encode_call(bytes.fromhex("a694fc3a"), ["uint256"], [amount])
         return Call(self.address, data, "NodeRegistry.stake", decode_nothing)
 
-    def unlock_bond(self, operator: ChecksumAddress, amount: int) -> Call[None]:
-        """Queue only: a locked bond is free stake again."""
-        data = encode_call(bytes.fromhex("595d3350"), ["address", "uint256"], [operator, amount])
-        return Call(self.address, data, "NodeRegistry.unlockBond", decode_nothing)
+    def unlock_bonds(self, operator: ChecksumAddress, amount: int, claims: int) -> Call[None]:
+        """Queue only: `claims` live claims less, and their bonds, `amount` together, are free stake again."""
+        data = encode_call(bytes.fromhex("edeae64f"), ["address", "uint256", "uint256"], [operator, amount, claims])
+        return Call(self.address, data, "NodeRegistry.unlockBonds", decode_nothing)
 
     def unstake_delay_secs(self) -> Call[int]:
         data = encode_call(bytes.fromhex("e8048409"), [], [])
@@ -311,8 +341,7 @@ class NodeRegistry:
 
 EVENTS = (
     BondForfeited,
-    BondLocked,
-    BondReleased,
+    EIP712DomainChanged,
     ForfeitPaid,
     HotKeySet,
     MetadataSet,
@@ -325,6 +354,7 @@ EVENTS = (
 
 ERRORS = (
     ErrorType("AlreadyRegistered", bytes.fromhex("45ed80e9"), ("operator",), ("address",)),
+    ErrorType("ConsentExpired", bytes.fromhex("48cf4a53"), ("deadline",), ("uint40",)),
     ErrorType("HotKeyInUse", bytes.fromhex("f6077e3a"), ("hot_key",), ("address",)),
     ErrorType(
         "InsufficientStake",
@@ -340,6 +370,9 @@ ERRORS = (
             "uint256",
         ),
     ),
+    ErrorType("InvalidShortString", bytes.fromhex("b3512b0c"), (), ()),
+    ErrorType("NoConsent", bytes.fromhex("5b915ea2"), ("hot_key",), ("address",)),
+    ErrorType("NotAHotKey", bytes.fromhex("199cb448"), ("caller",), ("address",)),
     ErrorType("NotAModule", bytes.fromhex("7e8cfc5a"), ("account",), ("address",)),
     ErrorType("NotRegistered", bytes.fromhex("bfc6c337"), ("operator",), ("address",)),
     ErrorType("NotTheQueue", bytes.fromhex("9b1b8ec1"), ("caller",), ("address",)),
@@ -354,6 +387,19 @@ ERRORS = (
         ),
         (
             "uint8",
+            "uint256",
+        ),
+    ),
+    ErrorType("StringTooLong", bytes.fromhex("305a27a9"), ("str",), ("string",)),
+    ErrorType(
+        "TooManyLiveClaims",
+        bytes.fromhex("0e145824"),
+        (
+            "operator",
+            "limit",
+        ),
+        (
+            "address",
             "uint256",
         ),
     ),

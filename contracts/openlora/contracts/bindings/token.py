@@ -10,6 +10,7 @@ from typing import ClassVar
 from eth_typing import ChecksumAddress
 from eth_utils.address import to_checksum_address
 
+from openlora.contracts.bindings.node_registry import EIP712DomainChanged
 from openlora.contracts.call import (
     Call,
     ErrorType,
@@ -34,16 +35,6 @@ class Approval:
         indexed = decode_topics(["address", "address"], topics)
         plain = decode_values(["uint256"], data)
         return cls(owner=to_checksum_address(indexed[0]), spender=to_checksum_address(indexed[1]), value=plain[0])
-
-
-@dataclass(frozen=True, slots=True)
-class EIP712DomainChanged:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("0a6387c9ea3628b88a633bb4f3b151770f70085117a15f9bf3787cda53f13d31")
-
-    @classmethod
-    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "EIP712DomainChanged":
-        decode_topics([], topics)
-        return cls()
 
 
 @dataclass(frozen=True, slots=True)

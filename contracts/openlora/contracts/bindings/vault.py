@@ -51,18 +51,6 @@ class Deposited:
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleSet:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("5df2d7b690901dd31a0a2d2e8e14ad12574f43347ebdcfbfc386886588f7c4f0")
-
-    module: ChecksumAddress
-
-    @classmethod
-    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "ModuleSet":
-        indexed = decode_topics(["address"], topics)
-        return cls(module=to_checksum_address(indexed[0]))
-
-
-@dataclass(frozen=True, slots=True)
 class Withdrawn:
     TOPIC: ClassVar[bytes] = bytes.fromhex("d1c19fbcd4551a5edfb66d43d2e337c04837afda3482b42bdf569a8fccdae5fb")
 
@@ -150,7 +138,6 @@ class Vault:
 EVENTS = (
     CreditsClaimed,
     Deposited,
-    ModuleSet,
     Withdrawn,
 )
 

@@ -68,13 +68,14 @@ def register(
 
     output = Output(json)
     stake_wei = parse_tokens(stake, "--stake")
-    hot_key = load_key(load(config, NodeConfig).hot_key).address
+    hot_key = load_key(load(config, NodeConfig).hot_key)
 
     async def send() -> None:
         async with open_market(client) as person:
             await person.register_node(hot_key, stake_wei)
-        output.say(f"{person.key.address} is registered with hot key {hot_key} and {tokens(stake_wei)} OLRA at stake")
-        output.result({"operator": person.key.address, "hot_key": hot_key, "stake_wei": stake_wei})
+        said = f"{person.key.address} is registered with hot key {hot_key.address}"
+        output.say(f"{said} and {tokens(stake_wei)} OLRA at stake")
+        output.result({"operator": person.key.address, "hot_key": hot_key.address, "stake_wei": stake_wei})
 
     asyncio.run(send())
 

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+import {AccessManager} from "@openzeppelin/contracts/access/manager/AccessManager.sol";
+
+import {IJobQueue} from "./interfaces/IJobQueue.sol";
+
+/// @title Who may change the market, and how long everyone can see it coming.
+/// @notice The owner's calls wait `timelockSecs` between their announcement and their effect; guardians may pause at
+/// once, and nothing else. What can be changed at all is new parameters for future claims: no call of the governance
+/// moves, freezes or takes anybody's money.
+contract Governance is AccessManager {
+    uint64 public constant GUARDIAN_ROLE = 1;
+
+    constructor(address owner, address guardian, uint32 timelockSecs, IJobQueue queue) AccessManager(owner) {
+        _grantRole(ADMIN_ROLE, owner, 0, timelockSecs);
+        _grantRole(GUARDIAN_ROLE, guardian, 0, 0);
+        _setTargetFunctionRole(address(queue), IJobQueue.pause.selector, GUARDIAN_ROLE);
+    }
+}
