@@ -380,14 +380,24 @@ def test_draws_what_the_reference_draws(model: Path, kernels: Path, instructions
 # ---- what is not served ---------------------------------------------------------------------------------------------
 
 
-def test_refuses_by_name_and_falls_back(tmp_path: Path, kernels: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = write_model(tmp_path)  # heads of 8
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"head_dim": 8}, "head size of 8"),
+        ({"model_type": "gemma2"}, "soft caps"),
+        ({"model_type": "falcon"}, "layer norms"),
+    ],
+)
+def test_refuses_by_name_and_falls_back(
+    tmp_path: Path, kernels: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, object], named: str
+) -> None:
+    model = write_model(tmp_path, **changes)
     config = DecoderConfig.from_path(model)
     weights = load_weights(model, config, "bfloat16")
-    with pytest.raises(KernelsUnavailable, match="head size of 8"):
+    with pytest.raises(KernelsUnavailable, match=named):
         CompiledRunner(config, weights, LIMITS, kernels)
     assert best_runner(config, weights, LIMITS, kernels).backend == "reference"
-    assert "head size of 8" in caplog.text
+    assert named in caplog.text
 
 
 def test_no_compiler_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from openlora.node.engine.models import rope
 from openlora.node.engine.models.names import LLAMA, QWEN3
 from openlora.node.errors import ModelError
 
-_NAMES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": QWEN3, "gemma": LLAMA}  # by architecture; Mistral's is "llama"
+_NAMES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": QWEN3}  # by architecture; Mistral's is "llama"
 
 
 def read(file: GgufFile) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def read(file: GgufFile) -> dict[str, Any]:
         "o_bias": "model.layers.0.self_attn.o_proj.bias" in names,
         "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in names,
         "eos_token_ids": _eos_token_ids(file),
-    } | _gemma(family, hidden_size)
+    }
 
 
 def _refuse_unsupported(file: GgufFile, family: str) -> None:
@@ -52,13 +52,6 @@ def _refuse_unsupported(file: GgufFile, family: str) -> None:
     scaling = file.value(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
         raise ModelError(f"{family}.rope.scaling.type {scaling!r} is not served; 'none' is")
-
-
-def _gemma(family: str, hidden_size: int) -> dict[str, Any]:
-    """The file's norms have their offset added already."""
-    if family != "gemma":
-        return {}
-    return {"activation": "gelu_tanh_mul", "embedding_scale": max(hidden_size, 1) ** 0.5}
 
 
 def _windows(file: GgufFile, family: str, layers: int) -> tuple[int | None, ...]:

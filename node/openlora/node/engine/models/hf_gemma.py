@@ -20,7 +20,7 @@ class _Gemma(Keys, kw_only=True):
 
 class _Gemma2(_Gemma, kw_only=True):
     hidden_activation: str = "gelu_pytorch_tanh"
-    query_pre_attn_scalar: int = 256
+    query_pre_attn_scalar: float = 256
     sliding_window: int | None = 4096
     layer_types: list[str] | None = None
     final_logit_softcapping: float | None = 30.0
