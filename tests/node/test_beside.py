@@ -1,6 +1,7 @@
 """The comparison with other engines: what it keeps, what it says of a peer that fails, and that README.md shows it."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from bench.beside import Case, Peer, kept, measure
 from bench.machine import Machine, this_machine
 from bench.peer_files import write_gguf_model
+from bench.peers.workload import WARM_UP_TOKENS, Workload
+from bench.peers.workload import measure as measure_engine
 from bench.plot import plot
 from bench.report import PLOT, figures, with_figures
 from bench.results import COMMITTED, SMALL, read_lines, write_lines
@@ -56,7 +59,13 @@ def test_a_line_is_kept_for_the_same_machine_version_and_workload() -> None:
     assert kept([mine], PEER, "2", CASE, MACHINE) is None
     assert kept([mine], PEER, "1", dataclasses.replace(CASE, adapters=1), MACHINE) is None
     assert kept([mine], PEER, "1", CASE, dataclasses.replace(MACHINE, cores=4)) is None
-    assert kept([line("llama.cpp", 8)], PEER, "1", CASE, MACHINE) is None
+    assert kept([line("llama.cpp", 8, output_tok_s=70.0)], PEER, "1", CASE, MACHINE) is None
+
+
+def test_what_came_too_late_is_kept_and_what_crashed_is_tried_again() -> None:
+    late, crashed = line("vLLM CPU", 8, failed="not done after 20 s"), line("vLLM CPU", 8, failed="exit code 1")
+    assert kept([late, crashed], PEER, "1", CASE, MACHINE) == late
+    assert kept([crashed], PEER, "1", CASE, MACHINE) is None
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,17 @@ def test_what_a_peer_does_is_a_line(tmp_path: Path, script: str, limit_s: float,
     (tmp_path / "peer.py").write_text(script)
     peer = Peer("x", str(tmp_path / "peer.py"), None, "x")
     assert measure(peer, "1", dataclasses.replace(CASE, limit_s=limit_s), tmp_path, tmp_path) == result
+
+
+def test_an_engine_is_measured_after_a_warm_up(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[int] = []
+    workload = Workload(Path(), adapters=8, requests=32, prompt=64, output=64, runs=3)
+    measure_engine(workload, "x", "1", "none", asked.append)
+    printed = json.loads(capsys.readouterr().out)
+    assert asked == [WARM_UP_TOKENS, 64, 64, 64]
+    assert len(printed["runs"]) == 3
+    assert [workload.adapter_of(request) for request in (0, 7, 8)] == [0, 7, 0]
+    assert dataclasses.replace(workload, adapters=0).adapter_of(3) is None
 
 
 def test_a_peer_that_is_not_installed_is_a_line() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 THREADS = 2
 WARM_UP_TOKENS = 8  # of output: every adapter and every code path has been used once
+ENOUGH_S = 60.0  # of runs: a slow engine is measured fewer times
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,10 @@ class Workload:
 
 
 def measure(workload: Workload, engine: str, version: str, settings: str, once: Callable[[int], None]) -> None:
-    """Calls `once(output tokens)` for the warm-up and then for each run, and prints one JSON line."""
+    """Calls `once(output tokens)` for the warm-up and then for up to `runs` runs, and prints one JSON line."""
     once(WARM_UP_TOKENS)
-    seconds = []
-    for _ in range(workload.runs):
+    seconds: list[float] = []
+    while len(seconds) < workload.runs and sum(seconds) < ENOUGH_S:
         started_s = time.perf_counter()
         once(workload.output)
         seconds.append(time.perf_counter() - started_s)
