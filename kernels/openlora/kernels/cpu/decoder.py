@@ -2,7 +2,7 @@
 
 import ctypes
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
@@ -14,11 +14,14 @@ from torch import Tensor
 from openlora.kernels.cpu import library as c
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.errors import KernelsUnavailable
-from openlora.kernels.types import LoraFactors
+from openlora.kernels.types import Change, Difference, LoraFactors
 
 PAGE_TOKENS = 16  # the page size of the cache's layout
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-HEAD = -1  # the layer whose only matrix is the output head
+NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
+HEAD = -1  # the layer whose only matrix is the output head, and whose only norm is the one before it
+EMBEDDING = -2  # the embedding's
+_PARTS = {name: part for part, name in enumerate((*MATRICES, *NORMS))} | {"head": 0, "norm": 7, "": 0}
 _MAX_GROUP = 64  # query heads of one key-value head
 
 
@@ -116,18 +119,28 @@ class CpuDecoder:
         self._handle = self._create(shape, weights, pages, threads, instructions)
         self.instructions = str(self._library.openlora_decoder_instructions(self._handle).decode())
 
-    def load_adapter(self, slot: int, factors: Mapping[tuple[int, str], LoraFactors]) -> None:
-        """Put an adapter into a free slot: its factors by (layer, matrix), the head's as (HEAD, "")."""
+    def load_adapter(self, slot: int, changes: Mapping[tuple[int, str], Change]) -> None:
+        """Put an adapter into a free slot: its changes by (layer, matrix), with names of MATRICES and NORMS; the head's
+        as (HEAD, "head"), its norm's as (HEAD, "norm"), and the embedding's as (EMBEDDING, ""). Raises MemoryError."""
+        factors = {
+            place: change
+            for place, change in changes.items()
+            if isinstance(change, LoraFactors) and place[0] != EMBEDDING
+        }
         kept: list[Tensor] = []  # until they are packed
         packed = (c.Factor * len(factors))()
         for entry, ((layer, matrix), factor) in zip(packed, factors.items(), strict=True):
             a, b = (x.to(torch.bfloat16).contiguous() for x in (factor.a, factor.b))
             kept += (a, b)
-            part = 0 if layer == HEAD else MATRICES.index(matrix)
-            entry.layer, entry.part, entry.rank, entry.scale = layer, part, len(a), factor.scale
+            entry.layer, entry.part, entry.rank, entry.scale = layer, _PARTS[matrix], len(a), factor.scale
             entry.a, entry.b = a.data_ptr(), b.data_ptr()
         if not self._library.openlora_decoder_load_adapter(self._handle, slot, packed, len(factors)):
             raise MemoryError(f"no memory for an adapter of {len(factors)} matrices")
+        found = list(chain.from_iterable(_alterations(place, change) for place, change in changes.items()))
+        altered = (c.Alteration * len(found))(*(one.packed() for one in found))
+        if found and not self._library.openlora_decoder_alter(self._handle, slot, altered, len(found)):
+            self.unload_adapter(slot)
+            raise MemoryError(f"no memory for an adapter of {len(found)} stretches and whole weights")
 
     def unload_adapter(self, slot: int) -> None:
         """Free a slot that no sequence of a coming step uses."""
@@ -221,6 +234,41 @@ class CpuDecoder:
         if handle is None:
             raise KernelsUnavailable(error.value.decode())
         return int(handle)
+
+
+_STRETCH, _DIFFERENCE, _LOW_RANK = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Alteration:
+    """One of src/api.h, with its tensors alive."""
+
+    kind: int
+    layer: int
+    part: int
+    values: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    rank: int = 0
+    scale: float = 0.0
+
+    def packed(self) -> c.Alteration:
+        pointers = (None if x is None else x.data_ptr() for x in (self.values, self.a, self.b))
+        return c.Alteration(self.kind, self.layer, self.part, self.rank, self.scale, *pointers)
+
+
+def _alterations(place: tuple[int, str], change: Change) -> Iterator[_Alteration]:
+    """What a change is besides B · A of a matrix."""
+    layer, part = place[0], _PARTS[place[1]]
+    if isinstance(change, Difference):
+        dtype = torch.float32 if change.weight.ndim == 1 else torch.bfloat16
+        yield _Alteration(_DIFFERENCE, layer, part, change.weight.to(dtype).contiguous())
+        return
+    if layer == EMBEDDING:
+        a, b = (x.to(torch.bfloat16).T.contiguous() for x in (change.a, change.b))
+        yield _Alteration(_LOW_RANK, layer, part, None, a, b, len(change.a), change.scale)
+    if change.stretch is not None:
+        yield _Alteration(_STRETCH, layer, part, change.stretch.contiguous())
 
 
 def _ints(values: Iterable[int]) -> "array[int]":

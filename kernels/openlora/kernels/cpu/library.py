@@ -64,6 +64,19 @@ class Factor(ctypes.Structure):
     )
 
 
+class Alteration(ctypes.Structure):
+    _fields_ = (
+        ("kind", c_int32),
+        ("layer", c_int32),
+        ("part", c_int32),
+        ("rank", c_int32),
+        ("scale", c_float),
+        ("values", c_void_p),
+        ("a", c_void_p),
+        ("b", c_void_p),
+    )
+
+
 class Step(ctypes.Structure):
     _fields_ = (
         ("rows", c_int32),
@@ -100,6 +113,7 @@ def load_library(path: Path) -> ctypes.CDLL:
         "decoder_destroy": (None, [c_void_p]),
         "decoder_instructions": (c_char_p, [c_void_p]),
         "decoder_load_adapter": (c_bool, [c_void_p, c_int32, POINTER(Factor), c_int32]),
+        "decoder_alter": (c_bool, [c_void_p, c_int32, POINTER(Alteration), c_int32]),
         "decoder_unload_adapter": (None, [c_void_p, c_int32]),
         "decoder_step": (c_bool, [c_void_p, POINTER(Step)]),
     }

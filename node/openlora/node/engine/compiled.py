@@ -1,6 +1,5 @@
 """The runner whose steps are one call into C++ each."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,16 +7,16 @@ import torch
 
 from openlora.kernels.cpu import decoder as cpu
 from openlora.kernels.errors import KernelsUnavailable
-from openlora.kernels.types import Change, LoraFactors
+from openlora.kernels.types import Change
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import DecoderWeights, Layer, rope_table
+from openlora.node.engine.models.names import Names
 from openlora.node.engine.runner import Outputs
 from openlora.node.engine.sequence import Chunk
 from openlora.node.errors import AdapterError
 
-_MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj")
 _GREEDY = Sampling(max_tokens=1, temperature=0.0)
 
 
@@ -37,7 +36,10 @@ class CompiledRunner:
             _shape(config),
             cpu.DecoderWeights(
                 embedding=weights.embedding,
-                layers=[_layer(*one) for one in zip(weights.layers, config.windows, strict=True)],
+                layers=[
+                    _layer(layer, window, config.names)
+                    for layer, window in zip(weights.layers, config.windows, strict=True)
+                ],
                 norm=weights.norm.weight,
                 head=weights.head.weight,
                 rope_table=rope_table(config.rope_frequencies, config.max_positions),
@@ -51,7 +53,7 @@ class CompiledRunner:
         self.backend = f"cpu-{self._decoder.instructions}"
         self.dtype = torch.bfloat16
         self.device = torch.device("cpu")
-        self.factors = _PackedFactors(self._decoder, config.names.embedding)
+        self.factors = _PackedFactors(self._decoder, config.names)
 
     def run(self, chunks: Sequence[Chunk]) -> Outputs:
         params = [chunk.sequence.sampling for chunk in chunks]
@@ -67,19 +69,16 @@ class CompiledRunner:
 class _PackedFactors:
     """The decoder's adapters as a FactorStore."""
 
-    def __init__(self, decoder: cpu.CpuDecoder, embedding: str) -> None:
+    def __init__(self, decoder: cpu.CpuDecoder, names: Names) -> None:
         self._decoder = decoder
-        self._embedding = embedding
+        self._names = names
         self._filled: set[int] = set()
 
     def put(self, slot: int, changes: Mapping[str, Change]) -> None:
-        factors: dict[str, LoraFactors] = {}
-        for module, change in changes.items():
-            if module == self._embedding or not isinstance(change, LoraFactors) or change.stretch is not None:
-                raise AdapterError("the compiled kernels serve no embedding's adapter, DoRA or whole weights")
-            factors[module] = change
         try:
-            self._decoder.load_adapter(slot, {_place(module): factor for module, factor in factors.items()})
+            self._decoder.load_adapter(
+                slot, {_place(module, self._names): change for module, change in changes.items()}
+            )
         except MemoryError as error:
             raise AdapterError(f"the adapter does not fit into this machine's memory: {error}") from error
         self._filled.add(slot)
@@ -118,12 +117,12 @@ def _shape(config: DecoderConfig) -> cpu.DecoderShape:
     )
 
 
-def _layer(layer: Layer, window: int | None) -> cpu.LayerWeights:
+def _layer(layer: Layer, window: int | None, names: Names) -> cpu.LayerWeights:
     matrices = {}
     for projection in (layer.qkv, layer.o, layer.gate_up, layer.down):
         for module, columns in projection.parts:
             bias = None if projection.bias is None else projection.bias[columns]
-            matrices[_place(module)[1]] = (projection.weight[columns], bias)
+            matrices[_place(module, names)[1]] = (projection.weight[columns], bias)
     return cpu.LayerWeights(
         attention_norm=layer.attention_norm.weight,
         mlp_norm=layer.mlp_norm.weight,
@@ -134,13 +133,23 @@ def _layer(layer: Layer, window: int | None) -> cpu.LayerWeights:
     )
 
 
-def _place(module: str) -> tuple[int, str]:
-    """The decoder's name for a module: its layer and matrix."""
-    if module == "lm_head":
-        return cpu.HEAD, ""
-    found = _MODULE.fullmatch(module)
-    assert found is not None, module
-    return int(found[1]), found[2]
+def _place(module: str, names: Names) -> tuple[int, str]:
+    """The decoder's name for a module: its layer, and which matrix or norm."""
+    ends = {names.embedding: (cpu.EMBEDDING, ""), names.head: (cpu.HEAD, "head"), names.norm: (cpu.HEAD, "norm")}
+    if module in ends:
+        return ends[module]
+    layer, _, own = module.removeprefix(f"{names.layers}.").partition(".")
+    inner = (
+        names.attention_norm,
+        names.mlp_norm,
+        names.q_norm,
+        names.k_norm,
+        *names.qkv,
+        names.o,
+        *names.up,
+        names.down,
+    )
+    return int(layer), (*cpu.NORMS, *cpu.MATRICES)[inner.index(own)]
 
 
 def _rows(chunk: Chunk) -> cpu.Rows:

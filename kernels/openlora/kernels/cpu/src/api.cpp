@@ -36,7 +36,16 @@ bool openlora_decoder_load_adapter(Decoder* decoder, std::int32_t slot, const Fa
   }
 }
 
-void openlora_decoder_unload_adapter(Decoder* decoder, std::int32_t slot) { decoder->adapters[slot].reset(); }
+bool openlora_decoder_alter(Decoder* decoder, std::int32_t slot, const Alteration* list, std::int32_t count) {
+  try {
+    decoder->alter(slot, list, count);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
+void openlora_decoder_unload_adapter(Decoder* decoder, std::int32_t slot) { decoder->unload_adapter(slot); }
 
 bool openlora_decoder_step(Decoder* decoder, const Step* step) {
   try {

@@ -39,6 +39,16 @@ struct Factor {
   const std::uint16_t *a, *b;  // [rank, in], [out, rank]
 };
 
+// What an adapter does besides: to a matrix as a Factor names it, to a layer's norm (part 7 before attention, 8
+// before the MLP, 9 of queries, 10 of keys), to the last norm (layer −1, part 7), or to the embedding (layer −2).
+struct Alteration {
+  std::int32_t kind;  // 0: stretches rows; 1: adds a difference; 2: adds the embedding's scale · B · A
+  std::int32_t layer, part, rank;
+  float scale;
+  const void* values;          // float32 [out], also of norms; else bfloat16, of the weight's shape
+  const std::uint16_t *a, *b;  // [vocabulary, rank], [rank, hidden]
+};
+
 // Sequences and the rows computed for them now, as types.AttentionBatch has them; all rows of sequence s use the adapters
 // entry_starts[s]:entry_starts[s + 1].
 struct Step {
@@ -66,6 +76,8 @@ void openlora_decoder_destroy(Decoder*);
 const char* openlora_decoder_instructions(const Decoder*);
 // False where there is no memory; then the slot holds nothing.
 bool openlora_decoder_load_adapter(Decoder*, std::int32_t slot, const Factor*, std::int32_t count);
+// For a slot that is loaded; false where there is no memory.
+bool openlora_decoder_alter(Decoder*, std::int32_t slot, const Alteration*, std::int32_t count);
 void openlora_decoder_unload_adapter(Decoder*, std::int32_t slot);
 bool openlora_decoder_step(Decoder*, const Step*);
 }

@@ -10,6 +10,8 @@
 
 namespace openlora {
 
+constexpr int kHead = -1, kEmbedding = -2;  // "layers" that adapters name
+
 enum Part { kQ, kK, kV, kO, kGate, kUp, kDown, kParts };
 
 struct Layer {
@@ -22,6 +24,8 @@ struct Adapter {
   Memory memory;
   std::vector<Lora> loras;  // [layers · kParts + 1], the head last
 };
+
+struct Alterations;
 
 struct Decoder {
   Decoder(const Shape&, const Weights&, const Kernels&);
@@ -37,6 +41,7 @@ struct Decoder {
   std::vector<Memory> arenas;  // a thread each: its tiles in the order in which it reads them
   Memory cache;                // [layers][pages][key-value heads][page]
   std::vector<std::unique_ptr<Adapter>> adapters;  // by slot
+  std::vector<std::shared_ptr<const Alterations>> alterations;  // by slot; null: none
 
   // Buffers that grow to the largest step.
   Memory residual, normed, projected, attended, activated, shrunk, outputs, logits;
@@ -54,6 +59,8 @@ struct Decoder {
   }
 
   void load_adapter(int slot, const Factor* factors, int count);
+  void alter(int slot, const Alteration*, int count);
+  void unload_adapter(int slot);
   void step(const Step&);
 };
 

@@ -3,13 +3,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "altered.h"
 #include "decoder.h"
 #include "sample.h"
 
 namespace openlora {
 namespace {
 
-constexpr int kHead = -1;                   // the head's "layer" for adapters
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
 constexpr int kRowsARead = 5;               // reading keys and values once takes as long as so many rows' arithmetic
 constexpr int kQueriesWanted = 16;          // query vectors an attention item has at least, where there are as many
@@ -47,6 +47,7 @@ class Pass {
   Pass(Decoder& decoder, const Step& step)
       : d_(decoder), s_(decoder.shape), k_(decoder.kernels), step_(step), rows_(step.rows) {
     lay_out_rows();
+    lay_out_alterations();
     lay_out_attention();
     lay_out_adapters();
     allocate();
@@ -75,6 +76,13 @@ class Pass {
         position_[row] = step_.context_lens[s] - (end - row);
       }
     }
+  }
+
+  void lay_out_alterations() {
+    std::vector<int> of_outputs(step_.outputs);
+    for (int i = 0; i < step_.outputs; ++i) of_outputs[i] = sequence_[step_.output_rows[i]];
+    altered_ = AlteredRows(d_, step_, sequence_);
+    altered_outputs_ = AlteredRows(d_, step_, of_outputs);
   }
 
   void lay_out_attention() {
@@ -202,7 +210,7 @@ class Pass {
     for (int i = 0; i < s_.layers; ++i) {
       const Layer& layer = d_.layers[i];
       if (i == 0) embed(member);
-      norm(member, layer.attention_norm);
+      norm(member, i, kAttentionNorm, layer.attention_norm);
       shrink(member, i, {kQ, kK, kV}, normed_, s_.hidden_size);
       d_.team.barrier();
       project(member, layer.qkv, i, kQ);
@@ -214,7 +222,7 @@ class Pass {
       if (shrink(member, i, {kO}, attended_, s_.heads * s_.head_size)) d_.team.barrier();
       add_to_residual(member, layer.o, i, kO, attended_);
       d_.team.barrier();
-      norm(member, layer.mlp_norm);
+      norm(member, i, kMlpNorm, layer.mlp_norm);
       shrink(member, i, {kGate, kUp}, normed_, s_.hidden_size);
       d_.team.barrier();
       activate(member, layer.gate_up, i);
@@ -235,13 +243,15 @@ class Pass {
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
       for (int i = 0; i < s_.hidden_size; ++i) to[i] = widen(from[i]) * s_.embedding_scale;
       std::fill(to + s_.hidden_size, to + residual_stride_, 0.0f);
+      if (altered_.any()) altered_.embed(row, step_.tokens[row], to);
     }
   }
 
-  void norm(int member, const std::vector<float>& weight) {
+  void norm(int member, int layer, Norm which, const std::vector<float>& weight) {
+    std::vector<float> own;
     for (int row = row_share_[member]; row < row_share_[member + 1]; ++row)
-      k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, weight.data(), s_.hidden_size, s_.rms_norm_eps,
-                  normed_.row(row));
+      k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, altered_.norm(row, layer, which, weight, own),
+                  s_.hidden_size, s_.rms_norm_eps, normed_.row(row));
   }
 
   // The shrunk inputs of the member's rows, for matrices that share an input; false if no row has an adapter.
@@ -306,6 +316,7 @@ class Pass {
   void multiply(int member, const Linear& linear, int layer, int part, Inputs x, int rows,
                 const std::vector<Runs>& runs, Done&& done) {
     alignas(64) float out[2][kBlock * kTile];
+    const AlteredRows& altered = layer == kHead ? altered_outputs_ : altered_;
     const auto mine = d_.team.share(linear.units(), member);
     for (int unit = mine.begin; unit < mine.end; ++unit) {
       for (int first = 0; first < rows; first += kBlock) {
@@ -315,6 +326,8 @@ class Pass {
           if (adapted_) fetch_factors(runs[first / kBlock], layer, part + tile.part, tile.index);
           const char* ahead = reinterpret_cast<const char*>(tile.weights) + kAhead;
           k_.tile(x.from(first), count, tile.weights, linear.pairs(), out[i], first ? nullptr : ahead);
+          if (altered.any())
+            altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), out[i]);
           if (!linear.bias.empty()) add_bias(&linear.bias[(unit * linear.unit + i) * kTile], count, out[i]);
           if (adapted_) expand(runs[first / kBlock], layer, part + tile.part, tile.index, out[i]);
         }
@@ -360,21 +373,24 @@ class Pass {
     const int size = s_.head_size;
     const auto mine = d_.team.share(rows_, member);
     std::vector<bf16> rounded(size);
+    std::vector<float> own_q, own_k;
     for (int row = mine.begin; row < mine.end; ++row) {
       float* q = query(row, 0);
       float* k = q + q_tiles_ * kTile;
       const float* v = k + kv_tiles_ * kTile;
       const int position = position_[row];
       const float* cos_sin = d_.rope.data() + std::ptrdiff_t{position} * size;
+      const float* row_q_norm = altered_.norm(row, layer, kQNorm, q_norm, own_q);
+      const float* row_k_norm = altered_.norm(row, layer, kKNorm, k_norm, own_k);
       for (int head = 0; head < s_.heads; ++head) {
-        if (!q_norm.empty()) k_.norm_head(q + head * size, q_norm.data(), size, s_.rms_norm_eps);
+        if (!q_norm.empty()) k_.norm_head(q + head * size, row_q_norm, size, s_.rms_norm_eps);
         k_.rope(q + head * size, cos_sin, size);
       }
       const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
       for (int head = 0; head < s_.kv_heads; ++head) {
         bf16* keys = d_.page(layer, page, head);
         bf16* values = keys + kPageTokens * size;
-        if (!k_norm.empty()) k_.norm_head(k + head * size, k_norm.data(), size, s_.rms_norm_eps);
+        if (!k_norm.empty()) k_.norm_head(k + head * size, row_k_norm, size, s_.rms_norm_eps);
         k_.rope(k + head * size, cos_sin, size);
         k_.round(k + head * size, size, rounded.data());
         for (int i = 0; i < size; i += 2)
@@ -428,10 +444,12 @@ class Pass {
   void norm_outputs(int member) {
     const int blocks = (step_.outputs + kBlock - 1) / kBlock;
     const auto mine = blocks > 1 ? d_.team.share(blocks, member) : Team::Range{0, member ? 0 : blocks};
+    std::vector<float> own;
     for (int block = mine.begin; block < mine.end; ++block) {
       for (int i = block * kBlock; i < std::min(step_.outputs, (block + 1) * kBlock); ++i)
-        k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_, d_.norm.data(),
-                    s_.hidden_size, s_.rms_norm_eps, outputs_.row(i));
+        k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_,
+                    altered_outputs_.norm(i, kHead, kAttentionNorm, d_.norm, own), s_.hidden_size, s_.rms_norm_eps,
+                    outputs_.row(i));
       if (adapted_)
         shrink_runs(output_runs_[block], kHead, {0}, outputs_.from(block * kBlock), s_.hidden_size);
     }
@@ -510,6 +528,7 @@ class Pass {
   const Step& step_;
   const int rows_;
   std::vector<int> sequence_, position_;
+  AlteredRows altered_, altered_outputs_;
   std::vector<Item> items_;
   std::vector<int> item_share_, row_share_;
   bool adapted_ = false;
