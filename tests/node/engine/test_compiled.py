@@ -17,7 +17,8 @@ from torch import Tensor
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.ops import BACKENDS, Ops
-from openlora.kernels.types import LoraFactors
+from openlora.kernels.types import Change, Difference, LoraFactors
+from openlora.node.adapters.modules import EmbeddingShape, NormShape
 from openlora.node.engine.adapter_pool import ResidentAdapter
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.limits import EngineLimits
@@ -129,6 +130,35 @@ def load_adapters(runners: Sequence[Runner], model: Path, rank: int | str) -> No
         for runner in runners:
             cast = {m: LoraFactors(f.a.to(runner.dtype), f.b.to(runner.dtype), f.scale) for m, f in factors.items()}
             runner.factors.put(slot, cast)
+
+
+def load_kinds(runners: Sequence[Runner], model: Path) -> None:
+    """SLOTS adapters that change weights in every way: slot n what differs from others by its remainders."""
+    rng = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng).bfloat16().float()
+
+    for slot in range(SLOTS):
+        changes: dict[str, Change] = {}
+        for index, (module, shape) in enumerate(DecoderConfig.from_path(model).modules().items()):
+            if isinstance(shape, NormShape):
+                if slot % 2:
+                    changes[module] = Difference(normal(shape.features) / 8)
+            elif (index + slot) % 4 == 0 and slot % 3:
+                changes[module] = Difference((normal(*shape.weight) / shape.weight[1] ** 0.5).bfloat16().float() / 4)
+            elif (index + slot) % 4 < 3:
+                a, b = normal(1 + 2 * slot, shape.in_features), normal(shape.out_features, 1 + 2 * slot) / 4
+                a = a if isinstance(shape, EmbeddingShape) else (a / shape.in_features**0.5).bfloat16().float()
+                changes[module] = LoraFactors(a, b, 0.25, normal(shape.out_features) / 4 if slot % 4 else None)
+        for runner in runners:
+            runner.factors.put(slot, {module: cast(change, runner.dtype) for module, change in changes.items()})
+
+
+def cast(change: Change, dtype: torch.dtype) -> Change:
+    if isinstance(change, Difference):
+        return change if change.weight.ndim == 1 else Difference(change.weight.to(dtype))
+    return LoraFactors(change.a.to(dtype), change.b.to(dtype), change.scale, change.stretch)
 
 
 def request(tokens: Sequence[int], recipe: Sequence[tuple[int, float]], sampling: Sampling | None = None) -> Request:
@@ -248,6 +278,23 @@ def test_equals_the_reference(
     load_adapters([runner], model, "mixed")
     found = logits_of(runner, some_requests(rows, popularity))
     assert_as_near_as_bfloat16(found, *references("mixed", rows, popularity))
+
+
+@pytest.mark.parametrize("instructions", ["", "plain"])
+def test_all_kinds_of_adapters_equal_the_reference_and_keep_to_their_rows(
+    model: Path, kernels: Path, instructions: str
+) -> None:
+    runner, exact, rounded = compiled(model, kernels, instructions), reference(model), reference(model, torch.bfloat16)
+    load_kinds([runner, exact, rounded], model)
+    requests = some_requests(33, "distinct")
+    found = logits_of(runner, requests)
+    assert_as_near_as_bfloat16(found, logits_of(exact, requests), logits_of(rounded, requests))
+    for i in range(0, 33, 2):
+        assert torch.equal(logits_of(runner, some_requests(33, "distinct")[i : i + 1])[0], found[i]), i
+    for slot in range(SLOTS):
+        runner.factors.drop(slot)
+    load_adapters([runner, again := compiled(model, kernels, instructions)], model, 8)
+    assert torch.equal(logits_of(runner, requests), logits_of(again, requests))
 
 
 @pytest.mark.slow

@@ -81,14 +81,16 @@ void Decoder::alter(int slot, const Alteration* list, int count) {
   all->norms.resize(shape.layers * kNorms + 1);
   for (int i = 0; i < count; ++i) {
     const Alteration& one = list[i];
-    if (one.layer == kEmbedding)
+    if (one.layer == kEmbedding) {
       alter_embedding(shape, one, all->embedding);
-    else if (one.part >= kParts) {
+    } else if (one.part >= kParts) {
       const bool of_heads = one.part - kParts >= kQNorm;
       const int size = of_heads ? shape.head_size : shape.hidden_size;
       all->norms[norm_place(*all, one.layer, one.part - kParts)] = floats(one.values, size, round_up(size, kTile));
-    } else
-      alter_matrix(matrix_size(shape, one.layer, one.part), one, all->matrices[matrix_place(*all, one.layer, one.part)]);
+    } else {
+      Alterations::Matrix& matrix = all->matrices[matrix_place(*all, one.layer, one.part)];
+      alter_matrix(matrix_size(shape, one.layer, one.part), one, matrix);
+    }
   }
   if (slot >= static_cast<int>(alterations.size())) alterations.resize(slot + 1);
   alterations[slot] = std::move(all);
@@ -173,7 +175,8 @@ void AlteredRows::alter(int layer, int part, int tile, int pairs, int first, int
     for (int u = begin; u < end; ++u) {
       const bf16* difference = uses_[u].what->matrices[place].difference.as<bf16>();
       if (!difference) continue;
-      auto found = std::find_if(products.begin(), products.end(), [&](const Product& p) { return p.difference == difference; });
+      const auto is_its = [&](const Product& product) { return product.difference == difference; };
+      auto found = std::find_if(products.begin(), products.end(), is_its);
       if (found == products.end()) {
         found = products.insert(products.end(), {difference, {}});
         const bf16* weights = difference + std::ptrdiff_t{tile} * pairs * kTileRow;
