@@ -280,10 +280,11 @@ def test_equals_the_reference(
     assert_as_near_as_bfloat16(found, *references("mixed", rows, popularity))
 
 
-@pytest.mark.parametrize("instructions", ["", "plain"])
+@pytest.mark.parametrize(("family", "instructions"), [("llama", ""), ("llama", "plain"), ("qwen3", ""), ("gemma", "")])
 def test_all_kinds_of_adapters_equal_the_reference_and_keep_to_their_rows(
-    model: Path, kernels: Path, instructions: str
+    tmp_path: Path, kernels: Path, family: str, instructions: str
 ) -> None:
+    model = write_model(tmp_path, **FAMILIES.get(family, MODEL))
     runner, exact, rounded = compiled(model, kernels, instructions), reference(model), reference(model, torch.bfloat16)
     load_kinds([runner, exact, rounded], model)
     requests = some_requests(33, "distinct")
