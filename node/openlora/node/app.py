@@ -35,8 +35,9 @@ from openlora.node.config import NodeConfig
 from openlora.node.content import BlockContent, Content
 from openlora.node.deployment import load_deployment
 from openlora.node.dispatch import Dispatcher
+from openlora.node.engine.backends import engine_options, engine_profile
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.supervisor import EngineOptions, supervised_engine
+from openlora.node.engine.supervisor import supervised_engine
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import ChainError, ConfigError, Reverted
 from openlora.node.facts import ChainFacts
@@ -183,6 +184,7 @@ class Node:
             },
             "engine": {
                 "backend": self.worker.engine.info.backend,
+                "profile": self.worker.settlement.engine_profile,
                 "running": engine.running,
                 "waiting": engine.waiting,
                 "kv_tokens_free": engine.kv_tokens_free,
@@ -239,10 +241,8 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             supervised_network(_network_options(config, deployment), config.state_dir)
         )
         await network.trust(directory.staked)
-        engine_options = EngineOptions(
-            config.model.path, config.model.dtype, limits=msgspec.structs.asdict(config.engine)
-        )
-        engine = await stack.enter_async_context(supervised_engine(engine_options, config.state_dir))
+        options_of_engine = engine_options(config.model, config.engine)
+        engine = await stack.enter_async_context(supervised_engine(options_of_engine, config.state_dir))
         content = _content(config, network)
         store = AdapterStore(config.state_dir / "adapters" / base_id.hex(), config.storage.max_adapter_bytes)
         fetcher = AdapterFetcher(store, content, layout, max_adapter_bytes=MAX_ADAPTER_BYTES)
@@ -279,6 +279,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
                 hot_key=hot_key,
                 journal=journal,
                 sender=sender,
+                engine_profile=engine_profile(engine.info),
             ),
             streams=streams,
             confirmations=config.chain.confirmations,
@@ -300,7 +301,13 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             hot_key=hot_key.address,
             binding=sign_binding(hot_key, domain, operator, network.peer_id),
             hardware=hardware_record(await asyncio.to_thread(read_hardware)),
-            model=Model(base_id.hex(), plain_text(config.model.path.stem), engine.info.dtype, engine.info.max_context),
+            model=Model(
+                base_id=base_id.hex(),
+                name=plain_text(config.model.path.stem),
+                dtype=engine.info.dtype,
+                max_context=engine.info.max_context,
+                engine=plain_text(engine.info.backend),
+            ),
             market=config.market,
             residency=residency,
             store=store,

@@ -5,8 +5,9 @@ Every problem of a file is reported at once. Paths are relative to the file that
 
 import tomllib
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -35,12 +36,46 @@ class ModelConfig(Table, frozen=True):
     dtype: str = "auto"  # auto | bfloat16 | float32
 
 
+class Backend(StrEnum):
+    """Who computes."""
+
+    OPENLORA = "openlora"
+    VLLM = "vllm"
+
+
+# vLLM sets memory aside for the largest rank, and knows these sizes alone.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VllmConfig(Table, frozen=True):
+    python: str = ""  # the interpreter of the environment that has vLLM; "": the node's own
+    max_recipes: int = 8  # different recipes in one batch; further ones wait
+    max_rank: int = 64  # of a recipe: its adapters' ranks added up
+    tensor_parallel: int = 1  # devices that share each layer
+    pipeline_parallel: int = 1  # groups of devices that share the layers
+    executor: Literal["auto", "mp", "ray"] = "auto"  # who starts the workers of several devices
+    gpu_memory: float = 0.9  # share of a device's memory for weights, cache and adapters
+    eager: bool = False  # start sooner and run slower: no CUDA graphs, no compiled layers
+
+    def __post_init__(self) -> None:
+        if self.max_rank not in VLLM_RANKS:
+            raise ValueError(f"max_rank must be one of {', '.join(map(str, VLLM_RANKS))}")
+        if min(self.max_recipes, self.tensor_parallel, self.pipeline_parallel) < 1 or not 0 < self.gpu_memory <= 1:
+            raise ValueError("counts must be positive, and gpu_memory must lie in (0, 1]")
+
+    @property
+    def devices(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+
 class EngineConfig(Table, frozen=True):
+    backend: Backend = Backend.OPENLORA
     kv_tokens: int = 32_768  # capacity of the paged KV cache
     max_running: int = 64  # requests in one batch
     max_batch_tokens: int = 512  # tokens of one forward pass
     prefix_cache: bool = True  # requests of one tenant that begin alike compute the beginning once
     adapter_bytes: int = 2 << 30  # memory for loaded adapters
+    vllm: VllmConfig = VllmConfig()
 
 
 class MarketConfig(Table, frozen=True):

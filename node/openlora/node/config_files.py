@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from openlora.node.config import KeyConfig, NetworkConfig
+from openlora.node.config import EngineConfig, KeyConfig, NetworkConfig
 
 NODE_TOML = """\
 # A node operator's configuration. Paths are relative to this file; an unknown key is an error.
@@ -26,11 +26,22 @@ path = {model}                          # a Hugging Face directory or a GGUF fil
 dtype = "auto"                          # auto | bfloat16 | float32
 
 [engine]
+backend = {backend}                     # openlora: our own; vllm: answers that nobody can compute again, any GPU count
 kv_tokens = 32768                       # capacity of the paged KV cache, in tokens
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass
 prefix_cache = true                     # requests of one tenant that begin alike compute the beginning once
 adapter_bytes = 2147483648              # memory for loaded adapters
+
+[engine.vllm]                           # read where backend is "vllm"
+python = {vllm_python}                  # the interpreter of the environment that has vLLM; "": the node's own
+max_recipes = 8                         # different recipes in one batch; further ones wait
+max_rank = 64                           # of a recipe: its adapters' ranks added up
+tensor_parallel = 1                     # devices that share each layer
+pipeline_parallel = 1                   # groups of devices that share the layers
+executor = "auto"                       # who starts the workers of several devices: auto, mp, ray
+gpu_memory = 0.9                        # share of a device's memory for weights, cache and adapters
+eager = {vllm_eager}                    # start sooner and run slower: no CUDA graphs, no compiled layers
 
 [market]
 min_in_price_wei_per_k = {in_price}     # ask: token wei per 1,000 prompt tokens
@@ -74,7 +85,7 @@ password_file = {password_file}
 """
 
 
-NETWORK = NetworkConfig()
+ENGINE, NETWORK = EngineConfig(), NetworkConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ def write_node_config(
     out_price_wei_per_k: int = 0,
     max_live_jobs: int = 8,
     turn_s: float = 4.0,
+    engine: EngineConfig = ENGINE,
     network: NetworkConfig = NETWORK,
 ) -> None:
     """Writes a complete `node.toml`."""
@@ -116,6 +128,9 @@ def write_node_config(
         out_price=out_price_wei_per_k,
         max_live_jobs=max_live_jobs,
         turn_s=turn_s,
+        backend=engine.backend,
+        vllm_python=engine.vllm.python,
+        vllm_eager=engine.vllm.eager,
         listen=network.listen,
         bootstrap=network.bootstrap,
         announce=network.announce,

@@ -25,6 +25,8 @@ from openlora.contracts import (
 from openlora.node.base_model import pull
 from openlora.node.books import Books
 from openlora.node.chain.history import events
+from openlora.node.config import EngineConfig
+from openlora.node.config_files import ENGINE
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_PROMPTS
 from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
@@ -124,7 +126,9 @@ class Ledger:
     name_of: Callable[[str], str]
 
 
-async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 0) -> tuple[DemoResult, Ledger]:
+async def run_demo(
+    state: Path, model: Path | None, view: DemoView, port: int = 0, engine: EngineConfig = ENGINE
+) -> tuple[DemoResult, Ledger]:
     """Runs the whole demonstration under `state`, which is emptied of an earlier one but for downloaded models.
 
     No process outlives it, whatever happens. Raises DemoFailed and what its parts raise.
@@ -135,7 +139,7 @@ async def run_demo(state: Path, model: Path | None, view: DemoView, port: int = 
     folder = state / "net"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    async with devnet(folder, model, port=port) as net:
+    async with devnet(folder, model, port=port, engine=engine) as net:
         view.step(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}: contracts deployed, operators staked,")
         view.step(f"  base model 0x{net.base_id.hex()[:16]}…, two datanets, adapters {', '.join(net.adapters)}")
         async with node_processes(net.nodes) as nodes, participant(net.client_config) as client:

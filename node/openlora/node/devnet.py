@@ -21,8 +21,8 @@ from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.transact import create
-from openlora.node.config import NetworkConfig
-from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
+from openlora.node.config import EngineConfig, NetworkConfig
+from openlora.node.config_files import ENGINE, ChainEntry, write_client_config, write_node_config
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS
 from openlora.node.engine.models.config import DecoderConfig
@@ -114,7 +114,7 @@ class Devnet:
 
 
 @asynccontextmanager
-async def devnet(folder: Path, model: Path, *, port: int = 0) -> AsyncIterator[Devnet]:
+async def devnet(folder: Path, model: Path, *, port: int = 0, engine: EngineConfig = ENGINE) -> AsyncIterator[Devnet]:
     """Runs anvil with the market deployed, `model` registered, operators staked, and the demo adapters published.
 
     Writes `deployment.json`, and a folder for each node and for the client, into `folder`, which should be empty. The
@@ -127,7 +127,9 @@ async def devnet(folder: Path, model: Path, *, port: int = 0) -> AsyncIterator[D
         people = {name: Account.from_key(key) for name, key in zip(PEOPLE, chain.private_keys, strict=True)}
         entry = ChainEntry(chain.chain_id, chain.rpc_url, folder / "deployment.json", poll_s=0.25)
         async with task_group() as group:  # keystores take seconds, on purpose
-            group.create_task(asyncio.to_thread(_write_configs, folder, entry, people, model, developers, nodes))
+            group.create_task(
+                asyncio.to_thread(_write_configs, folder, entry, people, model, engine, developers, nodes)
+            )
             content = BlockContent(developers.folder / "content")
             deployment, adapters = await _deploy_market(chain, people, content, base_id, layout)
         (folder / "deployment.json").write_text(deployment.to_json())
@@ -231,6 +233,7 @@ def _write_configs(
     chain: ChainEntry,
     people: Mapping[str, LocalAccount],
     model: Path,
+    engine: EngineConfig,
     developers: DevNode,
     nodes: Sequence[DevNode],
 ) -> None:
@@ -249,6 +252,7 @@ def _write_configs(
             confirmations=1,
             max_live_jobs=MAX_LIVE_JOBS,
             turn_s=TURN_S,
+            engine=engine,
             network=NetworkConfig(
                 listen=(node.listen,), bootstrap=(developers.address, *others), mdns=False, nat=False
             ),

@@ -24,7 +24,6 @@ from openlora.node.job import Job
 from openlora.node.journal import Journal
 from openlora.typed_data import Domain, sign_digest
 
-ENGINE_PROFILE: Final = 1  # own engine: Philox sampling, no fingerprints
 NO_ROOT: Final = bytes(32)  # neither fingerprints nor data attribution in this profile
 FINISH_REASONS: Final = {"stop": 0, "length": 1}
 FINALIZE_BATCH: Final = 32
@@ -40,6 +39,7 @@ class Settlement:
     hot_key: LocalAccount
     journal: Journal
     sender: Sender
+    engine_profile: int  # as in `openlora.node.engine.backends`
 
     def receipt(self, job: Job, output: OutputDocument) -> Receipt:
         """What this node stands by for a claimed job: counts, digests, seed and fee."""
@@ -57,7 +57,7 @@ class Settlement:
             seed=job.seed,
             fingerprint_root=NO_ROOT,
             data_attr_root=NO_ROOT,
-            engine_profile=ENGINE_PROFILE,
+            engine_profile=self.engine_profile,
             finish_reason=FINISH_REASONS[output.finish_reason],
             finished_at=int(time.time()),
             fee=eip712.fee_wei(spec, usage.prompt_tokens, usage.completion_tokens),

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from openlora.node.cli.engine_choice import EngineChoice, VllmPython, chosen_engine
 from openlora.node.cli.output import JsonFlag, Output
+from openlora.node.config import Backend
 from openlora.node.errors import ConfigError
 
 StateFolder = Annotated[Path, typer.Option(help="Folder for everything it makes; nothing is written outside it.")]
@@ -19,6 +21,8 @@ def demo(
     state: StateFolder = Path("openlora-demo"),
     model: ModelPath = None,
     port: Annotated[int, typer.Option(help="The chain's port; 0 picks a free one.")] = 0,
+    engine: EngineChoice = Backend.OPENLORA,
+    vllm_python: VllmPython = "",
     json: JsonFlag = False,
 ) -> None:
     """Watch three nodes claim jobs from a real chain, answer them, be killed, take over, and be paid."""
@@ -29,7 +33,7 @@ def demo(
     output = Output(json)
     screen = DemoScreen(output)
     with screen:
-        result, ledger = asyncio.run(run_demo(state, model, screen, port))
+        result, ledger = asyncio.run(run_demo(state, model, screen, port, chosen_engine(engine, vllm_python)))
     show_books(output, result, ledger)
     output.result(dataclasses.asdict(result))
     if not result.ok:

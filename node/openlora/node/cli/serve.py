@@ -17,6 +17,9 @@ from openlora.node.api.catalog import Catalog, ServedAdapter, check_name
 from openlora.node.api.limits import Limits
 from openlora.node.api.server import Server, bind, is_loopback
 from openlora.node.api.service import TextService
+from openlora.node.cli.engine_choice import EngineChoice, VllmPython, chosen_engine
+from openlora.node.config import Backend, ModelConfig
+from openlora.node.engine.backends import engine_options
 from openlora.node.engine.client import EngineClient
 from openlora.node.engine.supervisor import EngineOptions, supervised_engine
 from openlora.node.engine.text import TextModel
@@ -54,6 +57,8 @@ def serve(
         bool, typer.Option("--enable-adapter-loading", help="Let clients load adapters from this machine's disk.")
     ] = False,
     served_model_name: Annotated[str | None, typer.Option(help="The base model's name for clients.")] = None,
+    engine: EngineChoice = Backend.OPENLORA,
+    vllm_python: VllmPython = "",
 ) -> None:
     """Serve a base model and its adapters to any OpenAI client."""
     if dtype not in DTYPES:
@@ -64,7 +69,7 @@ def serve(
     if not keys and not is_loopback(host):
         raise ConfigError(f"--host {host} can be reached from other machines; protect it with --api-key-file FILE")
     options = ServeOptions(
-        engine=EngineOptions(model=model, dtype=dtype),
+        engine=engine_options(ModelConfig(path=model, dtype=dtype), chosen_engine(engine, vllm_python)),
         served_model_name=check_name(served_model_name or _name_of(model)),
         adapters=tuple(_adapter(text) for text in adapter or ()),
         host=host,

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import VERSION, Command, Event, Failed, ModelInfo, Ready, Refused, Shutdown, Step
 from openlora.node.errors import ConfigError, OpenLoraError
 from openlora.node.frames import BlockingFrames
@@ -107,6 +108,14 @@ def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     return Arguments(**vars(parser.parse_args(argv)))
 
 
+def engine_limits(arguments: Arguments) -> EngineLimits:
+    """Raises ConfigError."""
+    try:
+        return EngineLimits(**arguments.limits)
+    except TypeError as error:
+        raise ConfigError(f"engine limits: {error}") from None
+
+
 def user_cache(environment: Mapping[str, str]) -> Path:
     """As the XDG base directory specification has it: relative paths are ignored."""
     named = Path(environment.get("XDG_CACHE_HOME", ""))
@@ -114,12 +123,9 @@ def user_cache(environment: Mapping[str, str]) -> Path:
 
 
 def _load(arguments: Arguments) -> Steps:
-    from openlora.node.engine.engine import Engine, EngineLimits  # torch: only the child pays for importing it
+    from openlora.node.engine.engine import Engine  # torch: only the child pays for importing it
 
-    try:
-        limits = EngineLimits(**arguments.limits)
-    except TypeError as error:
-        raise ConfigError(f"engine limits: {error}") from None
+    limits = engine_limits(arguments)
     return Engine.load(arguments.model, dtype=arguments.dtype, limits=limits, cache_dir=arguments.cache)
 
 

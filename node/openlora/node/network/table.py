@@ -29,6 +29,7 @@ def node_view(record: Presence) -> Mapping[str, Any]:
                 "name": model.name,
                 "dtype": model.dtype,
                 "max_context": model.max_context,
+                "engine": model.engine,
             }
             for model in status.models
         ],
@@ -59,12 +60,18 @@ def _row(view: Mapping[str, Any], tokens: Callable[[int], str]) -> Sequence[obje
     return (
         view["operator"],
         _machine(view["hardware"]),
-        ", ".join(f"{model['name']} {model['dtype']}" for model in view["models"]),
+        ", ".join(_model(model) for model in view["models"]),
         *(adapters[tier]["total"] for tier in ("slots", "ram", "disk")),
         f"{tokens(int(ask['in_wei_per_k']))}:{tokens(int(ask['out_wei_per_k']))}",
         f"{load['running']}/{load['capacity']}{waiting}",
         f"{max(0, int(time.time()) - view['issued_at'])} s ago",
     )
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    """vLLM is named: what it answers cannot be computed again."""
+    foreign = f" on {model['engine']}" if model["engine"].startswith("vllm") else ""
+    return f"{model['name']} {model['dtype']}{foreign}"
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:

@@ -58,6 +58,7 @@ class Model(_Closed, frozen=True):
     name: Text
     dtype: Annotated[str, Meta(pattern=r"^[ -~]{0,16}\Z")]
     max_context: Count  # tokens
+    engine: Text = ""  # what computes: its kernels, or "vllm" and a version
 
 
 class Tier(_Closed, frozen=True):
