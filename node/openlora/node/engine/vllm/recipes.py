@@ -119,8 +119,9 @@ def _joined(terms: Sequence[tuple[LoraFactors, float]]) -> tuple[Tensor, Tensor]
 
 def write_peft(directory: Path, merged: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> None:
     """An adapter of scale 1 in PEFT's format; modules may have fewer ranks than `rank`."""
-    tensors = {}
+    tensors, ranks = {}, {}
     for module, (a, b) in merged.items():
+        ranks[module] = len(a)
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
     config = {
@@ -129,6 +130,8 @@ def write_peft(directory: Path, merged: Mapping[str, tuple[Tensor, Tensor]], ran
         "r": rank,
         "lora_alpha": rank,
         "target_modules": sorted(merged),
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
     }
     save_file(tensors, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text(json.dumps(config))
