@@ -11,6 +11,10 @@ restore_recursion_limit()  # as every process of ours does
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mixed-batches", type=int, default=1000, help="random batches of the bit-exactness test")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

@@ -1,6 +1,10 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from openlora.kernels.cpu.build import library_path
+from openlora.kernels.errors import KernelsUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -12,3 +16,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def kernels(repository: Path) -> Path:
+    """A cache that holds the library: a test run builds it when the sources have changed."""
+    cache = repository / "var/cache"
+    try:
+        library_path(cache)
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+    return cache

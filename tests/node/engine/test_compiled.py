@@ -65,17 +65,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def kernels(repository: Path) -> Path:
-    """A cache that holds the library: a test run builds it when the sources have changed."""
-    cache = repository / "var/cache"
-    try:
-        library_path(cache)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
-    return cache
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), **MODEL)
 
