@@ -36,12 +36,20 @@ _END = b"0\r\n\r\n"  # of a chunked body
 _BASE = "base"
 
 
+def cache_home(folder: Path, kernels: Path) -> Path:
+    """A place for XDG_CACHE_HOME in which a server finds the kernels that are kept in `kernels`."""
+    home = folder / "cache"
+    home.mkdir()
+    (home / "openlora").symlink_to(kernels.resolve())
+    return home
+
+
 @contextmanager
-def server(model: Path, dtype: str, adapters: Sequence[Path], cache_home: Path) -> Iterator[tuple[psutil.Process, int]]:
+def server(model: Path, dtype: str, adapters: Sequence[Path], home: Path) -> Iterator[tuple[psutil.Process, int]]:
     """A running `openlora serve`, and its port."""
     command = [sys.executable, "-m", "openlora.node", "serve", "--model", str(model), "--dtype", dtype, "--port", "0"]
     command += ["--served-model-name", _BASE, *(f"--adapter={path.name}={path}" for path in adapters)]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache_home)}
+    environment = os.environ | {"XDG_CACHE_HOME": str(home)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:  # noqa: S603 our own
         assert process.stderr is not None
         try:
@@ -137,13 +145,12 @@ def main() -> None:
     engine = load(arguments.model, arguments.dtype, "best", arguments.cache_dir)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "cache").mkdir()
-        (folder / "cache/openlora").symlink_to(arguments.cache_dir.resolve())
+        home = cache_home(folder, arguments.cache_dir)
         paths = [write_adapter(folder, arguments.model, number) for number in range(max(arguments.adapters))]
         for number, path in enumerate(paths):
             (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(path)))
             assert isinstance(loaded, AdapterLoaded), loaded
-        with server(arguments.model, arguments.dtype, paths, folder / "cache") as (process, port):
+        with server(arguments.model, arguments.dtype, paths, home) as (process, port):
             for adapters in arguments.adapters:
                 print(json.dumps(measure(engine, process, port, paths[:adapters], arguments.runs)), flush=True)
 
