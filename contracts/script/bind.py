@@ -27,9 +27,10 @@ MODULES = {
     "AdapterRegistry": "adapter_registry",
     "DevToken": "token",
     "JobQueue": "job_queue",
+    "Sessions": "sessions",
     "Governance": "governance",
 }
-RENAMED = {"State": "JobState"}
+RENAMED = {("IJobQueue", "State"): "JobState", ("ISessions", "State"): "SessionState"}
 RESERVED = {"from": "from_", "id": "id_", "data": "calldata"}  # "data" is what a method calls its own encoding
 WIDTH = 120
 
@@ -68,7 +69,7 @@ def is_array(parameter: Abi) -> bool:
 def declared(parameter: Abi) -> tuple[str, str] | None:
     """(interface, Python name) of a struct or an enum; None for other types."""
     match = re.match(r"(?:struct|enum) (?:(\w+)\.)?(\w+)", parameter.get("internalType", ""))
-    return None if match is None else (match[1] or "", RENAMED.get(match[2], match[2]))
+    return None if match is None else (match[1] or "", RENAMED.get((match[1], match[2]), match[2]))
 
 
 def is_enum(parameter: Abi) -> bool:
@@ -269,7 +270,7 @@ def enums_of(contract: str) -> dict[str, list[str]]:
     path = INTERFACES / f"I{contract}.sol"
     source = path.read_text(encoding="utf-8") if path.exists() else ""
     return {
-        RENAMED.get(name, name): [member.strip() for member in body.split(",") if member.strip()]
+        RENAMED.get((f"I{contract}", name), name): [member.strip() for member in body.split(",") if member.strip()]
         for name, body in re.findall(r"enum (\w+) \{([^}]*)\}", source)
     }
 

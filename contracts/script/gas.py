@@ -24,10 +24,12 @@ from openlora.contracts import (
     JobCommitted,
     JobQueue,
     JobSpec,
+    Line,
     MarketSettings,
     NodeRegistry,
     Params,
     Receipt,
+    Sessions,
     Settlement,
     Share,
     Vault,
@@ -46,13 +48,14 @@ BARS = {
     "claim": 70_000,
     "commit": 55_000,
     "finalizeBatch of 64, a job": 18_000,
+    "settle 256 receipts, a receipt": 1_000,
 }
 COIN = 10**18
 GENESIS = 1_800_000_000  # unix seconds
 PARAMS = Params(bond=COIN, max_live_claims=500, window_secs=1_800, max_lease_secs=3_600, max_duration_secs=86_400)
 BASE_ID = b"\x0b" * 32
 ADAPTERS = (b"\x0c" * 32, b"\x0d" * 32)
-HOT_KEY = b"\x07" * 32
+HOT_KEY, PAYER_KEY = b"\x07" * 32, b"\x08" * 32
 
 
 def person(number: int) -> ChecksumAddress:
@@ -60,7 +63,7 @@ def person(number: int) -> ChecksumAddress:
 
 
 DEPLOYER, CLIENT, OPERATOR, AUTHOR, PROVIDER = (person(number) for number in range(0xA1, 0xA6))
-HOT = to_checksum_address(PrivateKey(HOT_KEY).public_key.to_address())
+HOT, PAYER = (to_checksum_address(PrivateKey(key).public_key.to_address()) for key in (HOT_KEY, PAYER_KEY))
 
 
 @dataclass
@@ -103,20 +106,27 @@ class Market:
     def __init__(self, chain: Anvil) -> None:
         self.chain = chain
         settings = MarketSettings(
-            owner=DEPLOYER, guardian=DEPLOYER, treasury=DEPLOYER, params=PARAMS, timelock_s=0, unstake_delay_s=86_400
+            owner=DEPLOYER,
+            guardian=DEPLOYER,
+            treasury=DEPLOYER,
+            params=PARAMS,
+            timelock_s=0,
+            close_delay_s=3_600,
+            unstake_delay_s=86_400,
         )
         steps = deployment_steps(DEPLOYER, 0, settings)
         for step in steps:
             chain.transact(DEPLOYER, None, step.data)
         at = deployment_of(steps, settings, chain_id=31337, block=0)
+        self.token, self.sessions = DevToken(at.token), Sessions(at.sessions)
         self.queue, self.vault = JobQueue(at.job_queue), Vault(at.vault)
         self.nodes, self.registry = NodeRegistry(at.node_registry), AdapterRegistry(at.adapter_registry)
         self.domain = Domain(31337, at.job_queue)
         self.nonce = 0
-        self._populate(DevToken(at.token))
+        self._populate()
 
-    def _populate(self, token: DevToken) -> None:
-        send = self.chain.send
+    def _populate(self) -> None:
+        send, token = self.chain.send, self.token
         for account in (CLIENT, OPERATOR):
             send(account, token.mint(account, 10**6 * COIN))
             send(account, token.approve(self.vault.address, 10**6 * COIN))
@@ -189,6 +199,19 @@ class Market:
         self.chain.rpc("evm_setNextBlockTimestamp", self.chain.now() + PARAMS.window_secs)
         return self.chain.send(PROVIDER, self.queue.finalize_batch(range(first_id, first_id + len(specs)), settlements))
 
+    def settled_session(self) -> dict[str, Any]:
+        """One voucher for a session's first receipts, under both recipes."""
+        domain = Domain(31337, self.sessions.address)
+        self.chain.send(DEPLOYER, self.token.mint(PAYER, 10**6 * COIN))
+        self.chain.send(PAYER, self.token.approve(self.vault.address, 10**6 * COIN))
+        self.chain.send(PAYER, self.vault.deposit(PAYER, 10**6 * COIN))
+        self.chain.send(PAYER, self.sessions.open(OPERATOR, 1_000 * COIN, 1))
+        lines = [Line(recipe_id, COIN * recipe_id // 3, b"\x55" * 32) for recipe_id in (1, 2)]
+        opened = eip712.session_id(domain, PAYER, OPERATOR, 1)
+        voucher = eip712.voucher_for(opened, lines, self.chain.now() + 3_600)
+        signature = sign_digest(PAYER_KEY, eip712.voucher_digest(domain, voucher))
+        return self.chain.send(HOT, self.sessions.settle(voucher, lines, signature))
+
 
 def measure(market: Market) -> dict[str, int]:
     """Gas by path."""
@@ -210,6 +233,7 @@ def measure(market: Market) -> dict[str, int]:
     sorted_64 = [replace(market.spec(), recipe_id=1 + number // 32) for number in range(64)]
     market.chain.send(CLIENT, market.queue.submit_many(sorted_64, [b""] * 64))
     measured["finalizeBatch of 64, a job"] = gas(market.batch(105, sorted_64), 64)
+    measured["settle 256 receipts, a receipt"] = gas(market.settled_session(), 256)
     return measured
 
 

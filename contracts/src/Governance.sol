@@ -4,6 +4,7 @@ pragma solidity ^0.8.30;
 import {AccessManager} from "@openzeppelin/contracts/access/manager/AccessManager.sol";
 
 import {IJobQueue} from "./interfaces/IJobQueue.sol";
+import {ISessions} from "./interfaces/ISessions.sol";
 
 /// @title Who may change the market, and how long everyone can see it coming.
 /// @notice The owner's calls wait `timelockSecs` between their announcement and their effect; guardians may pause at
@@ -12,9 +13,12 @@ import {IJobQueue} from "./interfaces/IJobQueue.sol";
 contract Governance is AccessManager {
     uint64 public constant GUARDIAN_ROLE = 1;
 
-    constructor(address owner, address guardian, uint32 timelockSecs, IJobQueue queue) AccessManager(owner) {
+    constructor(address owner, address guardian, uint32 timelockSecs, IJobQueue queue, ISessions sessions)
+        AccessManager(owner)
+    {
         _grantRole(ADMIN_ROLE, owner, 0, timelockSecs);
         _grantRole(GUARDIAN_ROLE, guardian, 0, 0);
         _setTargetFunctionRole(address(queue), IJobQueue.pause.selector, GUARDIAN_ROLE);
+        _setTargetFunctionRole(address(sessions), ISessions.pause.selector, GUARDIAN_ROLE);
     }
 }

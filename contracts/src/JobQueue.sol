@@ -12,7 +12,7 @@ import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {IVault} from "./interfaces/IVault.sol";
 import {JobHash} from "./libraries/JobHash.sol";
 import {JobPrice} from "./libraries/JobPrice.sol";
-import {NodeSignature} from "./libraries/NodeSignature.sol";
+import {PartySignature} from "./libraries/PartySignature.sol";
 import {Royalties} from "./libraries/Royalties.sol";
 import {Tally} from "./libraries/Tally.sol";
 
@@ -139,7 +139,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         _checkSpec(jobId, self.digest, spec);
         Receipt memory receipt = _receiptOf(jobId, self, spec, answer);
         bytes32 receiptHash = hashReceipt(receipt);
-        if (!NodeSignature.isValid(msg.sender, receiptHash, signature)) revert BadSignature();
+        if (!PartySignature.isValid(msg.sender, receiptHash, signature)) revert BadSignature();
 
         uint96 refund = spec.escrow() - receipt.fee;
         self.digest = Settlement(receiptHash, spec.client, spec.recipeId, receipt.fee, refund).digestInMemory();

@@ -6,7 +6,7 @@ import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {IVault} from "./interfaces/IVault.sol";
-import {NodeSignature} from "./libraries/NodeSignature.sol";
+import {PartySignature} from "./libraries/PartySignature.sol";
 
 /// @title Implementation of INodeRegistry.
 contract NodeRegistry is INodeRegistry, EIP712 {
@@ -183,7 +183,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         if (operatorOf[hotKey] != address(0)) revert HotKeyInUse(hotKey);
         if (block.timestamp > consent.deadline) revert ConsentExpired(consent.deadline);
         bytes32 digest = hashConsent(msg.sender, consent.deadline);
-        if (!NodeSignature.isValid(hotKey, digest, consent.signature)) revert NoConsent(hotKey);
+        if (!PartySignature.isValid(hotKey, digest, consent.signature)) revert NoConsent(hotKey);
         operatorOf[hotKey] = msg.sender;
         _nodes[msg.sender].hotKey = hotKey;
         emit HotKeySet(msg.sender, hotKey);

@@ -16,6 +16,7 @@ contract Vault is IVault, ReentrancyGuardTransient {
     // Code, not storage: every lock and release asks who calls.
     address private immutable _nodes;
     address private immutable _queue;
+    address private immutable _sessions;
 
     mapping(address account => uint256) private _balances;
     mapping(address account => uint256) private _credits;
@@ -23,7 +24,7 @@ contract Vault is IVault, ReentrancyGuardTransient {
 
     constructor(IERC20 token_, Modules memory modules) {
         _token = token_;
-        (_nodes, _queue) = (modules.nodes, modules.queue);
+        (_nodes, _queue, _sessions) = (modules.nodes, modules.queue, modules.sessions);
     }
 
     modifier onlyModule() {
@@ -107,7 +108,7 @@ contract Vault is IVault, ReentrancyGuardTransient {
 
     /// @inheritdoc IVault
     function isModule(address account) public view returns (bool) {
-        return account == _nodes || account == _queue;
+        return account == _nodes || account == _queue || account == _sessions;
     }
 
     function _deposit(address account, uint256 amount) private {

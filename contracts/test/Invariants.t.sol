@@ -3,10 +3,12 @@ pragma solidity ^0.8.30;
 
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
+import {Sessions} from "src/Sessions.sol";
 import {Vault} from "src/Vault.sol";
 import {DevToken} from "src/dev/DevToken.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+import {ISessions} from "src/interfaces/ISessions.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
 
@@ -23,12 +25,24 @@ contract MarketHandler is MarketTest {
         uint256 forfeited;
     }
 
+    struct GhostSession {
+        bytes32 id;
+        bool byAlice;
+        uint96 deposit;
+        uint96[2] settled; // by recipe
+        uint256 closeAt;
+        bool closed;
+    }
+
     uint64 public count;
+    uint256 public sessionFees;
+    GhostSession[] private _sessionGhosts;
     uint256 public fees;
     uint256 public withdrawn;
     mapping(uint64 jobId => Ghost) private _ghosts;
 
     function submitJob(uint32 maxIn, uint32 maxOut, uint96 price, bool alone) external {
+        if (queue.paused()) return;
         IJobQueue.JobSpec memory spec = newSpec();
         spec.maxInTokens = uint32(bound(maxIn, 0, 1_000));
         spec.maxOutTokens = uint32(bound(maxOut, 0, 1_000));
@@ -43,7 +57,8 @@ contract MarketHandler is MarketTest {
         (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Open);
         Ghost storage ghost = _ghosts[jobId];
         Operator memory operator = byAlice ? alice : bob;
-        if (!found || block.timestamp > ghost.spec.deadline || nodes.freeStake(operator.cold) < _bond()) return;
+        if (!found || queue.paused() || block.timestamp > ghost.spec.deadline) return;
+        if (nodes.freeStake(operator.cold) < _bond()) return;
         claim(jobId, ghost.spec, operator);
         if (ghost.state == IJobQueue.State.Claimed) ghost.forfeited += ghost.bond;
         ghost.state = IJobQueue.State.Claimed;
@@ -116,6 +131,56 @@ contract MarketHandler is MarketTest {
         _end(_ghosts[jobId], IJobQueue.State.Expired);
     }
 
+    function openSession(uint96 deposit, bool byAlice) external {
+        deposit = uint96(bound(deposit, 0, 1_000 ether));
+        if (nodes.freeStake((byAlice ? alice : bob).cold) == 0) return;
+        GhostSession storage ghost = _sessionGhosts.push();
+        ghost.id = openSession(byAlice ? alice : bob, deposit, _sessionGhosts.length);
+        (ghost.byAlice, ghost.deposit) = (byAlice, deposit);
+    }
+
+    function topUpSession(uint256 pick, uint96 amount) external {
+        (GhostSession storage ghost, bool found) = _pickSession(pick);
+        if (!found || ghost.closeAt != 0) return;
+        amount = uint96(bound(amount, 0, 100 ether));
+        vm.prank(client);
+        sessions.topUp(ghost.id, amount);
+        ghost.deposit += amount;
+    }
+
+    function settleSession(uint256 pick, uint96 added, bool underEnsemble) external {
+        (GhostSession storage ghost, bool found) = _pickSession(pick);
+        uint96 left = found ? ghost.deposit - ghost.settled[0] - ghost.settled[1] : 0;
+        if (left == 0) return;
+        added = uint96(bound(added, 1, left));
+        ghost.settled[underEnsemble ? 1 : 0] += added;
+        settle(ghost.id, ghost.settled[0], ghost.settled[1]);
+        sessionFees += added;
+    }
+
+    function closeSession(uint256 pick, bool byNode) external {
+        (GhostSession storage ghost, bool found) = _pickSession(pick);
+        if (!found) return;
+        if (!byNode && ghost.closeAt == 0) {
+            vm.prank(client);
+            sessions.requestClose(ghost.id);
+            ghost.closeAt = block.timestamp + CLOSE_DELAY;
+            return;
+        }
+        if (!byNode && block.timestamp < ghost.closeAt) vm.warp(ghost.closeAt);
+        address node = (ghost.byAlice ? alice : bob).cold;
+        if (byNode) vm.prank(node);
+        sessions.close(ghost.id);
+        ghost.closed = true;
+    }
+
+    function setPaused(bool paused) external {
+        if (queue.paused() == paused) return;
+        vm.prank(paused ? guardian : owner);
+        if (paused) queue.pause();
+        else queue.unpause();
+    }
+
     function setBond(uint96 bond) external {
         IJobQueue.Params memory params = defaultParams();
         params.bond = uint96(bound(bond, 0, 20 ether));
@@ -180,8 +245,23 @@ contract MarketHandler is MarketTest {
         return lapsed ? IJobQueue.State.Open : ghost.state;
     }
 
-    function contracts() external view returns (DevToken, Vault, NodeRegistry, JobQueue) {
-        return (token, vault, nodes, queue);
+    function contracts() external view returns (DevToken, Vault, NodeRegistry, JobQueue, Sessions) {
+        return (token, vault, nodes, queue, sessions);
+    }
+
+    /// @dev Over all sessions that are not closed: what they hold; and whether each says what is booked.
+    function sessionBooks() external view returns (uint256 held, bool asBooked) {
+        asBooked = true;
+        for (uint256 i = 0; i < _sessionGhosts.length; i++) {
+            GhostSession storage ghost = _sessionGhosts[i];
+            uint96 settled = ghost.settled[0] + ghost.settled[1];
+            if (!ghost.closed) held += ghost.deposit - settled;
+            ISessions.Session memory session = sessions.session(ghost.id);
+            asBooked = asBooked && session.settled == settled && session.settled <= session.deposit
+                && session.deposit == (ghost.closed ? settled : ghost.deposit)
+                && sessions.paid(ghost.id, ensemble) == ghost.settled[1]
+                && (session.state == ISessions.State.Closed) == ghost.closed;
+        }
     }
 
     function operators() external view returns (address, address) {
@@ -198,6 +278,18 @@ contract MarketHandler is MarketTest {
 
     function _operator(uint64 jobId) private view returns (Operator memory) {
         return _ghosts[jobId].byAlice ? alice : bob;
+    }
+
+    /// @dev The first session from a random one on that is not closed.
+    function _pickSession(uint256 seed) private view returns (GhostSession storage ghost, bool found) {
+        uint256 n = _sessionGhosts.length;
+        for (uint256 i = 0; i < n; i++) {
+            ghost = _sessionGhosts[(seed % n + i) % n];
+            if (!ghost.closed) return (ghost, true);
+        }
+        assembly ("memory-safe") {
+            ghost.slot := 0 // none: not to be used
+        }
     }
 
     /// @dev The first job from a random one on that reads as `state`.
@@ -217,8 +309,8 @@ contract MarketInvariants is MarketTest {
     function setUp() public override {
         _handler = new MarketHandler();
         _handler.setUp();
-        (token, vault, nodes, queue) = _handler.contracts();
-        bytes4[] memory actions = new bytes4[](11);
+        (token, vault, nodes, queue, sessions) = _handler.contracts();
+        bytes4[] memory actions = new bytes4[](16);
         actions[0] = MarketHandler.submitJob.selector;
         actions[1] = MarketHandler.claimJob.selector;
         actions[2] = MarketHandler.releaseJob.selector;
@@ -230,6 +322,11 @@ contract MarketInvariants is MarketTest {
         actions[8] = MarketHandler.moveStake.selector;
         actions[9] = MarketHandler.takeOut.selector;
         actions[10] = MarketHandler.pass.selector;
+        actions[11] = bytes4(keccak256("openSession(uint96,bool)"));
+        actions[12] = MarketHandler.topUpSession.selector;
+        actions[13] = MarketHandler.settleSession.selector;
+        actions[14] = MarketHandler.closeSession.selector;
+        actions[15] = MarketHandler.setPaused.selector;
         targetSelector(FuzzSelector(address(_handler), actions));
         targetContract(address(_handler));
     }
@@ -256,8 +353,15 @@ contract MarketInvariants is MarketTest {
         }
     }
 
+    function invariant_sessions_are_as_booked() public view {
+        (uint256 held, bool asBooked) = _handler.sessionBooks();
+        assertTrue(asBooked);
+        assertEq(vault.potOf(address(sessions)), held, "the pot is the open deposits' rest");
+        assertEq(sessions.recipeFees(1) + sessions.recipeFees(2), _handler.sessionFees(), "cumulative fees");
+    }
+
     function _assertTokensAreAccountedFor() private view {
-        uint256 held = vault.potOf(address(queue)) + vault.potOf(address(nodes));
+        uint256 held = vault.potOf(address(queue)) + vault.potOf(address(nodes)) + vault.potOf(address(sessions));
         address[9] memory accounts = _handler.everyone();
         for (uint256 i = 0; i < accounts.length; i++) {
             held += vault.balanceOf(accounts[i]) + vault.creditsOf(accounts[i]);

@@ -4,7 +4,7 @@ pragma solidity ^0.8.30;
 import {IERC5267} from "@openzeppelin/contracts/interfaces/IERC5267.sol";
 
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
-import {NodeSignature} from "src/libraries/NodeSignature.sol";
+import {PartySignature} from "src/libraries/PartySignature.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
 
@@ -88,7 +88,7 @@ contract SignaturesTest is MarketTest {
 
     /// @dev External, so that the library sees calldata.
     function isValid(address signer, bytes32 digest, bytes calldata signature) external view returns (bool) {
-        return NodeSignature.isValid(signer, digest, signature);
+        return PartySignature.isValid(signer, digest, signature);
     }
 
     /// @dev The queue's code under the vector's chain id and address.

@@ -123,7 +123,7 @@ def test_every_event_of_every_abi_has_a_binding(name: str) -> None:
 
 
 def test_only_our_artefacts_load() -> None:
-    assert load_artifact("Vault").bytecode[:1] == b"\x60"
+    assert load_artifact("Vault").bytecode[0] in (0x60, 0x61)  # PUSH1 or PUSH2
     with pytest.raises(KeyError, match="no contract named"):
         load_artifact("../../secrets")
     assert Vault(QUEUE).token().name == "Vault.token"

@@ -25,6 +25,7 @@ SETTINGS = MarketSettings(
     treasury=DEPLOYER,
     params=Params(10**18, 8, 60, 600, 3600),
     timelock_s=3_600,
+    close_delay_s=600,
     unstake_delay_s=600,
 )
 
@@ -54,19 +55,27 @@ def test_steps_are_consecutive_and_name_each_other() -> None:
         ("AdapterRegistry", 7),
         ("NodeRegistry", 8),
         ("JobQueue", 9),
-        ("Governance", 10),
+        ("Sessions", 10),
+        ("Governance", 11),
     ]
     at = {step.name: step for step in steps}
     arguments = at["Vault"].data[len(load_artifact("Vault").bytecode) :]
-    token, modules = decode(["address", "(address,address)"], arguments)
+    token, modules = decode(["address", "(address,address,address)"], arguments)
     assert token == at["DevToken"].address.lower()
-    assert modules == (at["NodeRegistry"].address.lower(), at["JobQueue"].address.lower())
+    assert modules == tuple(at[name].address.lower() for name in ("NodeRegistry", "JobQueue", "Sessions"))
 
 
 def test_an_existing_token_is_used() -> None:
     settings = replace(SETTINGS, token=TOKEN)
     steps = deployment_steps(DEPLOYER, 0, settings)
-    assert [step.name for step in steps] == ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Governance"]
+    assert [step.name for step in steps] == [
+        "Vault",
+        "AdapterRegistry",
+        "NodeRegistry",
+        "JobQueue",
+        "Sessions",
+        "Governance",
+    ]
     assert deployment_of(steps, settings, chain_id=1, block=2).token == TOKEN
 
 

@@ -7,13 +7,13 @@ from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, token, vault
+from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, sessions, token, vault
 from openlora.contracts.call import ErrorType
 from openlora.contracts.errors import SENTENCES, decode_revert
 
 ERRORS = {
     f"{error.name}({','.join(error.types)})": error
-    for module in (vault, node_registry, adapter_registry, job_queue, governance, token)
+    for module in (vault, node_registry, adapter_registry, job_queue, sessions, governance, token)
     for error in module.ERRORS
 }
 
@@ -41,6 +41,8 @@ def test_each_error_is_one_sentence(error: ErrorType) -> None:
 def test_a_state_is_named() -> None:
     error = ERRORS["WrongState(uint64,uint8)"]
     assert "job 7 is claimed" in decode_revert(error.selector + encode(error.types, [7, 2])).sentence
+    ended = ERRORS["WrongState(bytes32,uint8)"]
+    assert "is closed" in decode_revert(ended.selector + encode(ended.types, [bytes(32), 3])).sentence
     assert "unknown state 77" in decode_revert(error.selector + encode(error.types, [7, 77])).sentence
 
 

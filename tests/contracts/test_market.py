@@ -26,11 +26,16 @@ from openlora.contracts import (
     JobSpec,
     JobState,
     JobSubmitted,
+    Line,
     MarketSettings,
     NodeRegistry,
     Paid,
     Params,
     Receipt,
+    SessionClosed,
+    SessionOpened,
+    Sessions,
+    SessionState,
     Settlement,
     Vault,
     decode_log,
@@ -56,6 +61,7 @@ def settings_of(deployer: LocalAccount) -> MarketSettings:
         treasury=deployer.address,
         params=PARAMS,
         timelock_s=0,
+        close_delay_s=60,
         unstake_delay_s=60,
     )
 
@@ -219,6 +225,35 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     assert chain.call(vault.credits_of(market.operator.address)) == receipt.fee * 8_500 // 10_000
 
 
+def test_a_session_is_settled_by_its_last_voucher(chain: Chain, market: Market) -> None:
+    sessions, vault = Sessions(market.deployment.sessions), Vault(market.deployment.vault)
+    domain = Domain(31337, sessions.address)
+    client, node = market.client.address, market.operator.address
+    session_id = eip712.session_id(domain, client, node, 7)
+    opened = chain.send(market.client, sessions.open(node, 10**18, 7))
+    assert opened == [SessionOpened(session_id, client, node, 10**18)]
+    earlier = chain.call(vault.credits_of(node))
+    for fee in (10**16, 3 * 10**16):
+        lines = [Line(1, fee, bytes(32))]
+        voucher = eip712.voucher_for(session_id, lines, chain.now() + 60)
+        digest = eip712.voucher_digest(domain, voucher)
+        assert chain.call(sessions.hash_voucher(voucher)) == digest
+        chain.send(market.hot, sessions.settle(voucher, lines, sign_digest(bytes(market.client.key), digest)))
+    assert chain.call(vault.credits_of(node)) - earlier == 3 * 10**16 * 8_500 // 10_000
+    with pytest.raises(CallReverted, match="only a voucher for more pays anything"):
+        chain.call(sessions.settle(voucher, lines, sign_digest(bytes(market.client.key), digest)))
+    (closed,) = chain.send(market.operator, sessions.close(session_id))
+    assert closed == SessionClosed(session_id, 10**18 - 3 * 10**16)
+    assert chain.call(sessions.session(session_id)).state is SessionState.CLOSED
+
+
+def test_an_order_has_its_own_domain(chain: Chain, market: Market) -> None:
+    sessions, queue = Sessions(market.deployment.sessions), JobQueue(market.deployment.job_queue)
+    spec = JobSpec(market.client.address, 1, bytes(32), 10, 10, 1, 1, chain.now() + 600, 120, 0, 11)
+    order = chain.call(sessions.hash_order(spec))
+    assert order == eip712.spec_digest(Domain(31337, sessions.address), spec) != chain.call(queue.hash_spec(spec))
+
+
 def test_reverts_come_back_as_sentences(chain: Chain, market: Market) -> None:
     queue = JobQueue(market.deployment.job_queue)
     spec = JobSpec(market.client.address, 1, bytes(32), 10, 10, 1, 1, chain.now() + 600, 120, 0, 10)
@@ -234,7 +269,7 @@ def test_a_deployment_from_the_wrong_nonce_fails(chain: Chain) -> None:
     deployer = Account.from_key(b"\x05" * 32)
     chain.rpc("anvil_setBalance", deployer.address, hex(10**20))
     settings = settings_of(deployer)
-    *_, nodes, _, _ = deployment_steps(deployer.address, 0, settings)
+    *_, nodes, _, _, _ = deployment_steps(deployer.address, 0, settings)
     creation = {"from": deployer.address, "data": "0x" + nodes.data.hex()}
     with pytest.raises(CallReverted):
         chain.rpc("eth_call", creation, "latest")

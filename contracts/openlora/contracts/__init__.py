@@ -56,6 +56,18 @@ from openlora.contracts.bindings.node_registry import (
     StakeWithdrawn,
     UnstakeBegun,
 )
+from openlora.contracts.bindings.sessions import (
+    Line,
+    Session,
+    SessionClosed,
+    SessionClosing,
+    SessionOpened,
+    Sessions,
+    SessionSettled,
+    SessionState,
+    SessionToppedUp,
+    Voucher,
+)
 from openlora.contracts.bindings.token import Approval, DevToken, Transfer
 from openlora.contracts.bindings.vault import CreditsClaimed, Deposited, Vault, Withdrawn
 from openlora.contracts.call import AbiMismatch, Call
@@ -110,6 +122,7 @@ __all__ = [
     "JobSubmitted",
     "LeaseLapsed",
     "Leg",
+    "Line",
     "MarketSettings",
     "MetadataSet",
     "Node",
@@ -123,6 +136,14 @@ __all__ = [
     "Recipe",
     "RecipeRegistered",
     "Role",
+    "Session",
+    "SessionClosed",
+    "SessionClosing",
+    "SessionOpened",
+    "SessionSettled",
+    "SessionState",
+    "SessionToppedUp",
+    "Sessions",
     "Settlement",
     "Share",
     "StakeWithdrawn",
@@ -131,6 +152,7 @@ __all__ = [
     "Unpaused",
     "UnstakeBegun",
     "Vault",
+    "Voucher",
     "Withdrawn",
     "create_address",
     "decode_log",

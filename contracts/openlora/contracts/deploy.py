@@ -27,6 +27,7 @@ class MarketSettings:
     treasury: ChecksumAddress
     params: Params
     timelock_s: int
+    close_delay_s: int  # of a session whose client leaves it: the node settles its last voucher meanwhile
     unstake_delay_s: int  # longer than the challenge window plus any dispute's resolution
     token: ChecksumAddress | None = None  # None: deploy a DevToken, which anyone may mint
 
@@ -52,6 +53,7 @@ class Deployment:
     node_registry: ChecksumAddress
     adapter_registry: ChecksumAddress
     job_queue: ChecksumAddress
+    sessions: ChecksumAddress
     governance: ChecksumAddress
 
     def to_json(self) -> str:
@@ -89,15 +91,15 @@ def create_address(deployer: ChecksumAddress, nonce: int) -> ChecksumAddress:
 
 def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSettings) -> tuple[DeploymentStep, ...]:
     """The transactions that create the market, in order, from the deployer's next nonce on."""
-    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Governance"]
+    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Sessions", "Governance"]
     if settings.token is None:
         names.insert(0, "DevToken")
     at = {name: create_address(deployer, nonce + offset) for offset, name in enumerate(names)}
     arguments = {
         "DevToken": b"",
         "Vault": encode(
-            ["address", "(address,address)"],
-            [settings.token or at["DevToken"], (at["NodeRegistry"], at["JobQueue"])],
+            ["address", "(address,address,address)"],
+            [settings.token or at["DevToken"], (at["NodeRegistry"], at["JobQueue"], at["Sessions"])],
         ),
         "AdapterRegistry": encode(["address"], [settings.treasury]),
         "NodeRegistry": encode(
@@ -107,9 +109,13 @@ def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSett
             ["address", "address", "address", Params.ABI],
             [at["NodeRegistry"], at["AdapterRegistry"], at["Governance"], settings.params.to_abi()],
         ),
+        "Sessions": encode(
+            ["address", "address", "address", "uint32"],
+            [at["NodeRegistry"], at["AdapterRegistry"], at["Governance"], settings.close_delay_s],
+        ),
         "Governance": encode(
-            ["address", "address", "uint32", "address"],
-            [settings.owner, settings.guardian, settings.timelock_s, at["JobQueue"]],
+            ["address", "address", "uint32", "address", "address"],
+            [settings.owner, settings.guardian, settings.timelock_s, at["JobQueue"], at["Sessions"]],
         ),
     }
     return tuple(
@@ -131,5 +137,6 @@ def deployment_of(
         node_registry=at["NodeRegistry"],
         adapter_registry=at["AdapterRegistry"],
         job_queue=at["JobQueue"],
+        sessions=at["Sessions"],
         governance=at["Governance"],
     )

@@ -3,13 +3,16 @@
 The committed vectors in contracts/test/vectors are checked here and in Solidity.
 """
 
+from collections.abc import Sequence
+
 from eth_abi.abi import encode
-from eth_keys.datatypes import PrivateKey
 from eth_typing import ChecksumAddress
+from eth_utils.address import to_checksum_address
 
 from openlora.contracts.bindings.job_queue import Answer, JobSpec, Receipt, Settlement
 from openlora.contracts.bindings.node_registry import HotKeyConsent
-from openlora.typed_data import Domain, keccak, sign_digest
+from openlora.contracts.bindings.sessions import Line, Voucher
+from openlora.typed_data import Domain, keccak, sign_digest, signer_of
 
 TOKENS_PER_PRICE = 1_000
 
@@ -22,17 +25,35 @@ RECEIPT_TYPE = (
     "uint32 inTokens,uint32 outTokens,uint64 seed,bytes32 fingerprintRoot,bytes32 dataAttrRoot,uint16 engineProfile,"
     "uint8 finishReason,uint40 finishedAt,uint96 fee)"
 )
+VOUCHER_TYPE = "Voucher(bytes32 sessionId,uint96 cumulativeFee,bytes32 receiptsRoot,uint40 deadline)"
 HOT_KEY_TYPE = "HotKey(address operator,uint40 deadline)"
 
 
 def spec_digest(domain: Domain, spec: JobSpec) -> bytes:
-    """The specHash: what the queue stores and what a client signs on the session lane."""
+    """In JobQueue's domain the specHash; in Sessions' the order's digest, which a client signs there."""
     return _digest(domain, JOB_SPEC_TYPE, encode([JobSpec.ABI], [spec.to_abi()]))
 
 
 def receipt_digest(domain: Domain, receipt: Receipt) -> bytes:
-    """The receiptHash: what the node's hot key signs."""
+    """The receiptHash: what the node's hot key signs, in the domain of the receipt's lane."""
     return _digest(domain, RECEIPT_TYPE, encode([Receipt.ABI], [receipt.to_abi()]))
+
+
+def voucher_digest(domain: Domain, voucher: Voucher) -> bytes:
+    """What a client signs to pay; Sessions' domain."""
+    return _digest(domain, VOUCHER_TYPE, encode([Voucher.ABI], [voucher.to_abi()]))
+
+
+def voucher_for(session_id: bytes, lines: Sequence[Line], deadline: int) -> Voucher:
+    """The voucher that pays exactly `lines`, which ascend by recipe."""
+    root = keccak(encode([f"{Line.ABI}[]"], [[line.to_abi() for line in lines]]))
+    return Voucher(session_id, sum(line.cumulative_fee for line in lines), root, deadline)
+
+
+def session_id(domain: Domain, client: ChecksumAddress, node: ChecksumAddress, nonce: int) -> bytes:
+    """keccak256(abi.encode(chainId, Sessions, client, node, nonce)); Sessions' domain."""
+    members = ["uint256", "address", "address", "address", "uint256"]
+    return keccak(encode(members, [domain.chain_id, domain.verifying_contract, client, node, nonce]))
 
 
 def hot_key_digest(domain: Domain, operator: ChecksumAddress, deadline: int) -> bytes:
@@ -42,9 +63,9 @@ def hot_key_digest(domain: Domain, operator: ChecksumAddress, deadline: int) -> 
 
 def hot_key_consent(private_key: bytes, domain: Domain, operator: ChecksumAddress, deadline: int) -> HotKeyConsent:
     """What registering a hot key takes from it; `domain` is NodeRegistry's."""
-    signature = sign_digest(private_key, hot_key_digest(domain, operator, deadline))
-    key = PrivateKey(private_key).public_key.to_checksum_address()
-    return HotKeyConsent(ChecksumAddress(key), deadline, signature)
+    digest = hot_key_digest(domain, operator, deadline)
+    signature = sign_digest(private_key, digest)
+    return HotKeyConsent(to_checksum_address(signer_of(digest, signature)), deadline, signature)
 
 
 def answer_of(receipt: Receipt) -> Answer:

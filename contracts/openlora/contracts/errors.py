@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, token, vault
+from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, sessions, token, vault
 from openlora.contracts.bindings.job_queue import JobState
+from openlora.contracts.bindings.sessions import SessionState
 from openlora.contracts.call import AbiMismatch, ErrorType, decode_values
 
-_MODULES = (vault, node_registry, adapter_registry, job_queue, governance, token)
+_MODULES = (vault, node_registry, adapter_registry, job_queue, sessions, governance, token)
 _BY_SELECTOR: dict[bytes, ErrorType] = {error.selector: error for module in _MODULES for error in module.ERRORS}
 _ERROR_STRING = bytes.fromhex("08c379a0")
 _PANIC = bytes.fromhex("4e487b71")
@@ -112,8 +113,19 @@ SENTENCES: Mapping[str, str] = {
     "BadParams()": (
         "maxLiveClaims, maxLeaseSecs and maxDurationSecs must not be zero, nor windowSecs as long as the exit delay"
     ),
-    "EnforcedPause()": "the queue is paused: submitting and claiming wait, everything else works",
-    "ExpectedPause()": "the queue is not paused: there is nothing to unpause",
+    "EnforcedPause()": "the market is paused: submitting, opening and claiming wait, everything else works",
+    "ExpectedPause()": "it is not paused: there is nothing to unpause",
+    # Sessions
+    "WrongState(bytes32,uint8)": "session {session_id} is {state}, and this call is for another state: read it again",
+    "NotAParty(address)": "{caller} is not the session's client: send from the client's account",
+    "NotStaked(address)": "{node} is no operator with free stake: open a session with one that has",
+    "VoucherExpired(uint40)": "the voucher could be settled until unix time {deadline}: ask the client for another",
+    "VoucherNotNewer(uint96)": "{settled} wei of the session are settled: only a voucher for more pays anything",
+    "OverDeposit(uint96)": "the session's deposit is {deposit} wei: the voucher must not promise more",
+    "LinesMismatch()": "the lines are not those that the voucher commits to, or do not add up to its fee",
+    "CannotCloseYet(uint40)": "the node may settle until unix time {close_at}: close the session then",
+    "TooManyLines(uint256)": "a voucher of {count} recipes is too large: at most 32 are allowed in a session",
+    "BadDelay()": "a session's closing delay must not be zero",
     # Governance
     "AccessManagedUnauthorized(address)": "{caller} may not do this: see who has the role in the governance contract",
     "AccessManagedRequiredDelay(address,uint32)": (
@@ -195,7 +207,8 @@ def _decode(selector: bytes, rest: bytes) -> ContractError:
     if kind is None:
         return _unknown(selector + rest)
     args = dict(zip(kind.fields, decode_values(kind.types, rest), strict=True))
-    shown = {name: _show(name, value) for name, value in args.items()}
+    states = SessionState if "session_id" in args else JobState
+    shown = {name: _show(name, value, states) for name, value in args.items()}
     return ContractError(kind.name, args, SENTENCES[f"{kind.name}({','.join(kind.types)})"].format(**shown))
 
 
@@ -206,7 +219,7 @@ def _unknown(data: bytes) -> ContractError:
     )
 
 
-def _show(name: str, value: Any) -> str:
+def _show(name: str, value: Any, states: type[JobState] | type[SessionState]) -> str:
     if name == "state":
-        return JobState(value).name.lower() if value in set(JobState) else f"in unknown state {value}"
+        return states(value).name.lower() if value in set(states) else f"in unknown state {value}"
     return f"0x{value.hex()}" if isinstance(value, bytes) else str(value)

@@ -12,6 +12,7 @@ interface IVault {
     struct Modules {
         address nodes;
         address queue;
+        address sessions;
     }
 
     event Deposited(address indexed account, uint256 amount);

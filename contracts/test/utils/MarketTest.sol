@@ -8,10 +8,12 @@ import {DevToken} from "src/dev/DevToken.sol";
 import {Governance} from "src/Governance.sol";
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
+import {Sessions} from "src/Sessions.sol";
 import {Vault} from "src/Vault.sol";
 import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+import {ISessions} from "src/interfaces/ISessions.sol";
 import {IVault} from "src/interfaces/IVault.sol";
 
 /// @notice A deployed market with a client, two nodes, and two recipes; and the words to move a job along.
@@ -22,6 +24,7 @@ abstract contract MarketTest is Test {
     uint32 internal constant MAX_LEASE = 1 hours;
     uint32 internal constant MAX_DURATION = 1 days;
     uint32 internal constant UNSTAKE_DELAY = 7 days;
+    uint32 internal constant CLOSE_DELAY = 1 days;
     bytes32 internal constant BASE_ID = keccak256("base");
     bytes32 internal constant ADAPTER_A = bytes32(uint256(0xa));
     bytes32 internal constant ADAPTER_B = bytes32(uint256(0xb));
@@ -37,12 +40,14 @@ abstract contract MarketTest is Test {
     AdapterRegistry internal adapters;
     NodeRegistry internal nodes;
     JobQueue internal queue;
+    Sessions internal sessions;
     Governance internal governance;
 
     address internal owner = makeAddr("owner");
     address internal guardian = makeAddr("guardian");
     address internal treasury = makeAddr("treasury");
-    address internal client = makeAddr("client");
+    address internal client;
+    uint256 internal clientKey;
     address internal basePayee = makeAddr("basePayee");
     address internal authorA = makeAddr("authorA");
     address internal authorB = makeAddr("authorB");
@@ -58,6 +63,7 @@ abstract contract MarketTest is Test {
     function setUp() public virtual {
         vm.warp(1_800_000_000);
         vm.roll(1_000);
+        (client, clientKey) = makeAddrAndKey("client");
         deployMarket();
         alice = newOperator("alice");
         bob = newOperator("bob");
@@ -70,12 +76,14 @@ abstract contract MarketTest is Test {
         uint256 nonce = vm.getNonce(address(this));
         address nodesAddress = vm.computeCreateAddress(address(this), nonce + 2);
         address queueAddress = vm.computeCreateAddress(address(this), nonce + 3);
-        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 4);
-        vault = new Vault(token, IVault.Modules(nodesAddress, queueAddress));
+        address sessionsAddress = vm.computeCreateAddress(address(this), nonce + 4);
+        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 5);
+        vault = new Vault(token, IVault.Modules(nodesAddress, queueAddress, sessionsAddress));
         adapters = new AdapterRegistry(treasury);
         nodes = new NodeRegistry(vault, queueAddress, UNSTAKE_DELAY);
         queue = new JobQueue(nodes, adapters, governanceAddress, defaultParams());
-        governance = new Governance(owner, guardian, timelockSecs(), queue);
+        sessions = new Sessions(nodes, adapters, governanceAddress, CLOSE_DELAY);
+        governance = new Governance(owner, guardian, timelockSecs(), queue, sessions);
     }
 
     /// @dev None, so that the owner's calls take effect at once where the timelock is not what a test is about.
@@ -278,6 +286,42 @@ abstract contract MarketTest is Test {
     function pause() internal {
         vm.prank(guardian);
         queue.pause();
+    }
+
+    // Sessions
+
+    function openSession(Operator memory operator, uint96 deposit, uint256 nonce) internal returns (bytes32) {
+        vm.prank(client);
+        return sessions.open(operator.cold, deposit, nonce);
+    }
+
+    /// @dev A voucher for fees under both recipes, signed by `key`, for an hour.
+    function voucherFor(bytes32 sessionId, uint96 baseOnlyFee, uint96 ensembleFee, uint256 key)
+        internal
+        view
+        returns (ISessions.Voucher memory voucher, ISessions.Line[] memory lines, bytes memory signature)
+    {
+        lines = new ISessions.Line[](2);
+        lines[0] = ISessions.Line(baseOnly, baseOnlyFee, keccak256("receipts"));
+        lines[1] = ISessions.Line(ensemble, ensembleFee, keccak256("more receipts"));
+        voucher = ISessions.Voucher({
+            sessionId: sessionId,
+            cumulativeFee: baseOnlyFee + ensembleFee,
+            receiptsRoot: keccak256(abi.encode(lines)),
+            deadline: uint40(block.timestamp + 1 hours)
+        });
+        signature = signVoucher(voucher, key);
+    }
+
+    function signVoucher(ISessions.Voucher memory voucher, uint256 key) internal view returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, sessions.hashVoucher(voucher));
+        return abi.encodePacked(r, s, v);
+    }
+
+    function settle(bytes32 sessionId, uint96 baseOnlyFee, uint96 ensembleFee) internal {
+        (ISessions.Voucher memory voucher, ISessions.Line[] memory lines, bytes memory signature) =
+            voucherFor(sessionId, baseOnlyFee, ensembleFee, clientKey);
+        sessions.settle(voucher, lines, signature);
     }
 
     /// @dev Submitted, claimed and committed by `operator`.

@@ -41,6 +41,7 @@ ASK_OUT_WEI_PER_K: Final = OLRA // 5
 STAKE_WEI: Final = 100 * OLRA
 PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_secs=3_600, max_duration_secs=86_400)
 UNSTAKE_DELAY_S: Final = 60
+CLOSE_DELAY_S: Final = 60
 BLOCK_TIME_S: Final = 1
 TURN_S: Final = 2.0
 MAX_LIVE_JOBS: Final = 4  # of each node: all share one machine
@@ -174,6 +175,7 @@ async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
         treasury=deployer.address,
         params=PARAMS,
         timelock_s=0,
+        close_delay_s=CLOSE_DELAY_S,
         unstake_delay_s=UNSTAKE_DELAY_S,
     )
     head = await client.block("latest")

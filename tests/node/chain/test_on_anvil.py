@@ -96,6 +96,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
                 treasury=owner.address,
                 params=PARAMS,
                 timelock_s=0,
+                close_delay_s=60,
                 unstake_delay_s=60,
             )
             steps = deployment_steps(owner.address, 0, settings)

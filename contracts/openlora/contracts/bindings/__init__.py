@@ -52,6 +52,13 @@ from openlora.contracts.bindings.node_registry import (
     StakeWithdrawn,
     UnstakeBegun,
 )
+from openlora.contracts.bindings.sessions import (
+    SessionClosed,
+    SessionClosing,
+    SessionOpened,
+    SessionSettled,
+    SessionToppedUp,
+)
 from openlora.contracts.bindings.token import Approval, Transfer
 from openlora.contracts.bindings.vault import CreditsClaimed, Deposited, Withdrawn
 
@@ -91,6 +98,11 @@ Event = (
     | RoleGuardianChanged
     | RoleLabel
     | RoleRevoked
+    | SessionClosed
+    | SessionClosing
+    | SessionOpened
+    | SessionSettled
+    | SessionToppedUp
     | StakeWithdrawn
     | Staked
     | TargetAdminDelayUpdated
@@ -139,6 +151,11 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     RoleGuardianChanged.TOPIC: RoleGuardianChanged,
     RoleLabel.TOPIC: RoleLabel,
     RoleRevoked.TOPIC: RoleRevoked,
+    SessionClosed.TOPIC: SessionClosed,
+    SessionClosing.TOPIC: SessionClosing,
+    SessionOpened.TOPIC: SessionOpened,
+    SessionSettled.TOPIC: SessionSettled,
+    SessionToppedUp.TOPIC: SessionToppedUp,
     StakeWithdrawn.TOPIC: StakeWithdrawn,
     Staked.TOPIC: Staked,
     TargetAdminDelayUpdated.TOPIC: TargetAdminDelayUpdated,

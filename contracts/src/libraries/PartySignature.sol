@@ -4,8 +4,8 @@ pragma solidity ^0.8.30;
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
-/// @title Signatures of a node's hot key, which is an account or a contract.
-library NodeSignature {
+/// @title Signatures of a hot key or a client, which is an account or a contract.
+library PartySignature {
     /// @dev ECDSA first, whether or not there is code: an EIP-7702 account has both, and its key speaks for it.
     /// OpenZeppelin's ECDSA takes 65 bytes and refuses a high s.
     function isValid(address signer, bytes32 digest, bytes calldata signature) internal view returns (bool) {
