@@ -11,7 +11,7 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": str(workload.THREADS),
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{workload.THREADS - 1}",  # by default it leaves a core free
 }
 
 
