@@ -102,23 +102,23 @@ void Decoder::unload_adapter(int slot) {
 }
 
 AlteredRows::AlteredRows(const Decoder& decoder, const Step& step, const std::vector<int>& sequence)
-    : d_(&decoder), starts_{0} {
+    : d_(decoder), starts_{0} {
   for (const int s : sequence) {
     for (int e = step.entry_starts[s]; e < step.entry_starts[s + 1]; ++e) {
       const std::size_t slot = step.entry_slots[e];
-      if (slot < d_->alterations.size() && d_->alterations[slot])
-        uses_.push_back({d_->alterations[slot].get(), step.entry_weights[e]});
+      if (slot < d_.alterations.size() && d_.alterations[slot])
+        uses_.push_back({d_.alterations[slot].get(), step.entry_weights[e]});
     }
     starts_.push_back(static_cast<int>(uses_.size()));
   }
 }
 
 void AlteredRows::embed(int row, int token, float* x) const {
-  const int hidden = d_->shape.hidden_size;
-  const bf16* base = d_->embedding + std::ptrdiff_t{token} * hidden;
+  const int hidden = d_.shape.hidden_size;
+  const bf16* base = d_.embedding + std::ptrdiff_t{token} * hidden;
   for (int u = starts_[row]; u < starts_[row + 1]; ++u) {
     const Alterations::Embedding& embedding = uses_[u].what->embedding;
-    const float weight = uses_[u].weight * d_->shape.embedding_scale;
+    const float weight = uses_[u].weight * d_.shape.embedding_scale;
     if (!embedding.stretch.empty())
       for (int i = 0; i < hidden; ++i) x[i] += weight * embedding.stretch[i] * widen(base[i]);
     if (const bf16* all = embedding.difference.as<bf16>())
@@ -180,7 +180,7 @@ void AlteredRows::alter(int layer, int part, int tile, int pairs, int first, int
       if (found == products.end()) {
         found = products.insert(products.end(), {difference, {}});
         const bf16* weights = difference + std::ptrdiff_t{tile} * pairs * kTileRow;
-        d_->kernels.tile(x, count, weights, pairs, found->out, nullptr);
+        d_.kernels.tile(x, count, weights, pairs, found->out, nullptr);
       }
       for (int i = 0; i < kTile; ++i) to[i] += uses_[u].weight * found->out[row * kTile + i];
     }

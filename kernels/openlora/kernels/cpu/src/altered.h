@@ -31,8 +31,6 @@ struct Alterations {
 // The rows of a step, or those whose logits are wanted, as far as they have such adapters.
 class AlteredRows {
  public:
-  AlteredRows() = default;
-
   // Row i belongs to sequence[i].
   AlteredRows(const Decoder&, const Step&, const std::vector<int>& sequence);
 
@@ -56,7 +54,7 @@ class AlteredRows {
 
   void stretch(std::size_t place, int tile, int row, float* out) const;
 
-  const Decoder* d_ = nullptr;
+  const Decoder& d_;
   std::vector<int> starts_;  // of uses_, by row, one more for the end
   std::vector<Use> uses_;    // in the order of each row's list
 };

@@ -111,41 +111,82 @@ void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const void* 
     products<false>(x, w, pairs, out, ahead);
 }
 
-// ---- adapters: sixteen rows at a time ----------------------------------------------------------------------------------
+// ---- adapters -------------------------------------------------------------------------------------------------------
 
 constexpr int kHeight = 16;
 
-// Registers 0–2: the sums; 6: shrunk inputs, zero beyond their ranks; 7: b, which may run on into what follows it.
-void expand(float* out, const int* rows, const bf16* const* h, int count, const bf16* b, int pairs) {
-  alignas(64) bf16 inputs[kHeight][2 * kDepth];
-  alignas(64) float sums[kHeight][kTile];
-  constexpr int kWeightBytes = kTileRow * sizeof(bf16), kOutBytes = kTile * sizeof(float);
-  for (int first = 0; first < count; first += kHeight) {
-    const int now = count - first < kHeight ? count - first : kHeight;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    for (int p = 0; p < pairs; p += kDepth) {
-      const __mmask16 inside = pairs - p < kDepth ? (1u << (pairs - p)) - 1 : 0xffff;
-      for (int i = 0; i < now; ++i)
-        _mm512_store_si512(inputs[i], _mm512_maskz_loadu_epi32(inside, h[first + i] + 2 * p));
-      const bf16* columns = b + std::ptrdiff_t{p} * kTileRow;
-      _tile_loadd(6, inputs, 64);
-      _tile_loadd(7, columns, kWeightBytes);
-      _tile_dpbf16ps(0, 6, 7);
-      _tile_loadd(7, columns + 32, kWeightBytes);
-      _tile_dpbf16ps(1, 6, 7);
-      _tile_loadd(7, columns + 64, kWeightBytes);
-      _tile_dpbf16ps(2, 6, 7);
-    }
-    _tile_stored(0, sums[0], kOutBytes);
-    _tile_stored(1, sums[0] + 16, kOutBytes);
-    _tile_stored(2, sums[0] + 32, kOutBytes);
-    for (int i = 0; i < now; ++i)
-      for (int column = 0; column < kTile; column += kLanes) {
-        float* at = out + rows[first + i] * kTile + column;
-        store(at, load<F>(at) + load<F>(sums[i] + column));
+// While it lives, vectors round as the matrix unit does: to the nearest, with zeros for what is subnormal.
+class AsTheUnit {
+ public:
+  AsTheUnit() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~AsTheUnit() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+};
+
+inline F fused(F x, F y, F sum) { return (F)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)sum); }
+
+// An addend of few rows in vectors, with the unit's numbers and order: the zeros of other rows are not worth reading.
+template <int R>
+inline void add_rows(float* out, const Addend& one, const bf16* b) {
+  for (int p = 0; p < one.pairs; p += kDepth) {
+    F even[R][kVectors] = {}, odd[R][kVectors] = {};
+    const int end = one.pairs - p < kDepth ? one.pairs - p : kDepth;
+    for (int i = 0; i < end; ++i, b += kTileRow) {
+      U columns[kVectors];
+      for (int v = 0; v < kVectors; ++v) columns[v] = load<U>(b + 2 * kLanes * v);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const U pair = pair_of(one.h + rank_at(2 * p) + one.rows[r] * kRanks + 2 * i);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          even[r][v] = fused(half_of(pair, 0), half_of(columns[v], 0), even[r][v]);
+          odd[r][v] = fused(half_of(pair, 1), half_of(columns[v], 1), odd[r][v]);
+        }
       }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = out + one.rows[r] * kTile + v * kLanes;
+        store(at, load<F>(at) + (even[r][v] + odd[r][v]));
+      }
+  }
+}
+
+// Registers 0–2: the sums; 6: shrunk inputs, zero in other adapters' rows; 7: b, which may run on into what follows it.
+inline void add_square(float* out, const Addend& one, const bf16* b) {
+  constexpr int kWeightBytes = kTileRow * sizeof(bf16), kOutBytes = kTile * sizeof(float);
+  _tile_loadd(0, out, kOutBytes);
+  _tile_loadd(1, out + 16, kOutBytes);
+  _tile_loadd(2, out + 32, kOutBytes);
+  for (int p = 0; p < one.pairs; p += kDepth, b += kDepth * kTileRow) {
+    _tile_loadd(6, one.h + rank_at(2 * p), 64);
+    _tile_loadd(7, b, kWeightBytes);
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_loadd(7, b + 32, kWeightBytes);
+    _tile_dpbf16ps(1, 6, 7);
+    _tile_loadd(7, b + 64, kWeightBytes);
+    _tile_dpbf16ps(2, 6, 7);
+  }
+  _tile_stored(0, out, kOutBytes);
+  _tile_stored(1, out + 16, kOutBytes);
+  _tile_stored(2, out + 32, kOutBytes);
+}
+
+void expand(float* out, const Addend* addends, int count, int tile, const Addend* next, int next_tile) {
+  const AsTheUnit rounding;
+  for (int i = 0; i < count; ++i) {
+    const Addend& one = addends[i];
+    const bf16* b = one.b + std::ptrdiff_t{tile} * one.pairs * kTileRow;
+    if (next)
+      fetch(next[i].b + std::ptrdiff_t{next_tile} * next[i].pairs * kTileRow, next[i].pairs * kTileRow * sizeof(bf16));
+    if (one.count == 1)
+      add_rows<1>(out, one, b);
+    else if (one.count == 2)
+      add_rows<2>(out, one, b);
+    else if (one.count)
+      add_square(out, one, b);
   }
 }
 
@@ -180,56 +221,71 @@ inline void turn(const void* const* x, int k, int count, std::uint32_t (*to)[kHe
   }
 }
 
-// The other way round, since a lies as it is wanted then: ranks are the rows of the sums in registers 0–3, inputs turned
-// are the columns. 4: a, which may run on into what follows it; 5: the inputs.
-void shrink(bf16* const* h, const void* const* x, const float* scale, int count, const bf16* a, int ranks, int inputs) {
-  constexpr int kAhead = 8;  // registers turned before the first is read, by when their stores are through
-  alignas(64) std::uint32_t turned[kAhead][kDepth][kHeight] = {};
-  alignas(64) float sums[4 * 16][kHeight];
-  const int a_bytes = inputs * static_cast<int>(sizeof(bf16));
-  for (int first = 0; first < count; first += kHeight) {
-    const int now = count - first < kHeight ? count - first : kHeight;
-    F factor = {};
-    for (int i = 0; i < now; ++i) factor[i] = scale[first + i];
-    for (int rank = 0; rank < ranks; rank += 64) {
-      const int blocks = ranks - rank < 64 ? (ranks - rank + 15) / 16 : 4;
-      const bf16* from = a + std::ptrdiff_t{rank} * inputs;
-      const std::ptrdiff_t next = std::ptrdiff_t{16} * inputs;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int k = 0; k < inputs; k += 2 * kDepth) {
-        const int turn_of = k / (2 * kDepth) % kAhead;
-        if (!turn_of)
-          for (int i = 0; i < kAhead && k + i * 2 * kDepth < inputs; ++i)
-            turn(x + first, k + i * 2 * kDepth, now, turned[i]);
-        _tile_loadd(5, turned[turn_of], 64);
-        _tile_loadd(4, from + k, a_bytes);
-        _tile_dpbf16ps(0, 4, 5);
-        if (blocks > 1) {
-          _tile_loadd(4, from + next + k, a_bytes);
-          _tile_dpbf16ps(1, 4, 5);
-        }
-        if (blocks > 2) {
-          _tile_loadd(4, from + 2 * next + k, a_bytes);
-          _tile_dpbf16ps(2, 4, 5);
-        }
-        if (blocks > 3) {
-          _tile_loadd(4, from + 3 * next + k, a_bytes);
-          _tile_dpbf16ps(3, 4, 5);
-        }
+inline __mmask16 lanes_below(int n) { return n <= 0 ? 0 : n < 16 ? (1u << n) - 1 : 0xffff; }
+
+// Ranks are the rows of the sums in registers 0–3, and rows the columns, since a lies as it is wanted then. 4: a, which
+// may run on into what follows it; 5: the inputs, a pair of each row in a line. A lone row needs no turning: lines that
+// begin a pair apart have its pairs in their first column, and what the others have is not looked at.
+void shrink(bf16* const* h, const void* const* x, const float* weight, int count, const Stack& stack, int first,
+            int ranks, int inputs, Ahead ahead) {
+  constexpr int kAhead = 8;   // registers turned before the first is read, by when their stores are through
+  constexpr int kAtOnce = 64;  // ranks
+  alignas(64) std::uint32_t turned[kAhead][kDepth][kHeight];
+  alignas(64) float sums[kAtOnce][kHeight];
+  const int a_bytes = inputs * static_cast<int>(sizeof(bf16)), steps = inputs / (2 * kDepth);
+  const std::ptrdiff_t below = std::ptrdiff_t{16} * inputs;
+  const char* next = static_cast<const char*>(ahead.at);
+  const std::size_t each = ahead.bytes / steps / ((ranks + kAtOnce - 1) / kAtOnce) / 64 * 64;
+  for (int begin = first; begin < first + ranks; begin += kAtOnce) {
+    const int now = first + ranks - begin < kAtOnce ? first + ranks - begin : kAtOnce, blocks = (now + 15) / 16;
+    const bf16* a = stack.a + std::ptrdiff_t{begin} * inputs;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int step = 0; step < steps; ++step, a += 2 * kDepth, next += each) {
+      if (count == 1) {
+        _tile_loadd(5, static_cast<const bf16*>(x[0]) + step * 2 * kDepth, sizeof(std::uint32_t));
+      } else {
+        if (step % kAhead == 0)
+          for (int i = 0; i < kAhead && step + i < steps; ++i) turn(x, (step + i) * 2 * kDepth, count, turned[i]);
+        _tile_loadd(5, turned[step % kAhead], 64);
       }
-      _tile_stored(0, sums[0], 64);
-      if (blocks > 1) _tile_stored(1, sums[16], 64);
-      if (blocks > 2) _tile_stored(2, sums[32], 64);
-      if (blocks > 3) _tile_stored(3, sums[48], 64);
-      for (int r = 0; r < 64 && rank + r < ranks; ++r) {
-        bf16 rounded[kHeight];
-        store(rounded, to_bf16(load<F>(sums[r]) * factor));
-        for (int i = 0; i < now; ++i) h[first + i][rank + r] = rounded[i];
+      _tile_loadd(4, a, a_bytes);
+      _tile_dpbf16ps(0, 4, 5);
+      if (blocks > 1) {
+        _tile_loadd(4, a + below, a_bytes);
+        _tile_dpbf16ps(1, 4, 5);
       }
+      if (blocks > 2) {
+        _tile_loadd(4, a + 2 * below, a_bytes);
+        _tile_dpbf16ps(2, 4, 5);
+      }
+      if (blocks > 3) {
+        _tile_loadd(4, a + 3 * below, a_bytes);
+        _tile_dpbf16ps(3, 4, 5);
+      }
+      fetch(next, each);
     }
+    _tile_stored(0, sums[0], 64);
+    if (blocks > 1) _tile_stored(1, sums[16], 64);
+    if (blocks > 2) _tile_stored(2, sums[32], 64);
+    if (blocks > 3) _tile_stored(3, sums[48], 64);
+    const __m512i rows = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                            _mm512_set1_epi32(kHeight));
+    for_matrices(stack, begin, now, [&](int matrix, int from, int until, int start, int offset) {
+      const int end = until < stack.ranks[matrix] ? until : round_up(until, kRanks);  // zeros included
+      for (int rank = from / 16 * 16; rank < end; rank += 16) {
+        const __mmask16 before = lanes_below(from - rank), written = lanes_below(end - rank) & ~before;
+        const __mmask16 known = lanes_below(until - rank) & ~before;
+        const float* at = sums[0] + std::ptrdiff_t{start + rank - begin} * kHeight;
+        for (int i = 0; i < count; ++i) {
+          const F sum = (F)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), known, rows, at + i, sizeof(float));
+          const U16 rounded = to_bf16(sum * fill(stack.scale[matrix] * weight[i]));
+          _mm256_mask_storeu_epi16(h[i] + offset + rank_at(rank), written, (__m256i)rounded);
+        }
+      }
+    });
   }
 }
 

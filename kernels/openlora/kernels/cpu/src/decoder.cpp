@@ -20,6 +20,7 @@ std::vector<float> padded(const float* values, int n) {
 Linear lay_out(int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
   Linear linear;
   linear.inputs = inputs;
+  linear.matrices = static_cast<int>(matrices.size());
   linear.unit = in_turn ? static_cast<int>(matrices.size()) : 1;
   int part = 0;
   bool biased = false;
@@ -112,6 +113,7 @@ void Decoder::load_adapter(int slot, const Factor* factors, int count) {
 
   auto adapter = std::make_unique<Adapter>();
   adapter->loras.resize(shape.layers * kParts + 1);
+  adapter->stacks.resize(shape.layers * kInputs + 1);
   std::vector<const Factor*> by_place(adapter->loras.size(), nullptr);
   std::size_t numbers = 0;
   for (int i = 0; i < count; ++i) {
@@ -124,29 +126,44 @@ void Decoder::load_adapter(int slot, const Factor* factors, int count) {
   const int widest = round_up(std::max({hidden, q, inner}), 32);
   adapter->memory = Memory(sizeof(bf16) * (numbers + 16 * std::max(widest, kTileRow)));  // see Kernels: reads run on
   bf16* at = adapter->memory.as<bf16>();
-  for (std::size_t place = 0; place < by_place.size(); ++place) {
-    const Factor* factor = by_place[place];
-    if (!factor) continue;
-    const int part = factor->layer < 0 ? kParts : factor->part;
-    const int ranks = round_up(factor->rank, 2), in = ins[part], wide = round_up(in, 32), tiles = tiles_of(outs[part]);
-    Lora& lora = adapter->loras[place];
-    lora.ranks = ranks;
-    lora.scale = factor->scale;
-    lora.a = at;
-    for (int r = 0; r < factor->rank; ++r)
-      std::memcpy(at + std::ptrdiff_t{r} * wide, factor->a + std::ptrdiff_t{r} * in, sizeof(bf16) * in);
-    at += lines(std::size_t{1} * ranks * wide);
-    lora.b = at;
-    for (int t = 0; t < tiles; ++t)
-      pack_tile(factor->b, outs[part], factor->rank, t * kTile, at + std::ptrdiff_t{t} * (ranks / 2) * kTileRow);
-    at += lines(std::size_t{1} * ranks / 2 * tiles * kTileRow);
-  }
+  // In the order in which a step reads them: the factors A for one input, then the factors B.
+  const auto pack = [&](int first, int matrices, Stack& stack) {
+    const int part = first % kParts;  // the head is alone, whatever part it counts as
+    const bool head = first == shape.layers * kParts;
+    const int in = head ? hidden : ins[part], wide = round_up(in, 32);
+    stack.a = at;
+    stack.matrices = matrices;
+    for (int i = 0, offset = 0; i < matrices; ++i) {
+      const Factor* factor = by_place[first + i];
+      if (!factor) continue;
+      const int ranks = round_up(factor->rank, 2);
+      stack.ranks[i] = adapter->loras[first + i].ranks = ranks;
+      stack.scale[i] = factor->scale;
+      adapter->loras[first + i].offset = offset;
+      offset += round_up(ranks, kRanks) * kHalf;
+      adapter->h_numbers = std::max<std::size_t>(adapter->h_numbers, offset);
+      for (int r = 0; r < factor->rank; ++r)
+        std::memcpy(at + std::ptrdiff_t{r} * wide, factor->a + std::ptrdiff_t{r} * in, sizeof(bf16) * in);
+      at += std::ptrdiff_t{ranks} * wide;
+    }
+    for (int i = 0; i < matrices; ++i) {
+      const Factor* factor = by_place[first + i];
+      if (!factor) continue;
+      const int out = head ? shape.vocab_size : outs[part + i], pairs = round_up(factor->rank, 2) / 2;
+      adapter->loras[first + i].b = at;
+      for (int t = 0; t < tiles_of(out); ++t)
+        pack_tile(factor->b, out, factor->rank, t * kTile, at + std::ptrdiff_t{t} * pairs * kTileRow);
+      at += lines(std::size_t{1} * pairs * tiles_of(out) * kTileRow);
+    }
+  };
   for (int layer = 0; layer < shape.layers; ++layer) {
-    Lora* parts = &adapter->loras[layer * kParts];
-    parts[kK].offset = parts[kQ].ranks;
-    parts[kV].offset = parts[kQ].ranks + parts[kK].ranks;
-    parts[kUp].offset = parts[kGate].ranks;
+    Stack* stacks = &adapter->stacks[layer * kInputs];
+    pack(layer * kParts + kQ, 3, stacks[kForQkv]);
+    pack(layer * kParts + kO, 1, stacks[kForO]);
+    pack(layer * kParts + kGate, 2, stacks[kForGateUp]);
+    pack(layer * kParts + kDown, 1, stacks[kForDown]);
   }
+  pack(shape.layers * kParts, 1, adapter->stacks.back());
   if (slot >= static_cast<int>(adapters.size())) adapters.resize(slot + 1);
   adapters[slot] = std::move(adapter);
 }

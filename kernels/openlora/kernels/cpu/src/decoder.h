@@ -13,6 +13,7 @@ namespace openlora {
 constexpr int kHead = -1, kEmbedding = -2;  // "layers" that adapters name
 
 enum Part { kQ, kK, kV, kO, kGate, kUp, kDown, kParts };
+enum Input { kForQkv, kForO, kForGateUp, kForDown, kInputs };
 
 struct Layer {
   std::vector<float> attention_norm, mlp_norm, q_norm, k_norm;  // the latter two may be empty
@@ -22,7 +23,9 @@ struct Layer {
 
 struct Adapter {
   Memory memory;
-  std::vector<Lora> loras;  // [layers · kParts + 1], the head last
+  std::vector<Lora> loras;    // [layers · kParts + 1], the head last
+  std::vector<Stack> stacks;  // [layers · kInputs + 1]
+  std::size_t h_numbers = 0;  // of a half block's shrunk inputs, for the matrices that share an input
 };
 
 struct Alterations;
@@ -44,13 +47,17 @@ struct Decoder {
   std::vector<std::shared_ptr<const Alterations>> alterations;  // by slot; null: none
 
   // Buffers that grow to the largest step.
-  Memory residual, normed, projected, attended, activated, shrunk, outputs, logits;
+  Memory residual, normed, projected, attended, activated, shrunk, outputs, output_shrunk, logits;
   std::vector<Memory> scratch;  // a thread each
 
   std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }
   bf16* page(int layer, int page, int kv_head) const {
     const std::size_t index = (std::size_t{1} * layer * shape.pages + page) * shape.kv_heads + kv_head;
     return cache.as<bf16>() + index * page_numbers();
+  }
+  const Stack& stack(int slot, int layer, int input) const {
+    const Adapter* adapter = adapters[slot].get();
+    return layer < 0 ? adapter->stacks.back() : adapter->stacks[layer * kInputs + input];
   }
   const Lora* lora(int slot, int layer, int part) const {
     const Adapter* adapter = adapters[slot].get();

@@ -22,6 +22,32 @@ struct Span {
   int begin, end;
 };
 
+// What will be read soon: bytes to fetch into the second-level cache.
+struct Ahead {
+  const void* at = nullptr;
+  std::size_t bytes = 0;
+};
+
+// What one adapter adds to a matrix's tiles, for some of sixteen rows: out[i, 0:48] += Σ_r h[i, r] · b[tile][r, 0:48] over
+// 2 · pairs ranks. h, as layout.h has it, is zero for the other rows, and beyond the ranks.
+struct Addend {
+  const bf16* h;             // [ranks / 32, rounded up][16][32]
+  const bf16* b;             // [tiles][pairs][48][2]
+  int pairs;                 // 0: it adds nothing
+  const std::uint8_t* rows;  // its own
+  int count;
+};
+
+// An adapter's factors A for the matrices that share an input, one below the other.
+struct Stack {
+  const bf16* a = nullptr;  // [ranks of all][inputs, a multiple of 32]
+  int matrices = 0;
+  int ranks[3] = {};  // 0: the adapter leaves the matrix alone
+  float scale[3] = {};
+
+  int height() const { return ranks[0] + ranks[1] + ranks[2]; }
+};
+
 struct Kernels {
   const char* name;
   int input_bytes;  // of one input: 2 or 4
@@ -35,14 +61,17 @@ struct Kernels {
   // the second-level cache, unless that is null.
   void (*tile)(Inputs x, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
 
-  // out[rows[i], 0:48] += Σ_r h[i][r] · b[r, 0:48] over 2 · pairs ranks, in ascending order; b lies as a tile. Up to
-  // sixteen of its rows are read from any sixteenth on: what follows b must be finite.
-  void (*expand)(float* out, const int* rows, const bf16* const* h, int count, const bf16* b, int pairs);
+  // Adds `count` addends to the tile of sixteen rows, out [16][48], one after the other. Meanwhile fetches b's tile
+  // `next_tile` of as many others, unless they are null. Up to sixteen pairs of b are read from any sixteenth on: what
+  // follows b must be finite.
+  void (*expand)(float* out, const Addend* addends, int count, int tile, const Addend* next, int next_tile);
 
-  // h[i][r] = scale[i] · Σ_k x[i][k] · a[r, k] for r < ranks, rounded to bfloat16; a [ranks][inputs], inputs a multiple
-  // of 32. As with b, what follows a must be there.
-  void (*shrink)(bf16* const* h, const void* const* x, const float* scale, int count, const bf16* a, int ranks,
-                 int inputs);
+  // Shrinks `count` ≤ 16 rows to the stack's ranks first:first + ranks: h[i][r] = weight[i] · scale · Σ_k x[i][k] · a[r, k],
+  // rounded to bfloat16. h[i] is where the row's part of the first matrix's first square begins; the other matrices'
+  // squares follow. A matrix's last rank is followed by zeros to the end of its square. Meanwhile fetches `ahead`. Up to
+  // sixteen rows of a are read from any sixteenth on, and x's rows 64 bytes beyond their end.
+  void (*shrink)(bf16* const* h, const void* const* x, const float* weight, int count, const Stack& stack, int first,
+                 int ranks, int inputs, Ahead ahead);
 
   // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
   // · v[j] over the positions of seen[i], as inputs; their ends do not fall. pages[j / 16] holds the keys and values of

@@ -16,6 +16,11 @@ constexpr int kTileRow = 2 * kTile;  // numbers in one row of a tile
 // Rows of activations are computed in blocks of 32, and stand in buffers whose height is a multiple of it.
 constexpr int kBlock = 32;
 
+// Shrunk inputs of sixteen rows stand in squares of 32 ranks, [16][32]; more ranks go on in the next square.
+constexpr int kHalf = 16;
+constexpr int kRanks = 32;
+constexpr int rank_at(int rank) { return rank / kRanks * kHalf * kRanks + rank % kRanks; }
+
 // A cache page holds 16 tokens of one layer and key-value head: keys [head size / 2][16 tokens][2], so that a vector
 // holds one pair of every token, then values [8 token pairs][head size][2], so that a vector holds one pair of tokens for
 // sixteen columns. Neither product needs a sum across lanes.

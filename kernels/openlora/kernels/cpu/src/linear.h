@@ -21,6 +21,7 @@ struct Linear {
   };
 
   int inputs = 0;
+  int matrices = 0;
   int unit = 1;             // tiles that must be computed by one thread, one after the other
   std::vector<Tile> tiles;  // all first of each matrix, …; or with unit = matrices: one of each in turn
   std::vector<float> bias;  // [tiles][48], or empty
@@ -40,12 +41,10 @@ inline void pack_tile(const bf16* weight, int out, int inputs, int first, bf16* 
   }
 }
 
-// One matrix of an adapter: scale · B · A at its own rank, made even by a zero.
+// One matrix of an adapter: B at its own rank, made even by a zero; A is in a Stack.
 struct Lora {
-  int ranks = 0;  // 0: the adapter leaves this matrix alone
-  int offset = 0;  // where its ranks begin among those of the matrices that share an input
-  float scale = 0;
-  const bf16* a = nullptr;  // [ranks][inputs up to a multiple of 32]
+  int ranks = 0;            // 0: the adapter leaves this matrix alone
+  int offset = 0;           // of its shrunk inputs, among those of the matrices that share an input
   const bf16* b = nullptr;  // [tiles][ranks / 2][48][2]
 };
 

@@ -44,4 +44,11 @@ class Memory {
   std::size_t bytes_ = 0;
 };
 
+// Room for `count` numbers, whose values are lost where it has to grow.
+template <class T>
+T* grown(Memory& memory, std::size_t count) {
+  if (memory.bytes() < count * sizeof(T)) memory = Memory(count * sizeof(T) * 5 / 4);
+  return memory.as<T>();
+}
+
 }  // namespace openlora

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "adapted.h"
 #include "altered.h"
 #include "decoder.h"
 #include "sample.h"
@@ -14,29 +15,6 @@ constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights r
 constexpr int kRowsARead = 5;               // reading keys and values once takes as long as so many rows' arithmetic
 constexpr int kQueriesWanted = 16;          // query vectors an attention item has at least, where there are as many
 
-template <class T>
-T* grown(Memory& memory, std::size_t count) {
-  if (memory.bytes() < count * sizeof(T)) memory = Memory(count * sizeof(T) * 5 / 4);
-  return memory.as<T>();
-}
-
-// Which rows use one adapter in one place of their lists.
-struct Run {
-  int slot;
-  int begin, end;  // of Runs::uses
-};
-
-struct Use {
-  int place, slot;
-  int row;    // counted from the first row that was grouped
-  int entry;  // of all rows' entries
-};
-
-struct Runs {
-  std::vector<Use> uses;
-  std::vector<Run> runs;  // every row's places in ascending order
-};
-
 // A piece of attention: some rows of one sequence under one key-value head.
 struct Item {
   int sequence, kv_head, first_row, rows;
@@ -45,11 +23,19 @@ struct Item {
 class Pass {
  public:
   Pass(Decoder& decoder, const Step& step)
-      : d_(decoder), s_(decoder.shape), k_(decoder.kernels), step_(step), rows_(step.rows) {
+      : d_(decoder),
+        s_(decoder.shape),
+        k_(decoder.kernels),
+        step_(step),
+        rows_(step.rows),
+        sequence_(sequences(step)),
+        output_sequence_(chosen(step, sequence_)),
+        adapted_(decoder, step, sequence_, false, decoder.shrunk),
+        adapted_outputs_(decoder, step, output_sequence_, true, decoder.output_shrunk),
+        altered_(decoder, step, sequence_),
+        altered_outputs_(decoder, step, output_sequence_) {
     lay_out_rows();
-    lay_out_alterations();
     lay_out_attention();
-    lay_out_adapters();
     allocate();
   }
 
@@ -66,23 +52,23 @@ class Pass {
  private:
   // ---- before the threads start -------------------------------------------------------------------------------------
 
-  void lay_out_rows() {
-    sequence_.resize(rows_);
-    position_.resize(rows_);
-    for (int s = 0; s < step_.sequences; ++s) {
-      const int begin = step_.row_starts[s], end = step_.row_starts[s + 1];
-      for (int row = begin; row < end; ++row) {
-        sequence_[row] = s;
-        position_[row] = step_.context_lens[s] - (end - row);
-      }
-    }
+  static std::vector<int> sequences(const Step& step) {
+    std::vector<int> sequence;
+    for (int s = 0; s < step.sequences; ++s) sequence.resize(step.row_starts[s + 1], s);
+    return sequence;
   }
 
-  void lay_out_alterations() {
-    std::vector<int> of_outputs(step_.outputs);
-    for (int i = 0; i < step_.outputs; ++i) of_outputs[i] = sequence_[step_.output_rows[i]];
-    altered_ = AlteredRows(d_, step_, sequence_);
-    altered_outputs_ = AlteredRows(d_, step_, of_outputs);
+  static std::vector<int> chosen(const Step& step, const std::vector<int>& sequence) {
+    std::vector<int> sequences;
+    for (int i = 0; i < step.outputs; ++i) sequences.push_back(sequence[step.output_rows[i]]);
+    return sequences;
+  }
+
+  void lay_out_rows() {
+    for (int row = 0; row < rows_; ++row) {
+      const int s = sequence_[row];
+      position_.push_back(step_.context_lens[s] - (step_.row_starts[s + 1] - row));
+    }
   }
 
   void lay_out_attention() {
@@ -100,66 +86,6 @@ class Pass {
       }
     }
     item_share_ = shares(cost);
-  }
-
-  void lay_out_adapters() {
-    entry_starts_.assign(rows_ + 1, 0);
-    std::vector<std::int64_t> cost(rows_);
-    for (int row = 0; row < rows_; ++row) {
-      const int s = sequence_[row], begin = step_.entry_starts[s], end = step_.entry_starts[s + 1];
-      cost[row] = 16;
-      for (int e = begin; e < end; ++e) {
-        entry_weight_.push_back(step_.entry_weights[e]);
-        const int ranks = widest(step_.entry_slots[e]);
-        h_stride_ = std::max(h_stride_, ranks);
-        cost[row] += ranks;
-      }
-      entry_starts_[row + 1] = entry_starts_[row] + end - begin;
-    }
-    row_share_ = shares(cost);
-    std::vector<int> every(rows_), chosen(step_.output_rows, step_.output_rows + step_.outputs);
-    for (int row = 0; row < rows_; ++row) every[row] = row;
-    adapted_ = entry_starts_[rows_] > 0;
-    if (!adapted_) return;
-    for (int member = 0; member < d_.team.size(); ++member)
-      member_runs_.push_back(grouped(every.data() + row_share_[member], row_share_[member + 1] - row_share_[member]));
-    for (int row = 0; row < rows_; row += kBlock)
-      block_runs_.push_back(grouped(every.data() + row, std::min(kBlock, rows_ - row)));
-    for (int row = 0; row < step_.outputs; row += kBlock)
-      output_runs_.push_back(grouped(chosen.data() + row, std::min(kBlock, step_.outputs - row)));
-  }
-
-  // The most ranks that matrices of one input have together.
-  int widest(int slot) const {
-    int most = 0;
-    for (int layer = 0; layer < s_.layers; ++layer) {
-      const Lora* part = &d_.adapters[slot]->loras[layer * kParts];
-      most = std::max({most, part[kQ].ranks + part[kK].ranks + part[kV].ranks, part[kO].ranks,
-                       part[kGate].ranks + part[kUp].ranks, part[kDown].ranks});
-    }
-    return std::max(most, d_.adapters[slot]->loras.back().ranks);
-  }
-
-  Runs grouped(const int* rows, int count) const {
-    Runs result;
-    for (int i = 0; i < count; ++i) {
-      const int first = step_.entry_starts[sequence_[rows[i]]];
-      for (int e = entry_starts_[rows[i]]; e < entry_starts_[rows[i] + 1]; ++e) {
-        const int place = e - entry_starts_[rows[i]];
-        result.uses.push_back({place, step_.entry_slots[first + place], i, e});
-      }
-    }
-    std::stable_sort(result.uses.begin(), result.uses.end(), [](const Use& a, const Use& b) {
-      return a.place != b.place ? a.place < b.place : a.slot < b.slot;
-    });
-    for (int i = 0; i < static_cast<int>(result.uses.size()); ++i) {
-      const Use& use = result.uses[i];
-      if (i && result.uses[i - 1].place == use.place && result.uses[i - 1].slot == use.slot)
-        result.runs.back().end = i + 1;
-      else
-        result.runs.push_back({use.slot, i, i + 1});
-    }
-    return result;
   }
 
   // Where each member's contiguous part begins, so that costs are nearly equal; one more for the end.
@@ -189,7 +115,6 @@ class Pass {
     attended_ = inputs(d_.attended, rows, s_.heads * s_.head_size);
     activated_ = inputs(d_.activated, rows, s_.intermediate_size);
     outputs_ = inputs(d_.outputs, outputs, s_.hidden_size);
-    shrunk_ = grown<bf16>(d_.shrunk, std::size_t{1} * entry_starts_[rows_] * h_stride_);
     const int queries = std::max(group(), kQueriesWanted);
     int longest = 0;
     for (int s = 0; s < step_.sequences; ++s) longest = std::max(longest, step_.context_lens[s]);
@@ -211,23 +136,23 @@ class Pass {
       const Layer& layer = d_.layers[i];
       if (i == 0) embed(member);
       norm(member, i, kAttentionNorm, layer.attention_norm);
-      shrink(member, i, {kQ, kK, kV}, normed_, s_.hidden_size);
       d_.team.barrier();
-      project(member, layer.qkv, i, kQ);
+      shrink(member, i, kForQkv, normed_, s_.hidden_size);
+      project(member, layer.qkv, i);
       d_.team.barrier();
       rotate(member, i);
       d_.team.barrier();
       attend(member, i);
       d_.team.barrier();
-      if (shrink(member, i, {kO}, attended_, s_.heads * s_.head_size)) d_.team.barrier();
+      shrink(member, i, kForO, attended_, s_.heads * s_.head_size);
       add_to_residual(member, layer.o, i, kO, attended_);
       d_.team.barrier();
       norm(member, i, kMlpNorm, layer.mlp_norm);
-      shrink(member, i, {kGate, kUp}, normed_, s_.hidden_size);
       d_.team.barrier();
+      shrink(member, i, kForGateUp, normed_, s_.hidden_size);
       activate(member, layer.gate_up, i);
       d_.team.barrier();
-      if (shrink(member, i, {kDown}, activated_, s_.intermediate_size)) d_.team.barrier();
+      shrink(member, i, kForDown, activated_, s_.intermediate_size);
       add_to_residual(member, layer.down, i, kDown, activated_);
       d_.team.barrier();
     }
@@ -238,7 +163,8 @@ class Pass {
   }
 
   void embed(int member) {
-    for (int row = row_share_[member]; row < row_share_[member + 1]; ++row) {
+    const auto mine = d_.team.share(rows_, member);
+    for (int row = mine.begin; row < mine.end; ++row) {
       const bf16* from = d_.embedding + std::ptrdiff_t{step_.tokens[row]} * s_.hidden_size;
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
       for (int i = 0; i < s_.hidden_size; ++i) to[i] = widen(from[i]) * s_.embedding_scale;
@@ -249,87 +175,42 @@ class Pass {
 
   void norm(int member, int layer, Norm which, const std::vector<float>& weight) {
     std::vector<float> own;
-    for (int row = row_share_[member]; row < row_share_[member + 1]; ++row)
+    const auto mine = d_.team.share(rows_, member);
+    for (int row = mine.begin; row < mine.end; ++row)
       k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, altered_.norm(row, layer, which, weight, own),
                   s_.hidden_size, s_.rms_norm_eps, normed_.row(row));
   }
 
-  // The shrunk inputs of the member's rows, for matrices that share an input; false if no row has an adapter.
-  bool shrink(int member, int layer, std::initializer_list<int> parts, Inputs x, int columns) {
-    if (!adapted_) return false;
-    shrink_runs(member_runs_[member], layer, parts, x.from(row_share_[member]), columns);
-    return true;
+  // The shrunk inputs of all rows, for matrices that share an input; returns when every member has done its part.
+  void shrink(int member, int layer, int input, Inputs x, int columns) {
+    if (!adapted_.any()) return;
+    adapted_.shrink(member, layer, input, x, columns);
+    d_.team.barrier();
   }
 
-  void shrink_runs(const Runs& grouped, int layer, std::initializer_list<int> parts, Inputs x, int columns) {
-    const void* from[kBlock];
-    bf16* to[kBlock];
-    float scale[kBlock];
-    for (const Run& run : grouped.runs) {
-      for (const int part : parts) {
-        const Lora* lora = d_.lora(run.slot, layer, part);
-        if (!lora) continue;
-        for (int begin = run.begin; begin < run.end; begin += kBlock) {
-          const int count = std::min(kBlock, run.end - begin);
-          for (int i = 0; i < count; ++i) {
-            const Use& use = grouped.uses[begin + i];
-            from[i] = x.row(use.row);
-            to[i] = shrunk_ + std::ptrdiff_t{use.entry} * h_stride_ + lora->offset;
-            scale[i] = lora->scale * entry_weight_[use.entry];
-          }
-          k_.shrink(to, from, scale, count, lora->a, lora->ranks, round_up(columns, 32));
-        }
-      }
-    }
-  }
-
-  // What the rows' adapters add to one tile of a block.
-  void expand(const Runs& grouped, int layer, int part, int tile, float* out) {
-    int rows[kBlock];
-    const bf16* h[kBlock];
-    for (const Run& run : grouped.runs) {
-      const Lora* lora = d_.lora(run.slot, layer, part);
-      if (!lora) continue;
-      const int count = run.end - run.begin;  // of one place, hence a row each
-      for (int i = 0; i < count; ++i) {
-        const Use& use = grouped.uses[run.begin + i];
-        rows[i] = use.row;
-        h[i] = shrunk_ + std::ptrdiff_t{use.entry} * h_stride_ + lora->offset;
-      }
-      const int pairs = lora->ranks / 2;
-      k_.expand(out, rows, h, count, lora->b + std::ptrdiff_t{tile} * pairs * kTileRow, pairs);
-    }
-  }
-
-  void fetch_factors(const Runs& grouped, int layer, int part, int tile) {
-    for (const Run& run : grouped.runs) {
-      const Lora* lora = d_.lora(run.slot, layer, part);
-      if (!lora) continue;
-      const std::ptrdiff_t numbers = std::ptrdiff_t{lora->ranks} / 2 * kTileRow;
-      const bf16* at = lora->b + tile * numbers;
-      for (std::ptrdiff_t i = 0; i < numbers; i += 32) __builtin_prefetch(at + i, 0, 2);
-    }
-  }
-
-  // Multiplies the member's tiles, block by block, and hands each unit's results [unit][32][48] to `done`.
+  // Multiplies the member's tiles, block by block, adds what `adapted` rows' adapters have for the matrices of `layer`
+  // from `part` on, and hands each unit's results [unit][32][48] to `done`.
   template <class Done>
-  void multiply(int member, const Linear& linear, int layer, int part, Inputs x, int rows,
-                const std::vector<Runs>& runs, Done&& done) {
+  void multiply(int member, const Linear& linear, const AdaptedRows& adapted, int layer, int part, Inputs x,
+                int rows, Done&& done) {
     alignas(64) float out[2][kBlock * kTile];
     const AlteredRows& altered = layer == kHead ? altered_outputs_ : altered_;
     const auto mine = d_.team.share(linear.units(), member);
+    const auto addends = adapted.addends(layer, part, linear.matrices);
     for (int unit = mine.begin; unit < mine.end; ++unit) {
       for (int first = 0; first < rows; first += kBlock) {
         const int count = std::min(kBlock, rows - first);
         for (int i = 0; i < linear.unit; ++i) {
-          const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
-          if (adapted_) fetch_factors(runs[first / kBlock], layer, part + tile.part, tile.index);
+          const int t = unit * linear.unit + i;
+          const Linear::Tile& tile = linear.tiles[t];
           const char* ahead = reinterpret_cast<const char*>(tile.weights) + kAhead;
           k_.tile(x.from(first), count, tile.weights, linear.pairs(), out[i], first ? nullptr : ahead);
           if (altered.any())
             altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), out[i]);
-          if (!linear.bias.empty()) add_bias(&linear.bias[(unit * linear.unit + i) * kTile], count, out[i]);
-          if (adapted_) expand(runs[first / kBlock], layer, part + tile.part, tile.index, out[i]);
+          if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, out[i]);
+          if (!adapted.any()) continue;
+          const bool last = t + 1 == mine.end * linear.unit;
+          adapted.expand(addends, tile.part, tile.index, last ? nullptr : &linear.tiles[t + 1], first, count, out[i]);
         }
         done(unit, first, count, out);
       }
@@ -341,8 +222,8 @@ class Pass {
       for (int i = 0; i < kTile; ++i) out[row * kTile + i] += bias[i];
   }
 
-  void project(int member, const Linear& linear, int layer, int part) {
-    multiply(member, linear, layer, part, normed_, rows_, block_runs_,
+  void project(int member, const Linear& linear, int layer) {
+    multiply(member, linear, adapted_, layer, kQ, normed_, rows_,
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                for (int row = 0; row < count; ++row)
                  std::memcpy(projected_ + std::ptrdiff_t{first + row} * projected_stride_ + unit * kTile,
@@ -351,7 +232,7 @@ class Pass {
   }
 
   void add_to_residual(int member, const Linear& linear, int layer, int part, Inputs x) {
-    multiply(member, linear, layer, part, x, rows_, block_runs_,
+    multiply(member, linear, adapted_, layer, part, x, rows_,
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                k_.add(residual_ + std::ptrdiff_t{first} * residual_stride_ + unit * kTile, residual_stride_, out[0],
                       count);
@@ -359,7 +240,7 @@ class Pass {
   }
 
   void activate(int member, const Linear& linear, int layer) {
-    multiply(member, linear, layer, kGate, normed_, rows_, block_runs_,
+    multiply(member, linear, adapted_, layer, kGate, normed_, rows_,
              [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                Inputs y = activated_.from(first);
                y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
@@ -442,22 +323,20 @@ class Pass {
   }
 
   void norm_outputs(int member) {
-    const int blocks = (step_.outputs + kBlock - 1) / kBlock;
-    const auto mine = blocks > 1 ? d_.team.share(blocks, member) : Team::Range{0, member ? 0 : blocks};
     std::vector<float> own;
-    for (int block = mine.begin; block < mine.end; ++block) {
-      for (int i = block * kBlock; i < std::min(step_.outputs, (block + 1) * kBlock); ++i)
-        k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_,
-                    altered_outputs_.norm(i, kHead, kAttentionNorm, d_.norm, own), s_.hidden_size, s_.rms_norm_eps,
-                    outputs_.row(i));
-      if (adapted_)
-        shrink_runs(output_runs_[block], kHead, {0}, outputs_.from(block * kBlock), s_.hidden_size);
-    }
+    const auto mine = d_.team.share(step_.outputs, member);
+    for (int i = mine.begin; i < mine.end; ++i)
+      k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_,
+                  altered_outputs_.norm(i, kHead, kAttentionNorm, d_.norm, own), s_.hidden_size, s_.rms_norm_eps,
+                  outputs_.row(i));
+    if (!adapted_outputs_.any()) return;
+    d_.team.barrier();
+    adapted_outputs_.shrink(member, kHead, 0, outputs_, s_.hidden_size);
   }
 
   void predict(int member) {
     Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
-    multiply(member, d_.head, kHead, 0, outputs_, step_.outputs, output_runs_,
+    multiply(member, d_.head, adapted_outputs_, kHead, 0, outputs_, step_.outputs,
              [&](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
                for (int row = 0; row < count; ++row) {
@@ -527,18 +406,14 @@ class Pass {
   const Kernels& k_;
   const Step& step_;
   const int rows_;
-  std::vector<int> sequence_, position_;
-  AlteredRows altered_, altered_outputs_;
+  const std::vector<int> sequence_, output_sequence_;
+  std::vector<int> position_;
+  const AdaptedRows adapted_, adapted_outputs_;
+  const AlteredRows altered_, altered_outputs_;
   std::vector<Item> items_;
-  std::vector<int> item_share_, row_share_;
-  bool adapted_ = false;
-  int h_stride_ = 0;
-  std::vector<int> entry_starts_;  // by row
-  std::vector<float> entry_weight_;
-  std::vector<Runs> member_runs_, block_runs_, output_runs_;
+  std::vector<int> item_share_;
   int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
   float *residual_, *projected_, *logits_;
-  bf16* shrunk_;
   Inputs normed_, attended_, activated_, outputs_;
   std::vector<Best> best_;
 };

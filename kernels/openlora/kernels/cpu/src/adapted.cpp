@@ -1,0 +1,130 @@
+#include "adapted.h"
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+namespace openlora {
+namespace {
+
+constexpr int kRanksAtOnce = 64;  // what a thread shrinks to in one go,
+constexpr int kFewChunks = 4;     // or less where there are so few that some threads would get none
+
+}  // namespace
+
+AdaptedRows::AdaptedRows(const Decoder& decoder, const Step& step, const std::vector<int>& sequence, bool head,
+                         Memory& memory)
+    : d_(decoder), step_(step) {
+  find_uses(sequence, head);
+  if (uses_.empty()) return;
+  find_runs((static_cast<int>(sequence.size()) + kHalf - 1) / kHalf, memory);
+  find_chunks();
+}
+
+void AdaptedRows::find_uses(const std::vector<int>& sequence, bool head) {
+  for (int row = 0; row < static_cast<int>(sequence.size()); ++row) {
+    const int begin = step_.entry_starts[sequence[row]], end = step_.entry_starts[sequence[row] + 1];
+    for (int e = begin; e < end; ++e)
+      if (const int slot = step_.entry_slots[e]; head ? d_.lora(slot, kHead, 0) != nullptr : d_.adapters[slot]->h_numbers)
+        uses_.push_back({row / kHalf, e - begin, slot, row, step_.entry_weights[e], nullptr});
+  }
+}
+
+void AdaptedRows::find_runs(int halves, Memory& memory) {
+  const auto key = [](const Use& use) { return std::tuple(use.half, use.place, use.slot); };
+  std::stable_sort(uses_.begin(), uses_.end(), [&](const Use& a, const Use& b) { return key(a) < key(b); });
+  for (int i = 0; i < static_cast<int>(uses_.size()); ++i) {
+    while (static_cast<int>(half_starts_.size()) <= uses_[i].half) half_starts_.push_back(runs_.size());
+    if (!i || key(uses_[i - 1]) != key(uses_[i])) runs_.push_back({uses_[i].slot, i, i, nullptr});
+    runs_.back().end = i + 1;
+    places_.push_back(uses_[i].row % kHalf);
+  }
+  half_starts_.resize(halves + 1, runs_.size());
+
+  std::size_t stride = 0;
+  for (const Run& run : runs_) stride = std::max(stride, d_.adapters[run.slot]->h_numbers);
+  bf16* h = grown<bf16>(memory, runs_.size() * stride);
+  std::memset(h, 0, sizeof(bf16) * runs_.size() * stride);
+  for (Run& run : runs_) {
+    run.h = h;
+    for (int i = run.begin; i < run.end; ++i) uses_[i].h = h + places_[i] * kRanks;
+    h += stride;
+  }
+}
+
+void AdaptedRows::find_chunks() {
+  std::stable_sort(uses_.begin(), uses_.end(), [](const Use& a, const Use& b) { return a.slot < b.slot; });
+  for (int i = 0; i < static_cast<int>(uses_.size()); ++i) {
+    if (!i || uses_[i - 1].slot != uses_[i].slot || i - chunks_.back().begin == kHalf)
+      chunks_.push_back({uses_[i].slot, i, i});
+    chunks_.back().end = i + 1;
+  }
+}
+
+// The products are divided in their order, by what they cost: reading A, and computing for each of the rows.
+std::vector<AdaptedRows::Product> AdaptedRows::products(int member, int layer, int input) const {
+  const int at_once = chunks_.size() < kFewChunks ? kRanksAtOnce / 4 : kRanksAtOnce;
+  std::vector<Product> all;
+  for (const Chunk& chunk : chunks_) {
+    const Stack& stack = d_.stack(chunk.slot, layer, input);
+    for (int first = 0; first < stack.height(); first += at_once)
+      all.push_back({&chunk, &stack, first, std::min(at_once, stack.height() - first)});
+  }
+  const auto cost = [](const Product& product) {
+    return std::int64_t{round_up(product.ranks, 16)} * (16 + product.chunk->end - product.chunk->begin);
+  };
+  std::int64_t total = 0, before = 0;
+  for (const Product& product : all) total += cost(product);
+  const int members = d_.team.size();
+  std::vector<Product> mine;
+  for (const Product& product : all) {
+    if ((2 * before + cost(product)) * members / (2 * total) == member) mine.push_back(product);
+    before += cost(product);
+  }
+  return mine;
+}
+
+void AdaptedRows::shrink(int member, int layer, int input, Inputs x, int columns) const {
+  const std::vector<Product> mine = products(member, layer, input);
+  for (std::size_t i = 0; i < mine.size(); ++i)
+    compute(mine[i], i + 1 < mine.size() ? &mine[i + 1] : nullptr, x, round_up(columns, 32));
+}
+
+void AdaptedRows::compute(const Product& product, const Product* next, Inputs x, int columns) const {
+  const void* from[kHalf];
+  bf16* to[kHalf];
+  float weight[kHalf];
+  int count = 0;
+  for (int i = product.chunk->begin; i < product.chunk->end; ++i, ++count) {
+    from[count] = x.row(uses_[i].row);
+    to[count] = uses_[i].h;
+    weight[count] = uses_[i].weight;
+  }
+  Ahead ahead;
+  if (next) ahead = {next->stack->a + std::ptrdiff_t{next->first} * columns, sizeof(bf16) * next->ranks * columns};
+  d_.kernels.shrink(to, from, weight, count, *product.stack, product.first, product.ranks, columns, ahead);
+}
+
+std::vector<Addend> AdaptedRows::addends(int layer, int part, int parts) const {
+  std::vector<Addend> all;
+  for (int i = 0; i < parts; ++i)
+    for (const Run& run : runs_) {
+      const Lora* lora = d_.lora(run.slot, layer, part + i);
+      if (lora)
+        all.push_back({run.h + lora->offset, lora->b, lora->ranks / 2, &places_[run.begin], run.end - run.begin});
+      else
+        all.push_back({nullptr, nullptr, 0, nullptr, 0});
+    }
+  return all;
+}
+
+void AdaptedRows::expand(const std::vector<Addend>& addends, int part, int tile, const Linear::Tile* next, int first,
+                         int count, float* out) const {
+  for (int half = first / kHalf; half * kHalf < first + count; ++half, out += kHalf * kTile) {
+    const int begin = half_starts_[half], runs = half_starts_[half + 1] - begin;
+    const auto of = [&](int which) { return addends.data() + which * runs_.size() + begin; };
+    d_.kernels.expand(out, of(part), runs, tile, next ? of(next->part) : nullptr, next ? next->index : 0);
+  }
+}
+
+}  // namespace openlora
