@@ -101,7 +101,8 @@ struct Kernels {
   // x[m, 0:48] += y[m, 0:48]; y [32][48], x's rows are `stride` apart.
   void (*add)(float* x, int stride, const float* y, int rows);
 
-  // The largest of n values and where it stands first; false if any is infinite or NaN. n is a multiple of 16.
+  // If the largest of n values exceeds *value, puts it there, and in *index where it stands first. False if any value is
+  // infinite or NaN. n is a multiple of 16.
   bool (*largest)(const float* x, int n, float* value, int* index);
 
   // words[i] is the first word of Philox4x32-10 with key `seed` and counter (position, first + i, 0, 0).

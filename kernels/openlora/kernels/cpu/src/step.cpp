@@ -362,13 +362,10 @@ class Pass {
         std::fill(std::copy(logits, logits + columns, shorter), shorter + kTile, logits[0]);
         logits = shorter;
       }
-      float largest;
+      const float before = value;
       int index;
-      finite = kernels.largest(logits, kTile, &largest, &index) && finite;
-      if (finite && largest > value) {
-        value = largest;
-        token = column + index;
-      }
+      finite = kernels.largest(logits, kTile, &value, &index) && finite;
+      if (value > before) token = column + index;
     }
   };
 
