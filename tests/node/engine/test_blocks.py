@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,3 +97,29 @@ def test_holders_and_free_pages_always_agree(actions: list[tuple[str, int]]) -> 
             blocks.forget(range(n))
         blocks.check_integrity(held)
         assert blocks.available == 16 - len({page for pages in held for page in pages})
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (lambda blocks: blocks._holders.__setitem__(7, 2), "page 7 is counted as held by 2 sequences; 1 hold it"),
+        (lambda blocks: blocks._free.remove(3), "page 3 is 0 times free, idle: False, held by 0"),
+        (lambda blocks: blocks._free.append(3), "page 3 is 2 times free"),
+        (lambda blocks: blocks._free.append(7), "page 7 is 1 times free, idle: False, held by 1"),
+        (lambda blocks: blocks._names.pop(6), "page 6 is idle without a name"),
+        (lambda blocks: blocks._names.__setitem__(3, b"x"), "page 3 is free and can be found"),
+        (lambda blocks: blocks._by_name.__setitem__(b"idle", 7), "page 6 has a name that leads elsewhere"),
+        (lambda blocks: blocks._by_name.__setitem__(b"x", 7), "a name leads to a page that has none"),
+    ],
+)
+def test_what_is_wrong_is_said_of_its_page(harm: Callable[[BlockAllocator], object], complaint: str) -> None:
+    blocks = BlockAllocator(8, 4)
+    blocks._free.sort()
+    held, idle = blocks.allocate(1), blocks.allocate(1)
+    assert (held, idle) == ([7], [6])
+    blocks.name(6, b"idle")
+    blocks.release(idle)
+    blocks.check_integrity([held])
+    harm(blocks)
+    with pytest.raises(AssertionError, match=complaint):
+        blocks.check_integrity([held])

@@ -155,6 +155,18 @@ def test_removing_frees_pages_wherever_the_sequence_is() -> None:
     assert passes.step() == []
 
 
+def test_a_page_that_is_found_under_another_prompts_name_is_said() -> None:
+    passes = Passes(EngineLimits(kv_tokens=64, page_tokens=4, max_running=4))
+    sequence = request("a", 14, 9, shared=True)
+    passes.add(sequence)
+    passes.step()
+    passes.scheduler.check_integrity()
+    passes.blocks.forget(sequence.pages[1:2])
+    passes.blocks.name(sequence.pages[1], b"of something else")
+    with pytest.raises(AssertionError, match=f"page {sequence.pages[1]} has the name of other tokens"):
+        passes.scheduler.check_integrity()
+
+
 # ---- limits ---------------------------------------------------------------------------------------------------------
 
 

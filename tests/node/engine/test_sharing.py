@@ -162,5 +162,5 @@ def test_an_idle_engine_checks_its_books_when_asked(engine: Engine) -> None:
     answers(engine, *mixed())
     assert status(engine).kv_tokens_cached > 0
     engine._blocks._holders[3] += 1
-    with pytest.raises(AssertionError, match="holders"):
+    with pytest.raises(AssertionError, match="page 3 is counted as held by"):
         engine.handle(GetStatus())

@@ -88,12 +88,20 @@ class BlockAllocator:
                 del self._idle[page]
                 self._free.append(page)
 
+    def name_of(self, page: int) -> bytes | None:
+        return self._names.get(page)
+
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Assert that the holders are exactly those of `held`, a list of pages each, and that every other page is
-        either free or idle."""
+        """Assert that the holders are exactly those of `held`, a list of pages each, that every other page is either
+        free or idle, and that names and pages lead to each other. What is wrong is said of the first page it is."""
         counts = Counter(page for pages in held for page in pages)
-        assert self._holders == [counts[page] for page in range(self.pages)], "pages have holders that nobody knows"
-        assert sorted([*self._free, *self._idle, *counts]) == list(range(self.pages)), "a page is lost or double"
-        assert self._names.keys() >= self._idle.keys(), "an idle page has no name"
-        assert {name: page for page, name in self._names.items()} == self._by_name, "a name leads to the wrong page"
-        assert not self._names.keys() & set(self._free), "a free page can be found"
+        free = Counter(self._free)
+        for page, holders in enumerate(self._holders):
+            found, idle, name = counts[page], page in self._idle, self._names.get(page)
+            assert holders == found, f"page {page} is counted as held by {holders} sequences; {found} hold it"
+            places = free[page] + idle + (found > 0)
+            assert places == 1, f"page {page} is {free[page]} times free, idle: {idle}, held by {found}"
+            assert name is not None or not idle, f"page {page} is idle without a name"
+            assert name is None or not free[page], f"page {page} is free and can be found"
+            assert name is None or self._by_name.get(name) == page, f"page {page} has a name that leads elsewhere"
+        assert len(self._names) == len(self._by_name), "a name leads to a page that has none"

@@ -1,6 +1,7 @@
 """Prompts that begin alike are computed once: full pages of the KV cache, found by what they were computed from."""
 
 import struct
+from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from hashlib import blake2b
 
@@ -53,6 +54,16 @@ class PrefixCache:
         for index in range(sequence.offered, full):
             self._blocks.name(sequence.pages[index], self._key(sequence, index))
         sequence.offered = max(sequence.offered, full)
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Assert that whatever is found in place of a sequence's page was computed from the same tokens."""
+        for sequence in sequences:
+            assert sequence.root is not None or not sequence.offered, f"{sequence.request_id} shares pages unasked"
+            for index, page in enumerate(sequence.pages[: sequence.offered]):
+                name = self._blocks.name_of(page)
+                assert name in (None, self._key(sequence, index)), f"page {page} has the name of other tokens"
+            for page in sequence.pages[sequence.offered :]:
+                assert self._blocks.name_of(page) is None, f"page {page} can be found before it is computed"
 
     def _key(self, sequence: Sequence, index: int) -> bytes:
         """The key of the sequence's page `index`; keys are kept, since tokens only ever follow."""

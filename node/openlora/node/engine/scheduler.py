@@ -91,6 +91,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Assert that every page is free, idle or held exactly as counted, and that the queues' sums are right."""
         self._blocks.check_integrity([sequence.pages for sequence in self.running])
+        self.cache.check_integrity(self.running)
         for sequence in self.running:
             assert sequence.computed <= len(sequence.pages) * self._blocks.page_tokens, "tokens lie outside the pages"
         assert not any(sequence.pages or sequence.computed for sequence in self.waiting)
