@@ -37,7 +37,7 @@ from openlora.node.deployment import load_deployment
 from openlora.node.dispatch import Dispatcher
 from openlora.node.engine.backends import engine_options, engine_profile
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.supervisor import supervised_engine
+from openlora.node.engine.supervisor import supervised_engines
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import ChainError, ConfigError, Reverted
 from openlora.node.facts import ChainFacts
@@ -244,12 +244,14 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             supervised_network(_network_options(config, deployment), config.state_dir)
         )
         await network.trust(directory.staked)
-        options_of_engine = engine_options(config.model, config.engine)
-        engine = await stack.enter_async_context(supervised_engine(options_of_engine, config.state_dir))
+        engine = await stack.enter_async_context(
+            supervised_engines(engine_options(config.model, config.engine), config.state_dir)
+        )
         content = _content(config, network)
         store = AdapterStore(config.state_dir / "adapters" / base_id.hex(), config.storage.max_adapter_bytes)
         fetcher = AdapterFetcher(store, content, layout, max_adapter_bytes=MAX_ADAPTER_BYTES)
-        residency = AdapterResidency(fetcher, store, engine, config.engine.adapter_bytes)
+        adapter_bytes = config.engine.adapter_bytes * max(1, len(config.engine.devices))
+        residency = AdapterResidency(fetcher, store, engine, adapter_bytes)
         registry = AdapterRegistry(deployment.adapter_registry)
         streams, claims = JobStreams(), LiveClaims()
         worker = Worker(

@@ -70,6 +70,7 @@ class VllmConfig(Table, frozen=True):
 
 class EngineConfig(Table, frozen=True):
     backend: Backend = Backend.OPENLORA
+    devices: tuple[str, ...] = ()  # an engine on each: "cuda:0", or cores as "cpu:0-7"; (): one on all there is
     kv_tokens: int = 32_768  # capacity of the paged KV cache
     max_running: int = 64  # requests in one batch
     max_batch_tokens: int = 512  # tokens of one forward pass

@@ -27,6 +27,7 @@ dtype = "auto"                          # auto | bfloat16 | float32
 
 [engine]
 backend = {backend}                     # openlora: our own; vllm: answers that nobody can compute again, any GPU count
+devices = []                            # an engine on each: "cuda:0", or cores as "cpu:0-7"; []: one on all there is
 kv_tokens = 32768                       # capacity of the paged KV cache, in tokens
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass

@@ -19,7 +19,7 @@ from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.admission import Admission, Skip
 from openlora.node.chain.sender import Sender
 from openlora.node.documents import InputDocument, OutputDocument
-from openlora.node.engine.client import EngineClient
+from openlora.node.engine.client import InferenceEngine
 from openlora.node.engine.messages import AdapterUse, Sampling
 from openlora.node.engine.text import TextDelta, collect
 from openlora.node.errors import AdapterError, ContentError, EngineDied, LeaseTooShort, RequestError, Reverted
@@ -51,7 +51,7 @@ class Worker:
     turns: Turns
     sender: Sender
     residency: AdapterResidency
-    engine: EngineClient
+    engine: InferenceEngine
     settlement: Settlement
     streams: JobStreams
     confirmations: int  # blocks, the claim's own included, before a receipt is signed

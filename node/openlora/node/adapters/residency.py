@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.store import AdapterStore
-from openlora.node.engine.client import EngineClient
+from openlora.node.engine.client import InferenceEngine
 from openlora.node.errors import OpenLoraError
 from openlora.node.tasks import running
 
@@ -20,7 +20,7 @@ class AdapterResidency:
     one share its load.
     """
 
-    def __init__(self, fetcher: AdapterFetcher, store: AdapterStore, engine: EngineClient, max_bytes: int) -> None:
+    def __init__(self, fetcher: AdapterFetcher, store: AdapterStore, engine: InferenceEngine, max_bytes: int) -> None:
         self._fetcher = fetcher
         self._store = store
         self._engine = engine

@@ -11,7 +11,7 @@ from openlora.node.api.guard import LOOPBACK_NAMES, Guard
 from openlora.node.api.limits import Limits
 from openlora.node.api.openai import create_openai_router
 from openlora.node.api.service import TextService
-from openlora.node.engine.client import EngineClient
+from openlora.node.engine.client import InferenceEngine
 
 
 def create_app(
@@ -41,7 +41,7 @@ def create_bare_app(limits: Limits, keys: Collection[str], host_names: Collectio
     return app
 
 
-def _health(engine: EngineClient) -> JSONResponse:
+def _health(engine: InferenceEngine) -> JSONResponse:
     if engine.alive:
         return JSONResponse({"status": "ok"})
     return JSONResponse({"status": "the engine is restarting"}, 503)

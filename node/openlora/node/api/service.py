@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from openlora.node.api.catalog import Catalog
 from openlora.node.api.limits import Admission, Limits
 from openlora.node.api.schemas import ChatRequest, CompletionRequest, GenerationRequest, TextPrompt
-from openlora.node.engine.client import EngineClient
+from openlora.node.engine.client import InferenceEngine
 from openlora.node.engine.messages import AdapterUse, Sampling
 from openlora.node.engine.text import TextDelta, TextModel
 from openlora.node.errors import RequestError
@@ -46,7 +46,7 @@ Emit = Callable[[Choice, TextDelta], Awaitable[None]]
 class TextService:
     """Generates text for the HTTP face: names to recipes, text to tokens, within the limits."""
 
-    def __init__(self, engine: EngineClient, text: TextModel, catalog: Catalog, limits: Limits) -> None:
+    def __init__(self, engine: InferenceEngine, text: TextModel, catalog: Catalog, limits: Limits) -> None:
         self.engine, self.text, self.catalog, self.limits = engine, text, catalog, limits
         self.admission = Admission(limits)
 

@@ -1,5 +1,6 @@
 """The flags by which a command chooses its engine."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -8,7 +9,8 @@ from openlora.node.config import Backend, EngineConfig, VllmConfig
 
 EngineChoice = Annotated[Backend, typer.Option(help="Who computes: our own engine, or vLLM.")]
 VllmPython = Annotated[str, typer.Option(help="The Python of the environment that has vLLM; this one by default.")]
+Devices = Annotated[list[str] | None, typer.Option(help="An engine on each: cuda:0, or cores as cpu:0-7; repeatable.")]
 
 
-def chosen_engine(backend: Backend, vllm_python: str) -> EngineConfig:
-    return EngineConfig(backend=backend, vllm=VllmConfig(python=vllm_python))
+def chosen_engine(backend: Backend, vllm_python: str, devices: Sequence[str] | None = None) -> EngineConfig:
+    return EngineConfig(backend=backend, devices=tuple(devices or ()), vllm=VllmConfig(python=vllm_python))

@@ -17,11 +17,11 @@ from openlora.node.api.catalog import Catalog, ServedAdapter, check_name
 from openlora.node.api.limits import Limits
 from openlora.node.api.server import Server, bind, is_loopback
 from openlora.node.api.service import TextService
-from openlora.node.cli.engine_choice import EngineChoice, VllmPython, chosen_engine
+from openlora.node.cli.engine_choice import Devices, EngineChoice, VllmPython, chosen_engine
 from openlora.node.config import Backend, ModelConfig
 from openlora.node.engine.backends import engine_options
-from openlora.node.engine.client import EngineClient
-from openlora.node.engine.supervisor import EngineOptions, supervised_engine
+from openlora.node.engine.client import InferenceEngine
+from openlora.node.engine.supervisor import EngineOptions, supervised_engines
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import AdapterError, ConfigError, ModelError
 from openlora.node.tasks import running
@@ -59,6 +59,7 @@ def serve(
     served_model_name: Annotated[str | None, typer.Option(help="The base model's name for clients.")] = None,
     engine: EngineChoice = Backend.OPENLORA,
     vllm_python: VllmPython = "",
+    device: Devices = None,
 ) -> None:
     """Serve a base model and its adapters to any OpenAI client."""
     if dtype not in DTYPES:
@@ -69,7 +70,7 @@ def serve(
     if not keys and not is_loopback(host):
         raise ConfigError(f"--host {host} can be reached from other machines; protect it with --api-key-file FILE")
     options = ServeOptions(
-        engine=engine_options(ModelConfig(path=model, dtype=dtype), chosen_engine(engine, vllm_python)),
+        engine=engine_options(ModelConfig(path=model, dtype=dtype), chosen_engine(engine, vllm_python, device)),
         served_model_name=check_name(served_model_name or _name_of(model)),
         adapters=tuple(_adapter(text) for text in adapter or ()),
         host=host,
@@ -97,7 +98,7 @@ async def run_server(options: ServeOptions) -> None:
     ):
         async with (
             running(asyncio.to_thread(TextModel.load, options.engine.model), "tokenizer") as text,
-            supervised_engine(options.engine, Path(state_dir)) as engine,
+            supervised_engines(options.engine, Path(state_dir)) as engine,
         ):
             catalog = Catalog(options.served_model_name, str(options.engine.model))
             await _load_adapters(engine, catalog, options.adapters)
@@ -108,7 +109,7 @@ async def run_server(options: ServeOptions) -> None:
             await server.serve(app, sock, options.limits)
 
 
-async def _load_adapters(engine: EngineClient, catalog: Catalog, adapters: Sequence[ServedAdapter]) -> None:
+async def _load_adapters(engine: InferenceEngine, catalog: Catalog, adapters: Sequence[ServedAdapter]) -> None:
     for adapter in adapters:
         try:
             await engine.load_adapter(adapter.name, adapter.path)

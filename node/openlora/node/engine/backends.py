@@ -15,12 +15,12 @@ VLLM = 2  # numbers depend on the batch, sampling on vLLM's generator: an answer
 
 def engine_options(model: ModelConfig, engine: EngineConfig) -> EngineOptions:
     limits = msgspec.structs.asdict(engine)
-    del limits["backend"], limits["vllm"]
+    del limits["backend"], limits["devices"], limits["vllm"]
     command: tuple[str, ...] = ENGINE_COMMAND
     if engine.backend is Backend.VLLM:
         python = engine.vllm.python or sys.executable
         command = (python, "-m", "openlora.node.engine.vllm", "--vllm", msgspec.json.encode(engine.vllm).decode())
-    return EngineOptions(model.path, model.dtype, limits=limits, command=command)
+    return EngineOptions(model.path, model.dtype, limits=limits, devices=engine.devices, command=command)
 
 
 def engine_profile(info: ModelInfo) -> int:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 from openlora.node.engine.messages import (
     VERSION,
@@ -272,6 +272,26 @@ class EngineClient:
 
     def detach(self) -> None:
         self._current.clear()
+
+
+class InferenceEngine(Protocol):
+    """What EngineClient promises, of one engine or of several."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = (), tenant: str = ""
+    ) -> AsyncGenerator[Token, None]: ...
+
+    async def load_adapter(self, key: str, path: str) -> AdapterLoaded: ...
+
+    async def unload_adapter(self, key: str) -> None: ...
+
+    async def status(self) -> Status: ...
 
 
 def _restarting() -> EngineDied:

@@ -69,6 +69,7 @@ class Arguments:
     dtype: str
     limits: dict[str, Any]  # fields of EngineLimits; the others have their defaults
     cache: Path  # keeps compiled kernels
+    device: str  # see `use_device`
 
 
 def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
@@ -81,12 +82,42 @@ def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
         sock.connect(str(arguments.socket))
         frames = BlockingFrames[Command](sock, Command)
         try:
+            use_device(arguments.device)
             engine = load(arguments)
         except OpenLoraError as error:
             frames.send(Failed(message=str(error)))
             return error.exit_code
         run_loop(engine, frames)
     return 0
+
+
+def use_device(device: str) -> None:
+    """Confine this process to GPUs, "cuda:1", or cores, "cpu:0-7,16"; "" is all there is. Said before torch comes in.
+
+    Raises ConfigError for anything else.
+    """
+    kind, _, which = device.partition(":")
+    try:
+        match kind:
+            case "":
+                return
+            case "cuda":
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _numbers(which)))
+            case "cpu":
+                os.sched_setaffinity(0, _numbers(which))
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            case _:
+                raise ValueError
+    except (ValueError, OSError):
+        raise ConfigError(f"device {device!r} is none of this machine's: name cuda:N, or cores as cpu:0-7") from None
+
+
+def _numbers(ranges: str) -> list[int]:
+    numbers: list[int] = []
+    for part in ranges.split(","):
+        first, dash, last = part.partition("-")
+        numbers.extend(range(int(first), int(last if dash else first) + 1))
+    return numbers
 
 
 def _let_threads_sleep() -> None:
@@ -105,6 +136,7 @@ def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int | bool]), default={})
     parser.add_argument("--cache", type=Path, default=user_cache(environment))
+    parser.add_argument("--device", default="")
     return Arguments(**vars(parser.parse_args(argv)))
 
 

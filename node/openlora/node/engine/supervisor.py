@@ -6,13 +6,14 @@ goes on with it.
 
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from openlora.node.engine.client import Connection, EngineClient
+from openlora.node.engine.client import Connection, EngineClient, InferenceEngine
+from openlora.node.engine.fleet import EngineFleet
 from openlora.node.engine.messages import Event
 from openlora.node.frames import AsyncFrames
 from openlora.node.supervise import Child, Patience, Supervisor
@@ -27,7 +28,28 @@ class EngineOptions(Patience):
     model: Path
     dtype: str = "auto"
     limits: Mapping[str, int | bool] = field(default_factory=dict)  # fields of EngineLimits, for memory and batch sizes
+    devices: tuple[str, ...] = ()  # as `openlora.node.engine.process.use_device` names them
     command: tuple[str, ...] = ENGINE_COMMAND
+
+
+@asynccontextmanager
+async def supervised_engines(options: EngineOptions, state_dir: Path) -> AsyncIterator[InferenceEngine]:
+    """One engine child on each of the options' devices; without any, one on all there is."""
+    if len(options.devices) < 2:
+        async with supervised_engine(_on(options, *options.devices), state_dir) as engine:
+            yield engine
+        return
+    async with AsyncExitStack() as stack:
+        engines = []
+        for number, device in enumerate(options.devices):
+            folder = state_dir / f"engine-{number}"
+            folder.mkdir(exist_ok=True)
+            engines.append(await stack.enter_async_context(supervised_engine(_on(options, device), folder)))
+        yield EngineFleet(engines)
+
+
+def _on(options: EngineOptions, device: str = "") -> EngineOptions:
+    return replace(options, command=(*options.command, "--device", device)) if device else options
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from openlora.node.documents import ChatMessage, FinishReason, Usage
 from openlora.node.engine.chat import ChatTemplate
-from openlora.node.engine.client import EngineClient
+from openlora.node.engine.client import InferenceEngine
 from openlora.node.engine.detokenizer import Detokenizer, token_bytes
 from openlora.node.engine.messages import AdapterUse, Sampling, Token
 from openlora.node.engine.stops import StopScanner
@@ -95,7 +95,7 @@ class TextModel:
 
     async def complete(
         self,
-        engine: EngineClient,
+        engine: InferenceEngine,
         prompt_ids: Sequence[int],
         sampling: Sampling,
         adapters: Sequence[AdapterUse] = (),
