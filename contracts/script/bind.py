@@ -28,6 +28,7 @@ MODULES = {
     "DevToken": "token",
     "JobQueue": "job_queue",
     "Sessions": "sessions",
+    "Disputes": "disputes",
     "Governance": "governance",
 }
 RENAMED = {("IJobQueue", "State"): "JobState", ("ISessions", "State"): "SessionState"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 CONTRACTS = Path(__file__).resolve().parent.parent
 ARTIFACTS = CONTRACTS / "openlora" / "contracts" / "artifacts"
-NAMES = ("Vault", "NodeRegistry", "AdapterRegistry", "JobQueue", "Sessions", "Governance", "DevToken")
+NAMES = ("Vault", "NodeRegistry", "AdapterRegistry", "JobQueue", "Sessions", "Disputes", "Governance", "DevToken")
 
 
 def artifact(out: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.30;
 
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
@@ -33,18 +34,23 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     /// @inheritdoc INodeRegistry
     address public immutable queue;
     /// @inheritdoc INodeRegistry
+    address public immutable disputes;
+    /// @inheritdoc INodeRegistry
     uint32 public immutable unstakeDelaySecs;
 
     /// @inheritdoc INodeRegistry
     uint256 public forfeitPool;
     /// @inheritdoc INodeRegistry
     mapping(address hotKey => address operator) public operatorOf;
+    /// @inheritdoc INodeRegistry
+    mapping(address operator => mapping(address hotKey => uint40)) public liableUntil;
     mapping(address operator => Record) private _nodes;
 
-    constructor(IVault vault_, address queue_, uint32 unstakeDelaySecs_) EIP712("OpenLoRA", "1") {
+    constructor(IVault vault_, address queue_, address disputes_, uint32 unstakeDelaySecs_) EIP712("OpenLoRA", "1") {
         if (!vault_.isModule(address(this))) revert NotAModule(address(this));
         vault = vault_;
         queue = queue_;
+        disputes = disputes_;
         unstakeDelaySecs = unstakeDelaySecs_;
     }
 
@@ -67,6 +73,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     function setHotKey(HotKeyConsent calldata hotKey) external {
         Record storage self = _registered(msg.sender);
         delete operatorOf[self.hotKey];
+        liableUntil[msg.sender][self.hotKey] = uint40(block.timestamp) + unstakeDelaySecs;
         _assignHotKey(hotKey);
     }
 
@@ -139,7 +146,21 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     }
 
     /// @inheritdoc INodeRegistry
-    function payForfeit(address beneficiary, uint256 amount) external onlyQueue {
+    function slash(address operator, uint256 parts) external returns (uint256 amount) {
+        if (msg.sender != disputes) revert NotDisputes(msg.sender);
+        Record storage self = _nodes[operator];
+        uint96 free = self.active - self.bonded;
+        amount = (uint256(free) + self.unstaking) / parts;
+        uint96 fromFree = uint96(Math.min(amount, free));
+        self.active -= fromFree;
+        self.unstaking -= amount.toUint96() - fromFree;
+        forfeitPool += amount;
+        emit Slashed(operator, amount);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function payForfeit(address beneficiary, uint256 amount) external {
+        if (msg.sender != queue && msg.sender != disputes) revert NotTheQueue(msg.sender);
         forfeitPool -= amount;
         emit ForfeitPaid(beneficiary, amount);
         address[] memory accounts = new address[](1);
@@ -185,6 +206,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         bytes32 digest = hashConsent(msg.sender, consent.deadline);
         if (!PartySignature.isValid(hotKey, digest, consent.signature)) revert NoConsent(hotKey);
         operatorOf[hotKey] = msg.sender;
+        liableUntil[msg.sender][hotKey] = type(uint40).max;
         _nodes[msg.sender].hotKey = hotKey;
         emit HotKeySet(msg.sender, hotKey);
     }

@@ -34,6 +34,10 @@ contract MarketHandler is MarketTest {
         bool closed;
     }
 
+    address private constant BURNT = 0x000000000000000000000000000000000000dEaD;
+
+    address internal challenger = makeAddr("challenger");
+    uint256 private _works;
     uint64 public count;
     uint256 public sessionFees;
     GhostSession[] private _sessionGhosts;
@@ -174,6 +178,16 @@ contract MarketHandler is MarketTest {
         ghost.closed = true;
     }
 
+    function slashNode(bool byAlice) external {
+        address node = (byAlice ? alice : bob).cold;
+        uint256 slashable = nodes.freeStake(node) + nodes.node(node).unstaking;
+        uint256 burnt = vault.creditsOf(BURNT);
+        uint256 won = vault.creditsOf(challenger);
+        proveEquivocation(keccak256(abi.encode(++_works)), byAlice ? alice : bob, challenger);
+        assertEq(vault.creditsOf(challenger) - won, slashable / 2 / 2);
+        assertEq(vault.creditsOf(BURNT) - burnt, slashable / 2 - slashable / 2 / 2 - slashable / 2 / 4);
+    }
+
     function setPaused(bool paused) external {
         if (queue.paused() == paused) return;
         vm.prank(paused ? guardian : owner);
@@ -198,7 +212,7 @@ contract MarketHandler is MarketTest {
     }
 
     function takeOut(uint256 amount, uint8 who) external {
-        address[9] memory all = everyone();
+        address[10] memory all = everyone();
         address account = all[who % all.length];
         vm.startPrank(account);
         withdrawn += vault.claimCredits(address(0xcafe));
@@ -215,8 +229,9 @@ contract MarketHandler is MarketTest {
 
     // What the books say
 
-    function everyone() public view returns (address[9] memory) {
-        return [client, alice.cold, bob.cold, authorA, authorB, dataPayee1, dataPayee2, basePayee, treasury];
+    function everyone() public view returns (address[10] memory) {
+        return
+            [client, alice.cold, bob.cold, authorA, authorB, dataPayee1, dataPayee2, basePayee, treasury, challenger];
     }
 
     /// @dev Over all jobs: escrow held, bonds held of each node, forfeits waiting.
@@ -310,7 +325,7 @@ contract MarketInvariants is MarketTest {
         _handler = new MarketHandler();
         _handler.setUp();
         (token, vault, nodes, queue, sessions) = _handler.contracts();
-        bytes4[] memory actions = new bytes4[](16);
+        bytes4[] memory actions = new bytes4[](17);
         actions[0] = MarketHandler.submitJob.selector;
         actions[1] = MarketHandler.claimJob.selector;
         actions[2] = MarketHandler.releaseJob.selector;
@@ -327,6 +342,7 @@ contract MarketInvariants is MarketTest {
         actions[13] = MarketHandler.settleSession.selector;
         actions[14] = MarketHandler.closeSession.selector;
         actions[15] = MarketHandler.setPaused.selector;
+        actions[16] = MarketHandler.slashNode.selector;
         targetSelector(FuzzSelector(address(_handler), actions));
         targetContract(address(_handler));
     }
@@ -362,7 +378,8 @@ contract MarketInvariants is MarketTest {
 
     function _assertTokensAreAccountedFor() private view {
         uint256 held = vault.potOf(address(queue)) + vault.potOf(address(nodes)) + vault.potOf(address(sessions));
-        address[9] memory accounts = _handler.everyone();
+        address[10] memory accounts = _handler.everyone();
+        held += vault.creditsOf(0x000000000000000000000000000000000000dEaD);
         for (uint256 i = 0; i < accounts.length; i++) {
             held += vault.balanceOf(accounts[i]) + vault.creditsOf(accounts[i]);
         }

@@ -180,9 +180,47 @@ contract NodeRegistryTest is MarketTest {
         assertEq(vault.creditsOf(bob.cold), BOND);
     }
 
+    function test_slash_revertsWhen_caller_is_not_disputes() public {
+        vm.prank(address(queue));
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotDisputes.selector, address(queue)));
+        nodes.slash(alice.cold, 2);
+    }
+
+    /// @dev Live bonds answer for their own jobs; everything else can be slashed, and nothing twice.
+    function testFuzz_slash_reaches_stake_in_withdrawal_and_no_live_bond(uint96 bonded, uint96 leaving, uint8 parts)
+        public
+    {
+        bonded = uint96(bound(bonded, 0, 5_000 ether));
+        leaving = uint96(bound(leaving, 0, 5_000 ether - bonded));
+        parts = uint8(bound(parts, 1, 255));
+        vm.prank(address(queue));
+        nodes.lockBond(alice.hot, bonded, 1);
+        vm.prank(alice.cold);
+        nodes.beginUnstake(leaving);
+        vm.prank(address(disputes));
+        uint256 amount = nodes.slash(alice.cold, parts);
+        assertEq(amount, (5_000 ether - bonded) / parts);
+        INodeRegistry.Node memory node = nodes.node(alice.cold);
+        assertEq(node.stake, 5_000 ether - amount);
+        assertEq(node.bonded, bonded);
+        assertGe(node.stake - node.unstaking, bonded);
+        assertEq(nodes.forfeitPool(), amount);
+        vm.prank(address(queue));
+        nodes.forfeitBond(alice.cold, bonded, bonded);
+        assertEq(vault.potOf(address(nodes)), nodes.node(alice.cold).stake + nodes.node(bob.cold).stake + nodes.forfeitPool());
+    }
+
+    function test_an_operator_answers_for_a_replaced_hot_key_as_long_as_its_exit_takes() public {
+        assertEq(nodes.liableUntil(alice.cold, spare), 0);
+        setHotKey(alice, spare, spareKey);
+        assertEq(nodes.liableUntil(alice.cold, spare), type(uint40).max);
+        assertEq(nodes.liableUntil(alice.cold, alice.hot), block.timestamp + UNSTAKE_DELAY);
+        assertEq(nodes.liableUntil(bob.cold, alice.hot), 0);
+    }
+
     function test_constructor_revertsWhen_the_vault_does_not_know_it() public {
         vm.expectPartialRevert(INodeRegistry.NotAModule.selector);
-        new NodeRegistry(vault, address(queue), UNSTAKE_DELAY);
+        new NodeRegistry(vault, address(queue), address(disputes), UNSTAKE_DELAY);
     }
 
     function testFuzz_free_stake_is_what_is_neither_bonded_nor_leaving(uint96 bonded, uint96 leaving) public {

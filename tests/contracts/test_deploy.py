@@ -56,7 +56,8 @@ def test_steps_are_consecutive_and_name_each_other() -> None:
         ("NodeRegistry", 8),
         ("JobQueue", 9),
         ("Sessions", 10),
-        ("Governance", 11),
+        ("Disputes", 11),
+        ("Governance", 12),
     ]
     at = {step.name: step for step in steps}
     arguments = at["Vault"].data[len(load_artifact("Vault").bytecode) :]
@@ -74,6 +75,7 @@ def test_an_existing_token_is_used() -> None:
         "NodeRegistry",
         "JobQueue",
         "Sessions",
+        "Disputes",
         "Governance",
     ]
     assert deployment_of(steps, settings, chain_id=1, block=2).token == TOKEN

@@ -7,13 +7,22 @@ from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, sessions, token, vault
+from openlora.contracts.bindings import (
+    adapter_registry,
+    disputes,
+    governance,
+    job_queue,
+    node_registry,
+    sessions,
+    token,
+    vault,
+)
 from openlora.contracts.call import ErrorType
 from openlora.contracts.errors import SENTENCES, decode_revert
 
 ERRORS = {
     f"{error.name}({','.join(error.types)})": error
-    for module in (vault, node_registry, adapter_registry, job_queue, sessions, governance, token)
+    for module in (vault, node_registry, adapter_registry, job_queue, sessions, disputes, governance, token)
     for error in module.ERRORS
 }
 

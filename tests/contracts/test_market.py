@@ -20,12 +20,14 @@ from openlora.contracts import (
     Call,
     Deployment,
     DevToken,
+    Disputes,
     Event,
     JobFinalized,
     JobQueue,
     JobSpec,
     JobState,
     JobSubmitted,
+    Lane,
     Line,
     MarketSettings,
     NodeRegistry,
@@ -37,6 +39,8 @@ from openlora.contracts import (
     Sessions,
     SessionState,
     Settlement,
+    SignedReceipt,
+    Slashed,
     Vault,
     decode_log,
     decode_revert,
@@ -254,6 +258,43 @@ def test_an_order_has_its_own_domain(chain: Chain, market: Market) -> None:
     assert order == eip712.spec_digest(Domain(31337, sessions.address), spec) != chain.call(queue.hash_spec(spec))
 
 
+def test_two_receipts_for_one_work_are_proven_and_cost_stake(chain: Chain, market: Market) -> None:
+    at = market.deployment
+    disputes, nodes, vault = Disputes(at.disputes), NodeRegistry(at.node_registry), Vault(at.vault)
+    domain = Domain(31337, at.job_queue)
+    spec = JobSpec(market.client.address, 1, bytes(32), 10, 10, 1, 1, chain.now() + 600, 120, 0, 12)
+    receipts = [
+        Receipt(
+            work_id=b"\x09" * 32,
+            node=market.operator.address,
+            recipe_id=1,
+            spec_hash=eip712.spec_digest(domain, spec),
+            input_digest=bytes(32),
+            output_digest=bytes([answer]) * 32,
+            in_tokens=1,
+            out_tokens=1,
+            seed=1,
+            fingerprint_root=bytes(32),
+            data_attr_root=bytes(32),
+            engine_profile=1,
+            finish_reason=0,
+            finished_at=1,
+            fee=0,
+        )
+        for answer in (1, 2)
+    ]
+    signatures = [sign_digest(bytes(market.hot.key), eip712.receipt_digest(domain, receipt)) for receipt in receipts]
+    stake = chain.call(nodes.node(market.operator.address))
+    slashed = (stake.stake - stake.bonded) // 2
+    first, second = (SignedReceipt(*pair) for pair in zip(receipts, signatures, strict=True))
+    proof = disputes.prove_equivocation(Lane.QUEUE, spec, first, second, market.hot.address)
+    events = chain.send(market.client, proof)
+    assert Slashed(market.operator.address, slashed) in events
+    assert chain.call(vault.credits_of(market.client.address)) == slashed // 2 + slashed // 4  # challenger and client
+    with pytest.raises(CallReverted, match="was slashed over"):
+        chain.call(proof)
+
+
 def test_reverts_come_back_as_sentences(chain: Chain, market: Market) -> None:
     queue = JobQueue(market.deployment.job_queue)
     spec = JobSpec(market.client.address, 1, bytes(32), 10, 10, 1, 1, chain.now() + 600, 120, 0, 10)
@@ -269,7 +310,7 @@ def test_a_deployment_from_the_wrong_nonce_fails(chain: Chain) -> None:
     deployer = Account.from_key(b"\x05" * 32)
     chain.rpc("anvil_setBalance", deployer.address, hex(10**20))
     settings = settings_of(deployer)
-    *_, nodes, _, _, _ = deployment_steps(deployer.address, 0, settings)
-    creation = {"from": deployer.address, "data": "0x" + nodes.data.hex()}
+    steps = {step.name: step for step in deployment_steps(deployer.address, 0, settings)}
+    creation = {"from": deployer.address, "data": "0x" + steps["NodeRegistry"].data.hex()}
     with pytest.raises(CallReverted):
         chain.rpc("eth_call", creation, "latest")

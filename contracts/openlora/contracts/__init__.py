@@ -18,6 +18,7 @@ from openlora.contracts.bindings.adapter_registry import (
     Role,
     Share,
 )
+from openlora.contracts.bindings.disputes import Disputes, EquivocationProven, Lane, SignedReceipt
 from openlora.contracts.bindings.governance import Governance
 from openlora.contracts.bindings.job_queue import (
     Answer,
@@ -52,6 +53,7 @@ from openlora.contracts.bindings.node_registry import (
     Node,
     NodeRegistered,
     NodeRegistry,
+    Slashed,
     Staked,
     StakeWithdrawn,
     UnstakeBegun,
@@ -101,8 +103,10 @@ __all__ = [
     "DeploymentStep",
     "Deposited",
     "DevToken",
+    "Disputes",
     "Domain",
     "EIP712DomainChanged",
+    "EquivocationProven",
     "Event",
     "ForfeitPaid",
     "Governance",
@@ -120,6 +124,7 @@ __all__ = [
     "JobSpec",
     "JobState",
     "JobSubmitted",
+    "Lane",
     "LeaseLapsed",
     "Leg",
     "Line",
@@ -146,6 +151,8 @@ __all__ = [
     "Sessions",
     "Settlement",
     "Share",
+    "SignedReceipt",
+    "Slashed",
     "StakeWithdrawn",
     "Staked",
     "Transfer",

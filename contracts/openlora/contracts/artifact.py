@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-NAMES = ("Vault", "NodeRegistry", "AdapterRegistry", "JobQueue", "Sessions", "Governance", "DevToken")
+NAMES = ("Vault", "NodeRegistry", "AdapterRegistry", "JobQueue", "Sessions", "Disputes", "Governance", "DevToken")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Deployment:
     adapter_registry: ChecksumAddress
     job_queue: ChecksumAddress
     sessions: ChecksumAddress
+    disputes: ChecksumAddress
     governance: ChecksumAddress
 
     def to_json(self) -> str:
@@ -91,7 +92,7 @@ def create_address(deployer: ChecksumAddress, nonce: int) -> ChecksumAddress:
 
 def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSettings) -> tuple[DeploymentStep, ...]:
     """The transactions that create the market, in order, from the deployer's next nonce on."""
-    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Sessions", "Governance"]
+    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Sessions", "Disputes", "Governance"]
     if settings.token is None:
         names.insert(0, "DevToken")
     at = {name: create_address(deployer, nonce + offset) for offset, name in enumerate(names)}
@@ -103,7 +104,8 @@ def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSett
         ),
         "AdapterRegistry": encode(["address"], [settings.treasury]),
         "NodeRegistry": encode(
-            ["address", "address", "uint32"], [at["Vault"], at["JobQueue"], settings.unstake_delay_s]
+            ["address", "address", "address", "uint32"],
+            [at["Vault"], at["JobQueue"], at["Disputes"], settings.unstake_delay_s],
         ),
         "JobQueue": encode(
             ["address", "address", "address", Params.ABI],
@@ -113,6 +115,7 @@ def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSett
             ["address", "address", "address", "uint32"],
             [at["NodeRegistry"], at["AdapterRegistry"], at["Governance"], settings.close_delay_s],
         ),
+        "Disputes": encode(["address", "address", "address"], [at["NodeRegistry"], at["JobQueue"], at["Sessions"]]),
         "Governance": encode(
             ["address", "address", "uint32", "address", "address"],
             [settings.owner, settings.guardian, settings.timelock_s, at["JobQueue"], at["Sessions"]],
@@ -138,5 +141,6 @@ def deployment_of(
         adapter_registry=at["AdapterRegistry"],
         job_queue=at["JobQueue"],
         sessions=at["Sessions"],
+        disputes=at["Disputes"],
         governance=at["Governance"],
     )

@@ -11,12 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openlora.contracts.bindings import adapter_registry, governance, job_queue, node_registry, sessions, token, vault
+from openlora.contracts.bindings import (
+    adapter_registry,
+    disputes,
+    governance,
+    job_queue,
+    node_registry,
+    sessions,
+    token,
+    vault,
+)
 from openlora.contracts.bindings.job_queue import JobState
 from openlora.contracts.bindings.sessions import SessionState
 from openlora.contracts.call import AbiMismatch, ErrorType, decode_values
 
-_MODULES = (vault, node_registry, adapter_registry, job_queue, sessions, governance, token)
+_MODULES = (vault, node_registry, adapter_registry, job_queue, sessions, disputes, governance, token)
 _BY_SELECTOR: dict[bytes, ErrorType] = {error.selector: error for module in _MODULES for error in module.ERRORS}
 _ERROR_STRING = bytes.fromhex("08c379a0")
 _PANIC = bytes.fromhex("4e487b71")
@@ -66,6 +75,7 @@ SENTENCES: Mapping[str, str] = {
     "TooManyLiveClaims(address,uint256)": (
         "{operator} has {limit} claims that are not final, the most allowed: wait until some of them are"
     ),
+    "NotDisputes(address)": "{caller} is not the disputes' contract: only that one slashes",
     "NotTheQueue(address)": "{caller} is not the job queue: only the queue moves bonds",
     # AdapterRegistry
     "AlreadyRegistered(bytes32)": "{id_} is registered already, and the first registration stands",
@@ -126,6 +136,13 @@ SENTENCES: Mapping[str, str] = {
     "CannotCloseYet(uint40)": "the node may settle until unix time {close_at}: close the session then",
     "TooManyLines(uint256)": "a voucher of {count} recipes is too large: at most 32 are allowed in a session",
     "BadDelay()": "a session's closing delay must not be zero",
+    # Disputes
+    "NotEquivocation()": "these are not two different receipts of one node for one work: there is nothing to prove",
+    "SpecMismatch(bytes32)": (
+        "the receipt is for the spec {expected}, not for the one given: pass that one, which names the client"
+    ),
+    "NotLiable(address)": "the node does not answer for what {hot_key} signed, or not any more",
+    "AlreadyProven(address,bytes32)": "{node} was slashed over {work_id} already, and is so only once",
     # Governance
     "AccessManagedUnauthorized(address)": "{caller} may not do this: see who has the role in the governance contract",
     "AccessManagedRequiredDelay(address,uint32)": (

@@ -34,7 +34,8 @@ interface INodeRegistry {
     event UnstakeBegun(address indexed operator, uint256 amount, uint40 availableAt);
     event StakeWithdrawn(address indexed operator, uint256 amount);
     event BondForfeited(address indexed operator, uint256 amount);
-    /// @dev Bonds forfeited under a job, once it is known who gets them.
+    event Slashed(address indexed operator, uint256 amount);
+    /// @dev What was forfeited or slashed, once it is known who gets it.
     event ForfeitPaid(address indexed beneficiary, uint256 amount);
 
     error AlreadyRegistered(address operator);
@@ -50,6 +51,7 @@ interface INodeRegistry {
     error ConsentExpired(uint40 deadline);
     error NoConsent(address hotKey);
     error NotTheQueue(address caller);
+    error NotDisputes(address caller);
     error NotAModule(address account);
 
     /// @notice Registers the caller as an operator. One hot key serves one operator at a time, and only one it agreed to.
@@ -73,14 +75,23 @@ interface INodeRegistry {
     /// @notice Queue only: one live claim less. Of its bond, `lost` leaves the stake and waits here until the job has
     /// ended; the rest is free stake again.
     function forfeitBond(address operator, uint256 amount, uint256 lost) external;
-    /// @notice Queue only: forfeited bonds become `beneficiary`'s credits.
+    /// @notice Disputes only: one of `parts` of the stake that no live claim holds, in withdrawal or not, is taken. It
+    /// waits here to be paid out.
+    /// @return amount What was taken, first from the stake that is not in withdrawal.
+    function slash(address operator, uint256 parts) external returns (uint256 amount);
+    /// @notice Queue and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits.
     function payForfeit(address beneficiary, uint256 amount) external;
 
     function vault() external view returns (IVault);
     /// @notice The one contract that may lock, release and forfeit bonds.
     function queue() external view returns (address);
+    /// @notice The one contract that may slash.
+    function disputes() external view returns (address);
+    /// @notice Until when an operator answers for what a hot key signed: an exit delay after its replacement, without end
+    /// while it is the operator's, zero when it never was.
+    function liableUntil(address operator, address hotKey) external view returns (uint40);
     function unstakeDelaySecs() external view returns (uint32);
-    /// @notice Forfeited bonds whose jobs have not ended yet.
+    /// @notice Forfeited bonds whose jobs have not ended yet, and what is being slashed.
     function forfeitPool() external view returns (uint256);
     /// @notice All zero for an address that is no operator.
     function node(address operator) external view returns (Node memory);

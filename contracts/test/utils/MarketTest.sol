@@ -5,12 +5,14 @@ import {Test} from "forge-std/Test.sol";
 
 import {AdapterRegistry} from "src/AdapterRegistry.sol";
 import {DevToken} from "src/dev/DevToken.sol";
+import {Disputes} from "src/Disputes.sol";
 import {Governance} from "src/Governance.sol";
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
 import {Sessions} from "src/Sessions.sol";
 import {Vault} from "src/Vault.sol";
 import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
+import {IDisputes} from "src/interfaces/IDisputes.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
 import {ISessions} from "src/interfaces/ISessions.sol";
@@ -41,6 +43,7 @@ abstract contract MarketTest is Test {
     NodeRegistry internal nodes;
     JobQueue internal queue;
     Sessions internal sessions;
+    Disputes internal disputes;
     Governance internal governance;
 
     address internal owner = makeAddr("owner");
@@ -77,12 +80,14 @@ abstract contract MarketTest is Test {
         address nodesAddress = vm.computeCreateAddress(address(this), nonce + 2);
         address queueAddress = vm.computeCreateAddress(address(this), nonce + 3);
         address sessionsAddress = vm.computeCreateAddress(address(this), nonce + 4);
-        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 5);
+        address disputesAddress = vm.computeCreateAddress(address(this), nonce + 5);
+        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 6);
         vault = new Vault(token, IVault.Modules(nodesAddress, queueAddress, sessionsAddress));
         adapters = new AdapterRegistry(treasury);
-        nodes = new NodeRegistry(vault, queueAddress, UNSTAKE_DELAY);
+        nodes = new NodeRegistry(vault, queueAddress, disputesAddress, UNSTAKE_DELAY);
         queue = new JobQueue(nodes, adapters, governanceAddress, defaultParams());
         sessions = new Sessions(nodes, adapters, governanceAddress, CLOSE_DELAY);
+        disputes = new Disputes(nodes, queue, sessions);
         governance = new Governance(owner, guardian, timelockSecs(), queue, sessions);
     }
 
@@ -286,6 +291,24 @@ abstract contract MarketTest is Test {
     function pause() internal {
         vm.prank(guardian);
         queue.pause();
+    }
+
+    /// @dev Two receipts for one work, as a node that cheats signs them, and the proof sent by `challenger`.
+    function proveEquivocation(bytes32 workId, Operator memory operator, address challenger) internal {
+        IJobQueue.JobSpec memory spec = newSpec();
+        IJobQueue.Receipt memory first = receiptFor(1, spec, operator);
+        IJobQueue.Receipt memory second = receiptFor(2, spec, operator);
+        (first.workId, second.workId) = (workId, workId);
+        (bytes memory firstSignature, bytes memory secondSignature) =
+            (sign(first, operator.hotKey), sign(second, operator.hotKey));
+        vm.prank(challenger);
+        disputes.proveEquivocation(
+            IDisputes.Lane.Queue,
+            spec,
+            IDisputes.SignedReceipt(first, firstSignature),
+            IDisputes.SignedReceipt(second, secondSignature),
+            operator.hot
+        );
     }
 
     // Sessions

@@ -12,6 +12,7 @@ from openlora.contracts.bindings.adapter_registry import (
     DatanetCreated,
     RecipeRegistered,
 )
+from openlora.contracts.bindings.disputes import EquivocationProven
 from openlora.contracts.bindings.governance import (
     OperationCanceled,
     OperationExecuted,
@@ -48,6 +49,7 @@ from openlora.contracts.bindings.node_registry import (
     HotKeySet,
     MetadataSet,
     NodeRegistered,
+    Slashed,
     Staked,
     StakeWithdrawn,
     UnstakeBegun,
@@ -73,6 +75,7 @@ Event = (
     | DatanetCreated
     | Deposited
     | EIP712DomainChanged
+    | EquivocationProven
     | ForfeitPaid
     | HotKeySet
     | JobCancelled
@@ -103,6 +106,7 @@ Event = (
     | SessionOpened
     | SessionSettled
     | SessionToppedUp
+    | Slashed
     | StakeWithdrawn
     | Staked
     | TargetAdminDelayUpdated
@@ -126,6 +130,7 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     DatanetCreated.TOPIC: DatanetCreated,
     Deposited.TOPIC: Deposited,
     EIP712DomainChanged.TOPIC: EIP712DomainChanged,
+    EquivocationProven.TOPIC: EquivocationProven,
     ForfeitPaid.TOPIC: ForfeitPaid,
     HotKeySet.TOPIC: HotKeySet,
     JobCancelled.TOPIC: JobCancelled,
@@ -156,6 +161,7 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     SessionOpened.TOPIC: SessionOpened,
     SessionSettled.TOPIC: SessionSettled,
     SessionToppedUp.TOPIC: SessionToppedUp,
+    Slashed.TOPIC: Slashed,
     StakeWithdrawn.TOPIC: StakeWithdrawn,
     Staked.TOPIC: Staked,
     TargetAdminDelayUpdated.TOPIC: TargetAdminDelayUpdated,

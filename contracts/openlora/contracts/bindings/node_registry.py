@@ -168,6 +168,20 @@ class NodeRegistered:
 
 
 @dataclass(frozen=True, slots=True)
+class Slashed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("4ed05e9673c26d2ed44f7ef6a7f2942df0ee3b5e1e17db4b99f9dcd261a339cd")
+
+    operator: ChecksumAddress
+    amount: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "Slashed":
+        indexed = decode_topics(["address"], topics)
+        plain = decode_values(["uint256"], data)
+        return cls(operator=to_checksum_address(indexed[0]), amount=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
 class StakeWithdrawn:
     TOPIC: ClassVar[bytes] = bytes.fromhex("8108595eb6bad3acefa9da467d90cc2217686d5c5ac85460f8b7849c840645fc")
 
@@ -221,6 +235,16 @@ class NodeRegistry:
         data = encode_call(bytes.fromhex("4200800b"), ["uint256"], [amount])
         return Call(self.address, data, "NodeRegistry.beginUnstake", decode_nothing)
 
+    def disputes(self) -> Call[ChecksumAddress]:
+        """The one contract that may slash."""
+        data = encode_call(bytes.fromhex("d4c5b252"), [], [])
+        return Call(
+            self.address,
+            data,
+            "NodeRegistry.disputes",
+            lambda output: to_checksum_address(decode_one("address", output)),
+        )
+
     def eip712_domain(self) -> Call[tuple[bytes, str, str, int, ChecksumAddress, bytes, tuple[int, ...]]]:
         data = encode_call(bytes.fromhex("84b0196e"), [], [])
         return Call(
@@ -240,7 +264,7 @@ class NodeRegistry:
         return Call(self.address, data, "NodeRegistry.forfeitBond", decode_nothing)
 
     def forfeit_pool(self) -> Call[int]:
-        """Forfeited bonds whose jobs have not ended yet."""
+        """Forfeited bonds whose jobs have not ended yet, and what is being slashed."""
         data = encode_call(bytes.fromhex("6fb541f9"), [], [])
         return Call(self.address, data, "NodeRegistry.forfeitPool", lambda output: decode_one("uint256", output))
 
@@ -253,6 +277,13 @@ class NodeRegistry:
         """The EIP-712 digest by which a hot key agrees to serve `operator`."""
         data = encode_call(bytes.fromhex("c4073667"), ["address", "uint40"], [operator, deadline])
         return Call(self.address, data, "NodeRegistry.hashConsent", lambda output: decode_one("bytes32", output))
+
+    def liable_until(self, operator: ChecksumAddress, hot_key: ChecksumAddress) -> Call[int]:
+        """Until when an operator answers for what a hot key signed: an exit delay after its replacement, without end
+        while it is the operator's, zero when it never was.
+        """
+        data = encode_call(bytes.fromhex("900c62a9"), ["address", "address"], [operator, hot_key])
+        return Call(self.address, data, "NodeRegistry.liableUntil", lambda output: decode_one("uint40", output))
 
     def lock_bond(self, hot_key: ChecksumAddress, amount: int, max_live_claims: int) -> Call[ChecksumAddress]:
         """Queue only: one live claim more, and `amount` of free stake (stake - unstaking - bonded) locked for it."""
@@ -282,7 +313,7 @@ class NodeRegistry:
         )
 
     def pay_forfeit(self, beneficiary: ChecksumAddress, amount: int) -> Call[None]:
-        """Queue only: forfeited bonds become `beneficiary`'s credits."""
+        """Queue and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits."""
         data = encode_call(bytes.fromhex("b6281a96"), ["address", "uint256"], [beneficiary, amount])
         return Call(self.address, data, "NodeRegistry.payForfeit", decode_nothing)
 
@@ -312,6 +343,13 @@ class NodeRegistry:
             bytes.fromhex("242ce934"), ["bytes32", "bytes32", "bytes"], [encryption_key, metadata, peer_id]
         )
         return Call(self.address, data, "NodeRegistry.setMetadata", decode_nothing)
+
+    def slash(self, operator: ChecksumAddress, parts: int) -> Call[int]:
+        """Disputes only: one of `parts` of the stake that no live claim holds, in withdrawal or not, is taken. It waits
+        here to be paid out.
+        """
+        data = encode_call(bytes.fromhex("02fb4d85"), ["address", "uint256"], [operator, parts])
+        return Call(self.address, data, "NodeRegistry.slash", lambda output: decode_one("uint256", output))
 
     def stake(self, amount: int) -> Call[None]:
         """Moves `amount` of the caller's Vault balance into its stake."""
@@ -346,6 +384,7 @@ EVENTS = (
     HotKeySet,
     MetadataSet,
     NodeRegistered,
+    Slashed,
     StakeWithdrawn,
     Staked,
     UnstakeBegun,
@@ -374,6 +413,7 @@ ERRORS = (
     ErrorType("NoConsent", bytes.fromhex("5b915ea2"), ("hot_key",), ("address",)),
     ErrorType("NotAHotKey", bytes.fromhex("199cb448"), ("caller",), ("address",)),
     ErrorType("NotAModule", bytes.fromhex("7e8cfc5a"), ("account",), ("address",)),
+    ErrorType("NotDisputes", bytes.fromhex("b4a46e64"), ("caller",), ("address",)),
     ErrorType("NotRegistered", bytes.fromhex("bfc6c337"), ("operator",), ("address",)),
     ErrorType("NotTheQueue", bytes.fromhex("9b1b8ec1"), ("caller",), ("address",)),
     ErrorType("NothingUnstaking", bytes.fromhex("0eb5e38c"), ("operator",), ("address",)),

@@ -17,6 +17,7 @@ from openlora.contracts import (
     Node,
     NodeRegistered,
     NodeRegistry,
+    Slashed,
     Staked,
     StakeWithdrawn,
     UnstakeBegun,
@@ -30,7 +31,7 @@ from openlora.node.tasks import task_group
 
 _CHECKPOINTS: Final = 256  # heads seen, by which a reorganisation's depth is found
 _AT_ONCE: Final = 16  # views asked for together
-_TOUCHING: Final = (NodeRegistered, HotKeySet, Staked, UnstakeBegun, StakeWithdrawn, BondForfeited)
+_TOUCHING: Final = (NodeRegistered, HotKeySet, Staked, UnstakeBegun, StakeWithdrawn, BondForfeited, Slashed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.30;
+
+import {Disputes} from "src/Disputes.sol";
+import {IDisputes} from "src/interfaces/IDisputes.sol";
+import {IJobQueue} from "src/interfaces/IJobQueue.sol";
+import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+
+import {MarketTest} from "./utils/MarketTest.sol";
+
+contract DisputesTest is MarketTest {
+    address private constant BURNT = 0x000000000000000000000000000000000000dEaD;
+
+    struct Proof {
+        IDisputes.Lane lane;
+        IJobQueue.JobSpec spec;
+        IDisputes.SignedReceipt first;
+        IDisputes.SignedReceipt second;
+        address hotKey;
+    }
+
+    address private challenger = makeAddr("challenger");
+    Proof private proof;
+
+    function setUp() public override {
+        super.setUp();
+        proof.spec = newSpec();
+        proof.first.receipt = receiptFor(1, proof.spec, alice);
+        proof.second.receipt = receiptFor(1, proof.spec, alice);
+        proof.second.receipt.outputDigest = keccak256("another answer");
+        _sign();
+    }
+
+    // Equivocation
+
+    function test_two_receipts_for_one_work_cost_half_the_stake() public {
+        vm.expectEmit();
+        emit IDisputes.EquivocationProven(alice.cold, proof.first.receipt.workId, challenger, client, 2_500 ether);
+        _prove();
+        assertEq(nodes.node(alice.cold).stake, 2_500 ether);
+        assertEq(vault.creditsOf(challenger), 1_250 ether);
+        assertEq(vault.creditsOf(client), 625 ether);
+        assertEq(vault.creditsOf(BURNT), 625 ether);
+        assertEq(nodes.forfeitPool(), 0);
+        assertTrue(disputes.proven(alice.cold, proof.first.receipt.workId));
+    }
+
+    function test_stake_in_withdrawal_is_slashed() public {
+        vm.prank(alice.cold);
+        nodes.beginUnstake(5_000 ether);
+        _prove();
+        assertEq(nodes.node(alice.cold).unstaking, 2_500 ether);
+        skip(UNSTAKE_DELAY);
+        uint256 before = vault.balanceOf(alice.cold);
+        vm.prank(alice.cold);
+        nodes.withdrawStake();
+        assertEq(vault.balanceOf(alice.cold), before + 2_500 ether);
+    }
+
+    function test_running_jobs_survive_a_slashing() public {
+        IJobQueue.JobSpec memory spec = newSpec();
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        _prove();
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - (5_000 ether - BOND) / 2);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        commit(jobId, spec, receipt, alice);
+        skip(WINDOW);
+        finalize(jobId, spec, receipt);
+        assertEq(nodes.node(alice.cold).bonded, 0);
+    }
+
+    function test_receipts_of_the_signed_lane_count_in_its_domain() public {
+        proof.lane = IDisputes.Lane.Sessions;
+        bytes32 order = sessions.hashOrder(proof.spec);
+        (proof.first.receipt.specHash, proof.first.receipt.workId) = (order, order);
+        (proof.second.receipt.specHash, proof.second.receipt.workId) = (order, order);
+        _assertRefused(IDisputes.BadSignature.selector); // signed in the queue's domain
+        proof.first.signature = _signature(sessions.hashReceipt(proof.first.receipt), alice.hotKey);
+        proof.second.signature = _signature(sessions.hashReceipt(proof.second.receipt), alice.hotKey);
+        _prove();
+        assertEq(nodes.node(alice.cold).stake, 2_500 ether);
+    }
+
+    function test_proving_revertsWhen_proven() public {
+        _prove();
+        proof.second.receipt.outputDigest = keccak256("a third answer");
+        _sign();
+        _assertRefused(IDisputes.AlreadyProven.selector);
+        (proof.first.receipt, proof.second.receipt) = (proof.second.receipt, proof.first.receipt);
+        _sign();
+        _assertRefused(IDisputes.AlreadyProven.selector);
+    }
+
+    function test_proving_revertsWhen_it_is_no_equivocation() public {
+        IJobQueue.Receipt memory other = proof.second.receipt;
+        proof.second.receipt = proof.first.receipt;
+        _sign();
+        _assertRefused(IDisputes.NotEquivocation.selector); // one receipt, twice
+        proof.second.receipt = other;
+        proof.second.receipt.workId = ~other.workId;
+        _sign();
+        _assertRefused(IDisputes.NotEquivocation.selector); // two works
+        proof.second.receipt.workId = other.workId;
+        proof.second.receipt.node = bob.cold;
+        _sign();
+        _assertRefused(IDisputes.NotEquivocation.selector); // two nodes
+    }
+
+    function test_proving_revertsWhen_the_spec_is_another() public {
+        proof.spec.client = challenger; // would have the client's part too
+        _assertRefused(IDisputes.SpecMismatch.selector);
+    }
+
+    function test_proving_revertsWhen_either_signature_is_anothers() public {
+        bytes memory good = proof.first.signature;
+        proof.first.signature = sign(proof.first.receipt, bob.hotKey);
+        _assertRefused(IDisputes.BadSignature.selector);
+        (proof.first.signature, proof.second.signature) = (good, good);
+        _assertRefused(IDisputes.BadSignature.selector);
+    }
+
+    function test_proving_revertsWhen_the_key_was_never_the_nodes() public {
+        proof.hotKey = bob.hot;
+        proof.first.signature = sign(proof.first.receipt, bob.hotKey);
+        proof.second.signature = sign(proof.second.receipt, bob.hotKey);
+        _assertRefused(IDisputes.NotLiable.selector);
+    }
+
+    function test_replacing_the_hot_key_is_no_escape_until_the_stake_could_have_left() public {
+        (address fresh, uint256 freshKey) = makeAddrAndKey("fresh");
+        setHotKey(alice, fresh, freshKey);
+        uint256 snapshot = vm.snapshotState();
+        skip(UNSTAKE_DELAY - 1);
+        _prove();
+        vm.revertToState(snapshot);
+        skip(UNSTAKE_DELAY);
+        _assertRefused(IDisputes.NotLiable.selector);
+    }
+
+    /// @dev Every wei that is slashed has a place.
+    function testFuzz_parts_sum_to_what_is_slashed(uint96 leaving) public {
+        vm.startPrank(alice.cold);
+        nodes.beginUnstake(bound(leaving, 0, 5_000 ether));
+        skip(UNSTAKE_DELAY);
+        if (nodes.node(alice.cold).unstaking > 0) nodes.withdrawStake();
+        vm.stopPrank();
+        uint256 slashed = nodes.node(alice.cold).stake / 2;
+        _prove();
+        assertEq(vault.creditsOf(challenger) + vault.creditsOf(client) + vault.creditsOf(BURNT), slashed);
+        assertEq(nodes.forfeitPool(), 0);
+    }
+
+    function test_constructor_revertsWhen_not_wired() public {
+        vm.expectPartialRevert(INodeRegistry.NotAModule.selector);
+        new Disputes(nodes, queue, sessions);
+    }
+
+    function _sign() private {
+        proof.hotKey = alice.hot;
+        proof.first.signature = sign(proof.first.receipt, alice.hotKey);
+        proof.second.signature = sign(proof.second.receipt, alice.hotKey);
+    }
+
+    function _prove() private {
+        Proof memory p = proof;
+        vm.prank(challenger);
+        disputes.proveEquivocation(p.lane, p.spec, p.first, p.second, p.hotKey);
+    }
+
+    function _assertRefused(bytes4 error) private {
+        Proof memory p = proof;
+        vm.prank(challenger);
+        vm.expectPartialRevert(error);
+        disputes.proveEquivocation(p.lane, p.spec, p.first, p.second, p.hotKey);
+    }
+
+    function _signature(bytes32 digest, uint256 key) private pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, digest);
+        return abi.encodePacked(r, s, v);
+    }
+}
