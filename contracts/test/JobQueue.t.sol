@@ -165,6 +165,14 @@ contract JobQueueTest is MarketTest {
         queue.claim(jobId, spec);
     }
 
+    /// @dev A hot key that calls some contract lends it nothing.
+    function test_claim_revertsWhen_only_the_origin_is_a_hot_key() public {
+        uint64 jobId = submit(spec);
+        vm.prank(address(this), alice.hot);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotAHotKey.selector, address(this)));
+        queue.claim(jobId, spec);
+    }
+
     function test_claim_revertsWhen_claimed() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);

@@ -29,6 +29,15 @@ contract SettlementTest is MarketTest {
         assertEq(nodes.node(alice.cold).bonded, 0);
     }
 
+    function test_anyone_finalizes_whoever_else_stays_away() public {
+        _addJob(ensemble, alice, 512, 256, 1 ether);
+        skip(WINDOW);
+        IJobQueue.Settlement[] memory settlements = _settlements();
+        vm.prank(makeAddr("anyone"));
+        queue.finalizeBatch(jobIds, settlements);
+        assertEq(vault.creditsOf(alice.cold), uint256(receipts[0].fee) * 6_000 / 10_000);
+    }
+
     function test_finalize_refunds_what_was_not_used() public {
         uint256 before = vault.balanceOf(client);
         _addJob(baseOnly, alice, 1, 0, 1 ether);
