@@ -1,6 +1,7 @@
 """The engine's throughput: 32 requests of 64 prompt and 64 output tokens, greedy, request i on adapter i mod N.
 
-    python node/bench/throughput.py MODEL [--adapters 0 1 8 32] [--dtype bfloat16] [--runs 3] [--kernels best]
+    python node/bench/throughput.py MODEL [--adapters 0 1 8 32] [--dtype bfloat16] [--weights auto] [--runs 3]
+        [--kernels best]
 
 Prints one JSON line for each N: the median of the runs after a warm-up. The adapters are drawn at random, ranks 8, 16,
 16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that each changes the output. With --steps, lines for
@@ -24,7 +25,7 @@ from openlora.kernels.ops import BACKENDS, Ops
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import Checkpoint, load_weights
+from openlora.node.engine.loader import FORMS, Checkpoint, load_weights
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Cancel, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
@@ -60,10 +61,10 @@ def write_adapter(folder: Path, model: Path, number: int, ranks: Sequence[int] =
     return path
 
 
-def load(model: Path, dtype: str, kernels: str, cache: Path) -> Engine:
+def load(model: Path, dtype: str, form: str, kernels: str, cache: Path) -> Engine:
     """`kernels`: "best", "reference", or an instruction set of the compiled decoder. Nothing is cached between runs."""
     config, limits = DecoderConfig.from_path(model), EngineLimits(prefix_cache=False)
-    weights = load_weights(model, config, dtype)
+    weights = load_weights(model, config, dtype, form)
     runner: Runner
     match kernels:
         case "best":
@@ -145,6 +146,7 @@ def report(engine: Engine, seconds: list[float], tokens: int, **what: int) -> No
     result = {
         "engine": f"openlora-{engine.info.backend}",
         "dtype": engine.info.dtype,
+        "weights": engine.info.weights,
         **what,
         "median_s": round(median_s, 4),
         "tok_s": round(tokens / median_s, 1),
@@ -160,12 +162,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--adapters", type=int, nargs="+", default=[0, 1, 8, 32])
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--weights", default="auto", choices=FORMS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--kernels", default="best")
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("var/cache"))
     arguments = parser.parse_args()
-    engine = load(arguments.model, arguments.dtype, arguments.kernels, arguments.cache)
+    engine = load(arguments.model, arguments.dtype, arguments.weights, arguments.kernels, arguments.cache)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(max(arguments.adapters)):
             path = write_adapter(Path(folder), arguments.model, number)

@@ -71,6 +71,7 @@ class FakeEngine:
         return ModelInfo(
             family="fake",
             dtype="float32",
+            weights="full",
             vocab_size=VOCAB,
             max_context=MAX_CONTEXT,
             eos_token_ids=(EOS,),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openlora.kernels import reference
-from openlora.kernels.types import AttentionBatch, Change, LoraEntries
+from openlora.kernels.types import AttentionBatch, Change, CodedWeight, Int8Weight, LoraEntries, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Backend:
     lora_embedding_: Callable[[Tensor, Tensor, Any, Sequence[Change | None]], None]
     lora_vector_: Callable[[Tensor, Any, Sequence[Change | None]], None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    linear_int8: Callable[[Tensor, Int8Weight, Tensor | None, torch.dtype], Tensor] = reference.linear_int8
+    linear_coded: Callable[[Tensor, CodedWeight, Tensor | None, torch.dtype], Tensor] = reference.linear_coded
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -97,12 +99,23 @@ class Ops:
         return self._backend.layer_norm(x, weight, bias, eps)
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+        self, x: Tensor, weight: Weight, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
     ) -> Tensor:
-        _require(x.ndim == 2 and weight.ndim == 2, "linear: x and weight are matrices", x, weight)
-        _require(x.shape[1] == weight.shape[1] and x.dtype == weight.dtype, "linear: weight does not fit x", x, weight)
+        numbers = weight if isinstance(weight, Tensor) else weight.codes
+        _require(x.ndim == 2 and numbers.ndim == 2, "linear: x and weight are matrices", x, numbers)
+        _require(x.shape[1] == numbers.shape[1], "linear: weight does not fit x", x, numbers)
         if bias is not None:
-            _require(bias.shape == weight.shape[:1], "linear: bias does not fit weight", bias, weight)
+            _require(bias.shape == numbers.shape[:1], "linear: bias does not fit weight", bias, numbers)
+        match weight:
+            case Int8Weight(codes, scale):
+                _require(codes.dtype == torch.int8 and scale.shape == codes.shape[:1], "linear: scale", codes, scale)
+                return self._backend.linear_int8(x, weight, bias, out_dtype or x.dtype)
+            case CodedWeight(codes, scales, minima, _, group):
+                groups = (len(codes), -(-codes.shape[1] // group))
+                _require(codes.dtype == torch.int8 and scales.shape == groups, "linear: scales", codes, scales)
+                _require(minima is None or minima.shape == groups, "linear: minima do not fit scales", scales)
+                return self._backend.linear_coded(x, weight, bias, out_dtype or x.dtype)
+        _require(x.dtype == weight.dtype, "linear: weight does not fit x", x, weight)
         return self._backend.linear(x, weight, bias, out_dtype or x.dtype)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:

@@ -14,8 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openlora.kernels.types import AttentionBatch, Change, Difference, LoraEntries, LoraFactors
+from openlora.kernels.quantised import dequantise
+from openlora.kernels.types import (
+    AttentionBatch,
+    Change,
+    CodedWeight,
+    Difference,
+    Int8Weight,
+    LoraEntries,
+    LoraFactors,
+)
 
+INPUT_MOST = 8_191  # the largest integer that `linear_int8` makes of an activation
 _WIDEN_ROWS = 512  # rows of a weight that `linear` widens to float32 at a time: what a core's cache holds
 
 
@@ -40,6 +50,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtyp
     parts = [wide @ weight[i : i + _WIDEN_ROWS].float().T for i in blocks]
     y = torch.cat(parts, dim=1)
     return (y if bias is None else y + bias.float()).to(out_dtype)
+
+
+def linear_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """y[t] = s · scale · Σ_i q[t, i] · codes[:, i] + bias, where q = round(x[t] / s) with s = max|x[t]| / 8191, so that
+    activations have 14 bits. The sum of integers is exact; a row of x that holds an infinity or NaN gives NaN.
+
+    Eight bits would need a scale for every few inputs, since a few of them are hundreds of times the others.
+    """
+    wide = x.float()
+    scale = wide.abs().amax(dim=1, keepdim=True) / INPUT_MOST
+    q = torch.where(scale > 0, wide * (1 / scale), wide).round().double()
+    blocks = range(0, len(weight.codes), _WIDEN_ROWS)
+    sums = torch.cat([q @ weight.codes[i : i + _WIDEN_ROWS].double().T for i in blocks], dim=1)
+    y = sums.float() * (scale * weight.scale)
+    return (y if bias is None else y + bias.float()).to(out_dtype)
+
+
+def linear_coded(x: Tensor, weight: CodedWeight, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """As linear, for the numbers that the weight stands for, rounded to x's dtype."""
+    return linear(x, dequantise(weight).to(x.dtype), bias, out_dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

@@ -55,3 +55,27 @@ class Difference:
 
 
 Change = LoraFactors | Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """A weight [out, in] of integers, w[o, i] = scale[o] · codes[o, i], that are multiplied as such: see
+    reference.linear_int8."""
+
+    codes: Tensor  # [out, in] int8, never −128
+    scale: Tensor  # [out] float32
+
+
+@dataclass(frozen=True, slots=True)
+class CodedWeight:
+    """A weight [out, in] that is kept in fewer bits: w[o, i] = scales[o, i // group] · codes[o, i], plus minima[o,
+    i // group] where there are any. It is computed with as this number, rounded to the activations' dtype."""
+
+    codes: Tensor  # [out, in] int8; of 4 bits: 0 to 15 with minima, −8 to 7 without
+    scales: Tensor  # [out, in / group rounded up] float16 or float32, all finite
+    minima: Tensor | None  # as scales
+    bits: int  # 4 or 8
+    group: int  # a multiple of 16
+
+
+Weight = Tensor | Int8Weight | CodedWeight

@@ -180,7 +180,7 @@ class Node:
             "model": {
                 "name": self.config.model.path.stem,
                 "base_id": "0x" + self.worker.admission.base_id.hex(),
-                "dtype": self.worker.engine.info.dtype,
+                "dtype": self.worker.engine.info.numbers,
             },
             "engine": {
                 "backend": self.worker.engine.info.backend,
@@ -309,7 +309,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             model=Model(
                 base_id=base_id.hex(),
                 name=plain_text(config.model.path.stem),
-                dtype=engine.info.dtype,
+                dtype=engine.info.numbers,
                 max_context=engine.info.max_context,
                 engine=plain_text(engine.info.backend),
             ),

@@ -34,6 +34,7 @@ class KeyConfig(Table, frozen=True):
 class ModelConfig(Table, frozen=True):
     path: Path  # Hugging Face directory or GGUF file
     dtype: str = "auto"  # auto | bfloat16 | float32
+    weights: str = "auto"  # auto: as the checkpoint keeps them | full: all in dtype | int8 | int4: rounded at start
 
 
 class Backend(StrEnum):

@@ -24,6 +24,7 @@ password_file = {password_file}         # or a systemd credential
 [model]
 path = {model}                          # a Hugging Face directory or a GGUF file
 dtype = "auto"                          # auto | bfloat16 | float32
+weights = "auto"                        # auto: as the file keeps them | full: in dtype | int8 | int4: rounded at start
 
 [engine]
 backend = {backend}                     # openlora: our own; vllm: answers that nobody can compute again, any GPU count

@@ -69,11 +69,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), **MODEL)
 
 
-def compiled(model: Path, kernels: Path, instructions: str = "", threads: int = 2) -> CompiledRunner:
+def compiled(
+    model: Path, kernels: Path, instructions: str = "", threads: int = 2, form: str = "auto"
+) -> CompiledRunner:
     config = DecoderConfig.from_path(model)
     torch.set_num_threads(threads)
     try:
-        return CompiledRunner(config, load_weights(model, config, "bfloat16"), LIMITS, kernels, instructions)
+        return CompiledRunner(config, load_weights(model, config, "bfloat16", form), LIMITS, kernels, instructions)
     except KernelsUnavailable as error:
         pytest.skip(str(error))
     finally:

@@ -14,7 +14,7 @@ from torch import Tensor
 from openlora.kernels.cpu import library as c
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.errors import KernelsUnavailable
-from openlora.kernels.types import Change, Difference, LoraFactors
+from openlora.kernels.types import Change, CodedWeight, Difference, Int8Weight, LoraFactors, Weight
 
 PAGE_TOKENS = 16  # the page size of the cache's layout
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -50,7 +50,7 @@ class LayerWeights:
 
     attention_norm: Tensor
     mlp_norm: Tensor
-    matrices: Mapping[str, tuple[Tensor, Tensor | None]]
+    matrices: Mapping[str, tuple[Weight, Tensor | None]]
     q_norm: Tensor | None = None  # [head size], of each head before it is rotated
     k_norm: Tensor | None = None
     window: int | None = None
@@ -61,7 +61,7 @@ class DecoderWeights:
     embedding: Tensor  # [vocabulary, hidden]
     layers: Sequence[LayerWeights]
     norm: Tensor
-    head: Tensor  # [vocabulary, hidden]
+    head: Weight  # [vocabulary, hidden]
     rope_table: Tensor  # [positions, head size] float32, as reference.rope_ has it
 
 
@@ -202,6 +202,22 @@ class CpuDecoder:
             kept.append(tensor.to(dtype).contiguous())
             return kept[-1].data_ptr()
 
+        def values(weight: Weight) -> c.Values:
+            match weight:
+                case Int8Weight(codes, scale):
+                    numbers, scales = pointer(codes, torch.int8), pointer(scale, torch.float32)
+                    return c.Values(format=c.INT8, group=codes.shape[1], numbers=numbers, scales=scales)
+                case CodedWeight(codes, scales, minima, bits, group):
+                    return c.Values(
+                        format=c.CODES4 if bits == 4 else c.CODES8,
+                        group=group,
+                        half=scales.dtype == torch.float16,
+                        numbers=pointer(codes, torch.int8),
+                        scales=pointer(scales, scales.dtype),
+                        minima=pointer(minima, scales.dtype),
+                    )
+            return c.Values(format=c.DENSE, numbers=pointer(weight, torch.bfloat16))
+
         layers = (c.LayerWeights * shape.layers)()
         for to, layer in zip(layers, weights.layers, strict=True):
             to.attention_norm = pointer(layer.attention_norm, torch.float32)
@@ -211,7 +227,7 @@ class CpuDecoder:
             to.window = min(layer.window or 0, len(weights.rope_table))
             for name in MATRICES:
                 weight, bias = layer.matrices[name]
-                setattr(to, name, pointer(weight, torch.bfloat16))
+                setattr(to, name, values(weight))
                 setattr(to, f"{name}_bias", pointer(bias, torch.float32))
         error = ctypes.create_string_buffer(256)
         handle = self._library.openlora_decoder_create(
@@ -225,7 +241,7 @@ class CpuDecoder:
                 embedding=self._embedding.data_ptr(),
                 layers=layers,
                 norm=pointer(weights.norm, torch.float32),
-                head=pointer(weights.head, torch.bfloat16),
+                head=values(weights.head),
                 rope=pointer(weights.rope_table, torch.float32),
             ),
             instructions.encode(),

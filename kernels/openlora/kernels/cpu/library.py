@@ -4,6 +4,8 @@ import ctypes
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_void_p
 from pathlib import Path
 
+DENSE, INT8, CODES8, CODES4 = range(4)  # formats of Values
+
 
 class Shape(ctypes.Structure):
     _fields_ = (
@@ -29,16 +31,22 @@ class Shape(ctypes.Structure):
     )
 
 
+class Values(ctypes.Structure):
+    _fields_ = (
+        ("format", c_int32),
+        ("group", c_int32),
+        ("half", c_int32),
+        ("numbers", c_void_p),
+        ("scales", c_void_p),
+        ("minima", c_void_p),
+    )
+
+
 class LayerWeights(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, c_void_p)
-            for name in (
-                *("attention_norm", "mlp_norm", "q_norm", "k_norm"),
-                *("q", "k", "v", "o", "gate", "up", "down"),
-                *("q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias"),
-            )
-        ),
+        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, Values) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((f"{name}_bias", c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         ("window", c_int32),
     )
 
@@ -48,7 +56,7 @@ class Weights(ctypes.Structure):
         ("embedding", c_void_p),
         ("layers", POINTER(LayerWeights)),
         ("norm", c_void_p),
-        ("head", c_void_p),
+        ("head", Values),
         ("rope", c_void_p),
     )
 

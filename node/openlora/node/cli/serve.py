@@ -27,6 +27,7 @@ from openlora.node.errors import AdapterError, ConfigError, ModelError
 from openlora.node.tasks import running
 
 DTYPES = ("auto", "bfloat16", "float32")
+WEIGHTS = ("auto", "full", "int8", "int4")
 MIN_KEY_CHARS = 16
 
 
@@ -47,6 +48,9 @@ class ServeOptions:
 def serve(
     model: Annotated[Path, typer.Option(help="The base model: a Hugging Face directory or a GGUF file.")],
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    weights: Annotated[
+        str, typer.Option(help="auto (as the model's file keeps them), full (in dtype), or rounded to int8 or int4.")
+    ] = "auto",
     adapter: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="An adapter; repeatable.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --api-key-file.")] = (
         "127.0.0.1"
@@ -64,13 +68,17 @@ def serve(
     """Serve a base model and its adapters to any OpenAI client."""
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is unknown; choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights {weights} is unknown; choose {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
     if not model.exists():
         raise ModelError(f"--model {model} does not exist; give a Hugging Face directory or a GGUF file")
     keys = () if api_key_file is None else _read_keys(api_key_file)
     if not keys and not is_loopback(host):
         raise ConfigError(f"--host {host} can be reached from other machines; protect it with --api-key-file FILE")
     options = ServeOptions(
-        engine=engine_options(ModelConfig(path=model, dtype=dtype), chosen_engine(engine, vllm_python, device)),
+        engine=engine_options(
+            ModelConfig(path=model, dtype=dtype, weights=weights), chosen_engine(engine, vllm_python, device)
+        ),
         served_model_name=check_name(served_model_name or _name_of(model)),
         adapters=tuple(_adapter(text) for text in adapter or ()),
         host=host,
@@ -123,7 +131,7 @@ def _say_ready(service: TextService, sock: socket.socket) -> None:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     info, adapters = service.engine.info, len(service.catalog.adapters)
     print(
-        f"openlora: serving {service.catalog.base.name} ({info.family}, {info.dtype}, {info.backend} kernels) "
+        f"openlora: serving {service.catalog.base.name} ({info.family}, {info.numbers}, {info.backend} kernels) "
         f"and {adapters} adapter{'' if adapters == 1 else 's'} on http://{address}/v1",
         file=sys.stderr,
         flush=True,

@@ -7,6 +7,7 @@ import torch
 
 from openlora.kernels.cpu import decoder as cpu
 from openlora.kernels.errors import KernelsUnavailable
+from openlora.kernels.quantised import rows_of
 from openlora.kernels.types import Change
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
@@ -52,6 +53,7 @@ class CompiledRunner:
         )
         self.backend = f"cpu-{self._decoder.instructions}"
         self.dtype = torch.bfloat16
+        self.form = weights.form
         self.device = torch.device("cpu")
         self.factors = _PackedFactors(self._decoder, config.names)
 
@@ -122,7 +124,7 @@ def _layer(layer: Layer, window: int | None, names: Names) -> cpu.LayerWeights:
     for projection in (layer.qkv, layer.o, layer.gate_up, layer.down):
         for module, columns in projection.parts:
             bias = None if projection.bias is None else projection.bias[columns]
-            matrices[_place(module, names)[1]] = (projection.weight[columns], bias)
+            matrices[_place(module, names)[1]] = (rows_of(projection.weight, columns), bias)
     return cpu.LayerWeights(
         attention_norm=layer.attention_norm.weight,
         mlp_norm=layer.mlp_norm.weight,

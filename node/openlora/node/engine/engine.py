@@ -69,6 +69,7 @@ class Engine:
         self.info = ModelInfo(
             family=config.family,
             dtype=str(runner.dtype).removeprefix("torch."),
+            weights=runner.form,
             vocab_size=config.vocab_size,
             max_context=min(config.max_positions, kv_tokens),
             eos_token_ids=config.eos_token_ids,
@@ -94,17 +95,18 @@ class Engine:
         path: Path,
         *,
         dtype: str = "auto",
+        weights: str = "auto",
         limits: EngineLimits | None = None,
         cache_dir: Path | None = None,
     ) -> "Engine":
-        """Load a Hugging Face directory or a GGUF file. Raises ModelError.
+        """Load a Hugging Face directory or a GGUF file, as `load_weights` has `dtype` and `weights`. Raises ModelError.
 
         `cache_dir` keeps compiled kernels from one start to the next; without it only the reference serves.
         """
         limits = limits or EngineLimits()
         config = DecoderConfig.from_path(path)
         checkpoint = Checkpoint(path, config)
-        runner = best_runner(config, load_weights(path, config, dtype), limits, cache_dir)
+        runner = best_runner(config, load_weights(path, config, dtype, weights), limits, cache_dir)
         return cls(config, runner, limits, checkpoint)
 
     @property

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGUFReader
 from gguf.quants import dequantize
 
+from openlora.node.engine.gguf_codes import Codes, read_codes
 from openlora.node.errors import ModelError
 
 _T = TypeVar("_T", int, float, str)
@@ -76,6 +78,23 @@ class GgufFile:
 
     def is_float32(self, name: str) -> bool:
         return bool(self._tensors[name].tensor_type.name == "F32")
+
+    def codes(self, name: str) -> Codes | None:
+        """A matrix's own codes [out, in] and scales [out, groups], if it has any. Raises ModelError for scales that are
+        infinite or NaN."""
+        tensor, (rows, _) = self._tensors[name], self.shape(name)
+        _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
+        codes = read_codes(tensor.tensor_type.name, tensor.data.view(np.uint8).reshape(-1, block_bytes))
+        if codes is None:
+            return None
+        scales, minima = (
+            codes.scales.reshape(rows, -1),
+            None if codes.minima is None else codes.minima.reshape(rows, -1),
+        )
+        if not np.isfinite(scales).all() or not (minima is None or np.isfinite(minima).all()):
+            raise ModelError(f"{self._path}: {tensor.name!r} has scales that are infinite or NaN")
+        values = np.require(codes.values.reshape(rows, -1), np.int8, ["C", "W"])  # not the file's own memory
+        return replace(codes, values=values, scales=scales, minima=minima)
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor, dequantised, in memory of its own. Raises ModelError for a quantisation that is not known."""

@@ -1,7 +1,7 @@
 """A base model's weights, from a Hugging Face directory or a GGUF file, as the decoder wants them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from openlora.kernels.quantised import dequantise, quantise_int4, quantise_int8, stack
+from openlora.kernels.types import CodedWeight, Int8Weight, Weight
 from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import DecoderWeights, Layer, Norm, Projection
@@ -17,6 +19,7 @@ from openlora.node.errors import ModelError
 
 _INDEX_MAX_BYTES = 64 << 20
 _HARMLESS = re.compile(r".*rotary_emb\.inv_freq|" + re.escape(ROPE_FACTORS))
+FORMS = ("auto", "full", "int8", "int4")
 _SAFETENSORS_DTYPES = {"F32", "F16", "BF16"}
 
 
@@ -27,16 +30,25 @@ class TensorSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
     def is_float32(self, name: str) -> bool: ...
     def tensor(self, name: str) -> Tensor: ...
+    def coded(self, name: str) -> CodedWeight | None: ...  # a matrix as the checkpoint keeps it, if in fewer bits
 
 
-def load_weights(path: Path, config: DecoderConfig, dtype: str) -> DecoderWeights:
+def load_weights(path: Path, config: DecoderConfig, dtype: str, form: str = "auto") -> DecoderWeights:
     """Read the checkpoint at `path`; dtype is "bfloat16", "float32" or "auto" (see `choose_dtype`).
+
+    `form` is what the matrices are kept in: "full", all in the dtype; "int8" or "int4", rounded by the rules of
+    openlora.kernels.quantised, except for those of 4 bits already where "int4" is wanted; "auto", "full" but for the
+    matrices whose checkpoint keeps 4 to 8 bits: in bfloat16 those stay as they are, which changes no result.
 
     Raises ModelError if a tensor is missing, misshapen, of a kind that is not served, or not the model's.
     """
     source = open_source(path, config)
     _check_tensors(source, config)
-    return _Builder(source, config, choose_dtype(dtype, source, f"{config.names.embedding}.weight")).weights()
+    if form not in FORMS:
+        raise ModelError(f"weights {form!r} are not served; {', '.join(map(repr, FORMS))} are")
+    chosen = choose_dtype(dtype, source, f"{config.names.embedding}.weight")
+    kept = "full" if form == "auto" and chosen == torch.float32 else form
+    return _Builder(source, config, chosen, kept).weights()
 
 
 def open_source(path: Path, config: DecoderConfig) -> TensorSource:
@@ -105,21 +117,22 @@ def _check_tensors(source: TensorSource, config: DecoderConfig) -> None:
 class _Builder:
     """Stacks and casts the checkpoint's tensors, one at a time."""
 
-    def __init__(self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype) -> None:
+    def __init__(self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype, form: str) -> None:
         self._source = source
         self._config = config
         self._dtype = dtype
+        self._form = form
         self._shapes = config.tensors()
 
     def weights(self) -> DecoderWeights:
         names = self._config.names
         embedding = self._one(f"{names.embedding}.weight")
-        tied = Projection(embedding, None, ((names.head, slice(0, self._config.vocab_size)),))
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(f"{names.layers}.{i}.") for i in range(self._config.layers)),
             norm=self._norm(names.norm),
-            head=tied if self._config.tied_head else self._projection(names.head),
+            head=self._tied_head(embedding) if self._config.tied_head else self._projection(names.head),
+            form="full" if self._form == "auto" else self._form,
         )
 
     def _layer(self, prefix: str) -> Layer:
@@ -137,6 +150,11 @@ class _Builder:
             post_mlp_norm=self._optional_norm(prefix, names.post_mlp_norm),
         )
 
+    def _tied_head(self, embedding: Tensor) -> Projection:
+        weight = self._reduced(f"{self._config.names.embedding}.weight")
+        rows = slice(0, self._config.vocab_size)
+        return Projection(embedding if weight is None else weight, None, ((self._config.names.head, rows),))
+
     def _norm(self, module: str) -> Norm:
         bias = self._source.tensor(f"{module}.bias").float() if self._config.layer_norms else None
         return Norm(module, self._source.tensor(f"{module}.weight").float() + self._config.norm_offset, bias)
@@ -149,12 +167,33 @@ class _Builder:
         for module in modules:
             start, end = end, end + self._shapes[f"{module}.weight"][0]
             parts.append((module, slice(start, end)))
-        weight = self._stacked(f"{module}.weight" for module in modules)
+        weight = self._matrices([f"{module}.weight" for module in modules])
         biased = f"{modules[0]}.bias" in self._shapes
         return Projection(weight, self._stacked(f"{m}.bias" for m in modules) if biased else None, tuple(parts))
 
     def _stacked(self, names: Iterable[str]) -> Tensor:
         return torch.cat([self._one(name) for name in names])
+
+    def _matrices(self, names: Sequence[str]) -> Weight:
+        weights: list[Weight] = []
+        for name in names:
+            reduced = self._reduced(name)
+            weights.append(self._one(name) if reduced is None else reduced)
+        if len({type(weight) for weight in weights}) > 1:
+            weights = [dequantise(weight).to(self._dtype) for weight in weights]
+        return stack(weights)
+
+    def _reduced(self, name: str) -> Int8Weight | CodedWeight | None:
+        """A matrix in fewer bits than the dtype's, if the form has it so."""
+        match self._form:
+            case "full":
+                return None
+            case "int8":
+                return quantise_int8(self._source.tensor(name))
+        coded = self._source.coded(name)
+        if self._form == "int4" and (coded is None or coded.bits != 4):
+            return quantise_int4(self._source.tensor(name))
+        return coded
 
     def _one(self, name: str) -> Tensor:
         return self._source.tensor(name).to(self._dtype)
@@ -194,6 +233,9 @@ class SafetensorsSource:
         tensor: Tensor = self._files[self._where[name]].get_tensor(name)
         return tensor
 
+    def coded(self, name: str) -> CodedWeight | None:
+        return None
+
     def _slice(self, name: str) -> Any:
         return self._files[self._where[name]].get_slice(name)
 
@@ -218,7 +260,7 @@ class _Index(msgspec.Struct):
 
 
 class GgufSource:
-    """A GGUF file, dequantised; llama.cpp's order of the query and key rows is undone."""
+    """A GGUF file; llama.cpp's order of the query and key rows is undone."""
 
     def __init__(self, file: GgufFile, config: DecoderConfig) -> None:
         self._file = file
@@ -228,9 +270,19 @@ class GgufSource:
         self.is_float32 = file.is_float32
 
     def tensor(self, name: str) -> Tensor:
-        tensor = torch.from_numpy(self._file.read(name))
+        return self._ordered(name, torch.from_numpy(self._file.read(name)))
+
+    def coded(self, name: str) -> CodedWeight | None:
+        codes = self._file.codes(name)
+        if codes is None:
+            return None
+        values, scales = (self._ordered(name, torch.from_numpy(x)) for x in (codes.values, codes.scales))
+        minima = None if codes.minima is None else self._ordered(name, torch.from_numpy(codes.minima))
+        return CodedWeight(values, scales, minima, codes.bits, group=values.shape[1] // scales.shape[1])
+
+    def _ordered(self, name: str, rows: Tensor) -> Tensor:
         heads = self._permuted.get(name.split(".")[-2])
-        return tensor if heads is None else _halves_first(tensor, heads)
+        return rows if heads is None else _halves_first(rows, heads)
 
 
 def _halves_first(rows: Tensor, heads: int) -> Tensor:

@@ -45,11 +45,17 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     family: str  # "llama", "qwen2", …
     dtype: str  # "bfloat16", "float32"
+    weights: str  # what they were rounded to: "full" (not at all), "int8", "int4"
     vocab_size: int
     max_context: int  # prompt + output tokens of one request, at most
     eos_token_ids: tuple[int, ...]
     kv_tokens: int  # capacity of the paged cache, in tokens
     backend: str  # kernel backend: "reference", "cpu", "cuda"
+
+    @property
+    def numbers(self) -> str:
+        """What is computed with, for people and peers: "bfloat16", "bfloat16+int8"."""
+        return self.dtype if self.weights == "full" else f"{self.dtype}+{self.weights}"
 
 
 # ---- agent → engine -------------------------------------------------------------------------------------------------

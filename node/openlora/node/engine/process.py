@@ -67,6 +67,7 @@ class Arguments:
     socket: Path
     model: Path
     dtype: str
+    weights: str
     limits: dict[str, Any]  # fields of EngineLimits; the others have their defaults
     cache: Path  # keeps compiled kernels
     device: str  # see `use_device`
@@ -134,6 +135,7 @@ def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--weights", default="auto")
     parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int | bool]), default={})
     parser.add_argument("--cache", type=Path, default=user_cache(environment))
     parser.add_argument("--device", default="")
@@ -158,7 +160,9 @@ def _load(arguments: Arguments) -> Steps:
     from openlora.node.engine.engine import Engine  # torch: only the child pays for importing it
 
     limits = engine_limits(arguments)
-    return Engine.load(arguments.model, dtype=arguments.dtype, limits=limits, cache_dir=arguments.cache)
+    return Engine.load(
+        arguments.model, dtype=arguments.dtype, weights=arguments.weights, limits=limits, cache_dir=arguments.cache
+    )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class Runner(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
+    def form(self) -> str:
+        """What the weights were rounded to, as DecoderWeights has it."""
+        ...
+
+    @property
     def device(self) -> torch.device: ...
 
     @property
@@ -58,6 +63,7 @@ class OpsRunner:
         config = model.config
         self.backend = ops.name
         self.dtype = model.dtype
+        self.form = model.form
         self.device = model.device
         self.factors = LoraTables()
         self._model = model

@@ -27,6 +27,7 @@ class EngineOptions(Patience):
 
     model: Path
     dtype: str = "auto"
+    weights: str = "auto"
     limits: Mapping[str, int | bool] = field(default_factory=dict)  # fields of EngineLimits, for memory and batch sizes
     devices: tuple[str, ...] = ()  # as `openlora.node.engine.process.use_device` names them
     command: tuple[str, ...] = ENGINE_COMMAND
@@ -60,7 +61,16 @@ async def supervised_engine(options: EngineOptions, state_dir: Path) -> AsyncIte
     or is not ready within `start_timeout_s`.
     """
     limits = msgspec.json.encode(options.limits).decode()
-    arguments = ("--model", str(options.model), "--dtype", options.dtype, "--limits", limits)
+    arguments = (
+        "--model",
+        str(options.model),
+        "--dtype",
+        options.dtype,
+        "--weights",
+        options.weights,
+        "--limits",
+        limits,
+    )
     supervisor = Supervisor("engine", (*options.command, *arguments), state_dir / "engine.sock", options, _greet)
     life = await supervisor.start()
     client = EngineClient(life.link.info, options.restart_wait_s)

@@ -17,6 +17,8 @@ constexpr int kVectors = 3;
 
 inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return native_to_bf16(x); }
+inline void store_pair(bf16* at, F x, F y) { native_store_pair(at, x, y); }
+inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "vectors.inc"
 
@@ -24,13 +26,16 @@ inline U16 to_bf16(F x) { return native_to_bf16(x); }
 #define expand vector_expand
 #define shrink vector_shrink
 #define attention vector_attention
+#define tile_int8 vector_tile_int8
 #include "pairs.inc"
 
 #include "kernels.inc"
+#include "quantised.inc"
 #undef tile
 #undef expand
 #undef shrink
 #undef attention
+#undef tile_int8
 
 constexpr int kDepth = 16;  // pairs in a register
 
@@ -109,6 +114,51 @@ void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const void* 
     products<true>(x, w, pairs, out, ahead);
   else
     products<false>(x, w, pairs, out, ahead);
+}
+
+// Registers 0–2: the sums of the high plane; 3–5: of the low one; 6: inputs; 7: codes. A register of codes serves both
+// planes where its turn allows.
+void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const void* ahead) {
+  constexpr int kQuadRow = 4 * kTile, kSumBytes = kTile * sizeof(std::int32_t);
+  alignas(64) std::int32_t high[16][kTile], low[16][kTile];
+  if (ahead) fetch(static_cast<const char*>(ahead) + std::ptrdiff_t{quads} * kQuadRow, sizeof(Int8Tile));
+  for (int first = 0; first < rows; first += 16) {
+    const std::uint8_t* above = x.high + std::ptrdiff_t{first} * x.stride;
+    const std::uint8_t* below = x.low + std::ptrdiff_t{first} * x.stride;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (int q = 0; q < quads; q += kDepth) {
+      const std::int8_t* codes = w.codes + std::ptrdiff_t{q} * kQuadRow;
+      _tile_loadd(6, above + 4 * q, x.stride);
+      _tile_loadd(7, codes, kQuadRow);
+      _tile_dpbusd(0, 6, 7);
+      _tile_loadd(7, codes + 64, kQuadRow);
+      _tile_dpbusd(1, 6, 7);
+      if (ahead && !first) fetch(static_cast<const char*>(ahead) + std::ptrdiff_t{q} * kQuadRow, kDepth * kQuadRow);
+      _tile_loadd(7, codes + 128, kQuadRow);
+      _tile_dpbusd(2, 6, 7);
+      _tile_loadd(6, below + 4 * q, x.stride);
+      _tile_dpbusd(5, 6, 7);
+      _tile_loadd(7, codes + 64, kQuadRow);
+      _tile_dpbusd(4, 6, 7);
+      _tile_loadd(7, codes, kQuadRow);
+      _tile_dpbusd(3, 6, 7);
+    }
+    _tile_stored(0, high[0], kSumBytes);
+    _tile_stored(1, high[0] + 16, kSumBytes);
+    _tile_stored(2, high[0] + 32, kSumBytes);
+    _tile_stored(3, low[0], kSumBytes);
+    _tile_stored(4, low[0] + 16, kSumBytes);
+    _tile_stored(5, low[0] + 32, kSumBytes);
+    for (int i = 0; i < 16 && first + i < rows; ++i)
+      for (int column = 0; column < kTile; column += kLanes)
+        store(out + (first + i) * kTile + column,
+              int8_result(load<I>(high[i] + column), load<I>(low[i] + column), w, column, x.scale[first + i]));
+  }
 }
 
 // ---- adapters -------------------------------------------------------------------------------------------------------
@@ -388,12 +438,13 @@ void attention(const float* const* q, void* const* out, const Span* seen, int qu
   _tile_loadconfig(&kLinear);
 }
 
-const Kernels kTable = {"amx", sizeof(Input), enter, leave, tile, expand, shrink, attention, rms_norm,
-                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+const Kernels kTable = {"amx", sizeof(Input), enter, leave, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+                        rms_norm, norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
-bool has_amx_bf16() {
+bool has_amx() {
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTiles | kInt8;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll;
 }
 
 // Linux gives a process the registers when it asks.
@@ -406,5 +457,5 @@ bool may_use_tiles() {
 }  // namespace openlora::amx
 
 const openlora::Kernels* openlora::amx_kernels() {
-  return has_avx512_bf16() && amx::has_amx_bf16() && amx::may_use_tiles() ? &amx::kTable : nullptr;
+  return has_avx512_bf16() && amx::has_amx() && amx::may_use_tiles() ? &amx::kTable : nullptr;
 }

@@ -14,11 +14,20 @@ struct Shape {
   bool gelu;  // tanh's approximation of it, in place of SiLU
 };
 
-// Row-major bfloat16 matrices [out, in]; norms and biases float32, a missing one null. A row sees the last `window`
-// positions, its own included; 0: all.
+// A row-major matrix [out, in]: bfloat16, or codes under scales, see quantised.h; the other fields are 0 or null where
+// the format has no use for them. All matrices that share an input have one format.
+struct Values {
+  std::int32_t format;          // a Format
+  std::int32_t group;           // inputs that share a scale
+  std::int32_t half;            // scales and minima are float16, else float32
+  const void* numbers;          // bfloat16, or int8 codes
+  const void *scales, *minima;  // [out, groups]
+};
+
+// Norms and biases are float32, a missing one null. A row sees the last `window` positions, its own included; 0: all.
 struct LayerWeights {
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
-  const std::uint16_t *q, *k, *v, *o, *gate, *up, *down;
+  Values q, k, v, o, gate, up, down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
   std::int32_t window;
 };
@@ -28,8 +37,8 @@ struct Weights {
   const std::uint16_t* embedding;  // [vocabulary, hidden]
   const LayerWeights* layers;
   const float* norm;
-  const std::uint16_t* head;   // [vocabulary, hidden]
-  const float* rope;           // [max positions, head size]: cosines, then sines
+  Values head;        // [vocabulary, hidden]
+  const float* rope;  // [max positions, head size]: cosines, then sines
 };
 
 // One linear layer's part of an adapter. `layer` is −1 for the head; `part` is 0–6 for q, k, v, o, gate, up, down.

@@ -1,4 +1,6 @@
 // AVX-512: eight rows by 48 columns in 24 accumulators, in float32.
+#include <immintrin.h>
+
 #include "unit.h"
 
 namespace openlora::avx512 {
@@ -8,6 +10,13 @@ constexpr int kRows = 8;
 constexpr int kVectors = 3;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
+inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
+
+// Two products of an int8 and a number below 128 fit into sixteen bits.
+inline I dot4(I sum, U w, U x) {
+  const __m512i products = _mm512_maddubs_epi16((__m512i)x, (__m512i)w);
+  return sum + (I)_mm512_madd_epi16(products, _mm512_set1_epi16(1));
+}
 
 #include "vectors.inc"
 
@@ -15,8 +24,10 @@ inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 
 #include "kernels.inc"
 
-const Kernels kTable = {"avx512", sizeof(Input), nothing, nothing, tile, expand, shrink, attention, rms_norm,
-                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+#include "quantised.inc"
+
+const Kernels kTable = {"avx512", sizeof(Input), nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+                        rms_norm, norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -9,6 +9,8 @@ constexpr int kVectors = 3;
 
 inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return native_to_bf16(x); }
+inline void store_pair(bf16* at, F x, F y) { native_store_pair(at, x, y); }
+inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "vectors.inc"
 
@@ -16,8 +18,10 @@ inline U16 to_bf16(F x) { return native_to_bf16(x); }
 
 #include "kernels.inc"
 
-const Kernels kTable = {"avx512-bf16", sizeof(Input), nothing, nothing, tile, expand, shrink, attention, rms_norm,
-                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+#include "quantised.inc"
+
+const Kernels kTable = {"avx512-bf16", sizeof(Input), nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+                        rms_norm, norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 }  // namespace
 }  // namespace openlora::avx512_bf16

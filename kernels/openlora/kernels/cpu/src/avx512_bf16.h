@@ -1,4 +1,4 @@
-// The two instructions of AVX-512 BF16, for the units that have it.
+// The instructions of AVX-512 BF16 and VNNI, for the units that have it.
 #pragma once
 #include <immintrin.h>
 
@@ -11,10 +11,18 @@ inline __attribute__((always_inline)) F native_dot2(F sum, U w, U x) {
 }
 inline __attribute__((always_inline)) U16 native_to_bf16(F x) { return (U16)_mm512_cvtneps_pbh((__m512)x); }
 
+inline __attribute__((always_inline)) void native_store_pair(bf16* at, F x, F y) {
+  const __m512bh both = _mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+  __builtin_memcpy(at, &both, sizeof both);
+}
+inline __attribute__((always_inline)) I native_dot4(I sum, U w, U x) {
+  return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+
 inline bool has_avx512_bf16() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 }
 
 }  // namespace openlora

@@ -21,6 +21,7 @@ Linear lay_out(int inputs, std::initializer_list<Matrix> matrices, bool in_turn)
   Linear linear;
   linear.inputs = inputs;
   linear.matrices = static_cast<int>(matrices.size());
+  linear.coding = coding_of(matrices.begin()->weight);
   linear.unit = in_turn ? static_cast<int>(matrices.size()) : 1;
   int part = 0;
   bool biased = false;
@@ -80,6 +81,13 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
 
   arenas.resize(s.threads);
   scratch.resize(s.threads);
+  unpacked.resize(s.threads);
+  std::size_t unpacked_bytes = 0;
+  for (const Job& job : jobs) {
+    integers |= job.linear->integers();
+    if (job.linear->coded())
+      unpacked_bytes = std::max(unpacked_bytes, job.linear->dense_tile_bytes() * job.linear->unit);
+  }
   for (int member = 0; member < s.threads; ++member) {
     std::size_t bytes = 0;
     for (const Job& job : jobs) {
@@ -87,17 +95,23 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
       bytes += job.linear->tile_bytes() * (mine.end - mine.begin) * job.linear->unit;
     }
     arenas[member] = Memory(bytes + kPrefetchSlack);
+    unpacked[member] = Memory(unpacked_bytes);
   }
   team.run([&](int member) {
-    bf16* at = arenas[member].as<bf16>();
+    char* at = arenas[member].as<char>();
     for (const Job& job : jobs) {
       const auto mine = team.share(job.linear->units(), member);
       for (int t = mine.begin * job.linear->unit; t < mine.end * job.linear->unit; ++t) {
         Linear::Tile& tile = job.linear->tiles[t];
         const Matrix& matrix = job.matrices[tile.part];
-        pack_tile(matrix.weight, matrix.out, job.linear->inputs, tile.index * kTile, at);
+        const int inputs = job.linear->inputs, first = tile.index * kTile;
+        if (job.linear->coding.format == Format::kDense)
+          pack_tile(static_cast<const bf16*>(matrix.weight.numbers), matrix.out, inputs, first,
+                    reinterpret_cast<bf16*>(at));
+        else
+          pack_quantised(matrix.weight, matrix.out, inputs, first, at);
         tile.weights = at;
-        at += job.linear->tile_bytes() / sizeof(bf16);
+        at += job.linear->tile_bytes();
       }
     }
   });

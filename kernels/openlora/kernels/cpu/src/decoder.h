@@ -41,6 +41,7 @@ struct Decoder {
   std::vector<float> norm;
   std::vector<Layer> layers;
   Linear head;
+  bool integers = false;  // whether any layer multiplies integers
   std::vector<Memory> arenas;  // a thread each: its tiles in the order in which it reads them
   Memory cache;                // [layers][pages][key-value heads][page]
   std::vector<std::unique_ptr<Adapter>> adapters;  // by slot
@@ -48,7 +49,9 @@ struct Decoder {
 
   // Buffers that grow to the largest step.
   Memory residual, normed, projected, attended, activated, shrunk, outputs, output_shrunk, logits;
-  std::vector<Memory> scratch;  // a thread each
+  Memory planes, input_scales;  // see quantised.h; empty unless a layer multiplies integers
+  std::vector<Memory> scratch;   // a thread each
+  std::vector<Memory> unpacked;  // a thread each: the tiles of one unit, where they have to be unpacked
 
   std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }
   bf16* page(int layer, int page, int kv_head) const {

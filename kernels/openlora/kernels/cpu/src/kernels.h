@@ -4,6 +4,7 @@
 // many rows it has, each result is the same, bit for bit, within one table. Products accumulate in float32.
 #pragma once
 #include "layout.h"
+#include "quantised.h"
 
 namespace openlora {
 
@@ -60,6 +61,17 @@ struct Kernels {
   // `rows` on are unspecified afterwards. While it computes, it fetches as many bytes as the tile has from `ahead` into
   // the second-level cache, unless that is null.
   void (*tile)(Inputs x, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
+
+  // A row as integers, see quantised.h, for n a multiple of 16; the scale is infinite or NaN if any of x is.
+  void (*quantise)(const void* x, int n, std::uint8_t* high, std::uint8_t* low, float* scale);
+
+  // As tile, of integers: out[m, 0:48] = (128 · Σ_k (high[m, k] − 64) · code[k] + Σ_k low[m, k] · code[k]) · (scale of
+  // row m · scale of the column), where both sums are exact; each is rounded to float32 once.
+  void (*tile_int8)(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const void* ahead);
+
+  // A dense tile from a coded one: scale · code + minimum, rounded to bfloat16. It fetches as many bytes as the coded
+  // tile has from `ahead`, unless that is null.
+  void (*unpack)(const char* coded, const Coding& coding, int pairs, bf16* tile, const void* ahead);
 
   // Adds `count` addends to the tile of sixteen rows, out [16][48], one after the other. Meanwhile fetches b's tile
   // `next_tile` of as many others, unless they are null. Up to sixteen pairs of b are read from any sixteenth on: what

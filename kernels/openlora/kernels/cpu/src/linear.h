@@ -2,12 +2,14 @@
 #pragma once
 #include <vector>
 
+#include "api.h"
 #include "memory.h"
+#include "quantised.h"
 
 namespace openlora {
 
 struct Matrix {
-  const bf16* weight;  // [out, in]
+  Values weight;  // [out, in]
   const float* bias;   // [out], or null
   int out;
 };
@@ -17,17 +19,28 @@ struct Linear {
   struct Tile {
     int part;             // which matrix
     int index;            // which of the matrix's tiles
-    const bf16* weights;  // [pairs][48][2]
+    const char* weights;  // dense: bf16 [pairs][48][2]; else see quantised.h
   };
 
   int inputs = 0;
   int matrices = 0;
+  Coding coding;
   int unit = 1;             // tiles that must be computed by one thread, one after the other
   std::vector<Tile> tiles;  // all first of each matrix, …; or with unit = matrices: one of each in turn
   std::vector<float> bias;  // [tiles][48], or empty
 
+  bool integers() const { return coding.format == Format::kInt8; }
+  bool coded() const { return coding.format == Format::kCodes8 || coding.format == Format::kCodes4; }
   int pairs() const { return tile_pairs(inputs); }
-  std::size_t tile_bytes() const { return sizeof(bf16) * pairs() * kTileRow; }
+  int quads() const { return tile_quads(inputs); }
+  std::size_t dense_tile_bytes() const { return sizeof(bf16) * pairs() * kTileRow; }
+  std::size_t tile_bytes() const {
+    switch (coding.format) {
+      case Format::kDense: return dense_tile_bytes();
+      case Format::kInt8: return sizeof(Int8Tile) + std::size_t{4} * quads() * kTile;
+      default: return (coded_tile_bytes(coding, pairs()) + 63) / 64 * 64;
+    }
+  }
   int units() const { return static_cast<int>(tiles.size()) / unit; }
 };
 
@@ -40,6 +53,11 @@ inline void pack_tile(const bf16* weight, int out, int inputs, int first, bf16* 
     for (int k = 0; k < inputs; ++k) tile[std::ptrdiff_t{k / 2} * kTileRow + 2 * column + k % 2] = row[k];
   }
 }
+
+Coding coding_of(const Values&);
+
+// As pack_tile, for every format but the dense one.
+void pack_quantised(const Values&, int out, int inputs, int first, char* tile);
 
 // One matrix of an adapter: B at its own rank, made even by a zero; A is in a Stack.
 struct Lora {

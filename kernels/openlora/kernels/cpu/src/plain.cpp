@@ -8,6 +8,11 @@ constexpr int kRows = 2;
 constexpr int kVectors = 1;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
+inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
+inline I dot4(I sum, U w, U x) {
+  for (int shift = 0; shift < 32; shift += 8) sum += ((I)(w << (24 - shift)) >> 24) * (I)(x >> shift & 0xffu);
+  return sum;
+}
 
 #include "vectors.inc"
 
@@ -15,8 +20,10 @@ inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 
 #include "kernels.inc"
 
-const Kernels kTable = {"plain", sizeof(Input), nothing, nothing, tile, expand, shrink, attention, rms_norm,
-                        norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+#include "quantised.inc"
+
+const Kernels kTable = {"plain", sizeof(Input), nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+                        rms_norm, norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 }  // namespace
 }  // namespace openlora::plain

@@ -115,6 +115,7 @@ class Pass {
     attended_ = inputs(d_.attended, rows, s_.heads * s_.head_size);
     activated_ = inputs(d_.activated, rows, s_.intermediate_size);
     outputs_ = inputs(d_.outputs, outputs, s_.hidden_size);
+    if (d_.integers) allocate_planes(std::max(rows, outputs));
     const int queries = std::max(group(), kQueriesWanted);
     int longest = 0;
     for (int s = 0; s < step_.sequences; ++s) longest = std::max(longest, step_.context_lens[s]);
@@ -122,6 +123,13 @@ class Pass {
     logits_ = step_.logits;
     if (!logits_ && step_.temperature) logits_ = grown<float>(d_.logits, std::size_t{1} * outputs * s_.vocab_size);
     best_.assign(std::size_t{1} * d_.team.size() * step_.outputs, {-INFINITY, -1, true});
+  }
+
+  void allocate_planes(int rows) {
+    const int widest = plane_stride(std::max({s_.hidden_size, s_.heads * s_.head_size, s_.intermediate_size}));
+    high_plane_ = grown<std::uint8_t>(d_.planes, std::size_t{2} * rows * widest);
+    low_plane_ = high_plane_ + std::ptrdiff_t{1} * rows * widest;
+    input_scales_ = grown<float>(d_.input_scales, rows);
   }
 
   Inputs inputs(Memory& memory, int rows, int columns) const {
@@ -135,7 +143,7 @@ class Pass {
     for (int i = 0; i < s_.layers; ++i) {
       const Layer& layer = d_.layers[i];
       if (i == 0) embed(member);
-      norm(member, i, kAttentionNorm, layer.attention_norm);
+      norm(member, i, kAttentionNorm, layer.attention_norm, layer.qkv);
       d_.team.barrier();
       shrink(member, i, kForQkv, normed_, s_.hidden_size);
       project(member, layer.qkv, i);
@@ -144,14 +152,16 @@ class Pass {
       d_.team.barrier();
       attend(member, i);
       d_.team.barrier();
+      quantise(member, layer.o, attended_);
       shrink(member, i, kForO, attended_, s_.heads * s_.head_size);
       add_to_residual(member, layer.o, i, kO, attended_);
       d_.team.barrier();
-      norm(member, i, kMlpNorm, layer.mlp_norm);
+      norm(member, i, kMlpNorm, layer.mlp_norm, layer.gate_up);
       d_.team.barrier();
       shrink(member, i, kForGateUp, normed_, s_.hidden_size);
       activate(member, layer.gate_up, i);
       d_.team.barrier();
+      quantise(member, layer.down, activated_);
       shrink(member, i, kForDown, activated_, s_.intermediate_size);
       add_to_residual(member, layer.down, i, kDown, activated_);
       d_.team.barrier();
@@ -173,12 +183,27 @@ class Pass {
     }
   }
 
-  void norm(int member, int layer, Norm which, const std::vector<float>& weight) {
+  void norm(int member, int layer, Norm which, const std::vector<float>& weight, const Linear& next) {
     std::vector<float> own;
     const auto mine = d_.team.share(rows_, member);
-    for (int row = mine.begin; row < mine.end; ++row)
+    for (int row = mine.begin; row < mine.end; ++row) {
       k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, altered_.norm(row, layer, which, weight, own),
                   s_.hidden_size, s_.rms_norm_eps, normed_.row(row));
+      if (next.integers()) quantise_row(next, normed_, row);
+    }
+  }
+
+  // All rows as the integers that a layer multiplies, if it does; returns when every member has done its part.
+  void quantise(int member, const Linear& linear, Inputs x) {
+    if (!linear.integers()) return;
+    const auto mine = d_.team.share(rows_, member);
+    for (int row = mine.begin; row < mine.end; ++row) quantise_row(linear, x, row);
+    d_.team.barrier();
+  }
+
+  void quantise_row(const Linear& linear, Inputs x, int row) {
+    const std::ptrdiff_t at = std::ptrdiff_t{row} * plane_stride(linear.inputs);
+    k_.quantise(x.row(row), round_up(linear.inputs, kLanes), high_plane_ + at, low_plane_ + at, &input_scales_[row]);
   }
 
   // The shrunk inputs of all rows, for matrices that share an input; returns when every member has done its part.
@@ -198,13 +223,20 @@ class Pass {
     const auto mine = d_.team.share(linear.units(), member);
     const auto addends = adapted.addends(layer, part, linear.matrices);
     for (int unit = mine.begin; unit < mine.end; ++unit) {
+      if (linear.coded()) unpack(member, linear, unit);
       for (int first = 0; first < rows; first += kBlock) {
         const int count = std::min(kBlock, rows - first);
         for (int i = 0; i < linear.unit; ++i) {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
-          const char* ahead = reinterpret_cast<const char*>(tile.weights) + kAhead;
-          k_.tile(x.from(first), count, tile.weights, linear.pairs(), out[i], first ? nullptr : ahead);
+          const char* ahead = first ? nullptr : tile.weights + kAhead;
+          if (linear.integers())
+            k_.tile_int8(planes(linear, first), count, *reinterpret_cast<const Int8Tile*>(tile.weights),
+                         linear.quads(), out[i], ahead);
+          else if (linear.coded())
+            k_.tile(x.from(first), count, unpacked(member, linear, i), linear.pairs(), out[i], nullptr);
+          else
+            k_.tile(x.from(first), count, reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out[i], ahead);
           if (altered.any())
             altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), out[i]);
           if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, out[i]);
@@ -215,6 +247,23 @@ class Pass {
         done(unit, first, count, out);
       }
     }
+  }
+
+  void unpack(int member, const Linear& linear, int unit) {
+    for (int i = 0; i < linear.unit; ++i) {
+      const char* weights = linear.tiles[unit * linear.unit + i].weights;
+      k_.unpack(weights, linear.coding, linear.pairs(), unpacked(member, linear, i), weights + kAhead);
+    }
+  }
+
+  // The i-th tile of the unit that a member has unpacked.
+  bf16* unpacked(int member, const Linear& linear, int i) const {
+    return d_.unpacked[member].as<bf16>() + i * linear.dense_tile_bytes() / sizeof(bf16);
+  }
+
+  Planes planes(const Linear& linear, int first) const {
+    const std::ptrdiff_t at = std::ptrdiff_t{first} * plane_stride(linear.inputs);
+    return {high_plane_ + at, low_plane_ + at, plane_stride(linear.inputs), &input_scales_[first]};
   }
 
   static void add_bias(const float* bias, int rows, float* out) {
@@ -325,10 +374,12 @@ class Pass {
   void norm_outputs(int member) {
     std::vector<float> own;
     const auto mine = d_.team.share(step_.outputs, member);
-    for (int i = mine.begin; i < mine.end; ++i)
+    for (int i = mine.begin; i < mine.end; ++i) {
       k_.rms_norm(residual_ + std::ptrdiff_t{step_.output_rows[i]} * residual_stride_,
                   altered_outputs_.norm(i, kHead, kAttentionNorm, d_.norm, own), s_.hidden_size, s_.rms_norm_eps,
                   outputs_.row(i));
+      if (d_.head.integers()) quantise_row(d_.head, outputs_, i);
+    }
     if (!adapted_outputs_.any()) return;
     d_.team.barrier();
     adapted_outputs_.shrink(member, kHead, 0, outputs_, s_.hidden_size);
@@ -410,6 +461,8 @@ class Pass {
   std::vector<Item> items_;
   std::vector<int> item_share_;
   int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
+  std::uint8_t *high_plane_, *low_plane_;  // of what the next layer multiplies
+  float* input_scales_;
   float *residual_, *projected_, *logits_;
   Inputs normed_, attended_, activated_, outputs_;
   std::vector<Best> best_;

@@ -20,5 +20,9 @@ inline __attribute__((always_inline)) U16 emulated_to_bf16(F x) {
   const U nan = (U)(I)(x != x);
   return __builtin_convertvector((rounded & ~nan) | (quiet & nan), U16);
 }
+inline __attribute__((always_inline)) void emulated_store_pair(bf16* at, F x, F y) {
+  const U16 both[2] = {emulated_to_bf16(x), emulated_to_bf16(y)};
+  __builtin_memcpy(at, both, sizeof both);
+}
 
 }  // namespace openlora

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openlora.kernels.ops import Ops
+from openlora.kernels.types import Weight
 from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
 from openlora.node.engine.models.config import DecoderConfig
 
@@ -16,7 +17,7 @@ from openlora.node.engine.models.config import DecoderConfig
 class Projection:
     """One or several linear layers of one input, their weights stacked; `parts` names each and its output columns."""
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     parts: tuple[tuple[str, slice], ...]
 
@@ -50,6 +51,7 @@ class DecoderWeights:
     layers: tuple[Layer, ...]
     norm: Norm
     head: Projection  # the embedding's own memory where the head is tied
+    form: str = "full"  # what the matrices were rounded to at loading: "full" (not at all), "int8" or "int4"
 
 
 class Decoder:
@@ -61,6 +63,7 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, ops: Ops) -> None:
         self.config = config
         self.dtype = weights.embedding.dtype
+        self.form = weights.form
         self.device = weights.embedding.device
         self._weights = weights
         self._ops = ops

@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
 def _load(arguments: Arguments, options: VllmConfig, folder: Path) -> Steps:
     for name, value in (ENVIRONMENT | (ONE_PROCESS if options.devices == 1 else {})).items():
         os.environ.setdefault(name, value)
+    if arguments.weights not in ("auto", "full"):
+        raise ModelError(f"vLLM serves weights as their checkpoint has them, not rounded to {arguments.weights}")
     config, limits = DecoderConfig.from_path(arguments.model), process.engine_limits(arguments)
     try:
         from vllm.platforms import current_platform

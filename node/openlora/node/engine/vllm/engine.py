@@ -70,6 +70,7 @@ class VllmEngine:
         self.info = ModelInfo(
             family=config.family,
             dtype=str(model.dtype).removeprefix("torch."),
+            weights="full",
             vocab_size=config.vocab_size,
             max_context=model.max_model_len,
             eos_token_ids=config.eos_token_ids,

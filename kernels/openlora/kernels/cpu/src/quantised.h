@@ -1,0 +1,67 @@
+// How quantised weights and integer activations lie in memory, known to every unit.
+#pragma once
+#include "layout.h"
+
+namespace openlora {
+
+enum class Format : std::int32_t {
+  kDense = 0,  // bfloat16
+  kInt8 = 1,   // int8 codes under one scale a column: multiplied as integers
+  kCodes8 = 2,  // int8 codes …
+  kCodes4 = 3,  // … or 4-bit ones, under a scale (and minimum) a column and group: unpacked to bfloat16, then multiplied
+};
+
+struct Coding {
+  Format format = Format::kDense;
+  int group = 0;       // inputs that share a scale, a multiple of 16
+  bool half = false;   // scales and minima are float16, else float32
+  bool minima = false;  // each group has a minimum too
+};
+
+// ---- integers -------------------------------------------------------------------------------------------------------
+
+// An input x is q · scale for an integer |q| ≤ 8191, and stands as q + 8192 = 128 · high + low in two planes of numbers
+// below 128: what every instruction set multiplies with int8 without overflow.
+constexpr int kInputMost = 8191;
+constexpr int kInputOffset = 8192;
+constexpr int kPlane = 128;
+
+// Quads in a tile of a layer with `n` inputs, in whole blocks of sixteen; the codes of the padding are zero.
+constexpr int tile_quads(int n) { return round_up(n, 64) / 4; }
+
+// Bytes between two rows of a plane, off powers of two as row_stride is.
+constexpr int plane_stride(int n) { return round_up(n, 64) + 64; }
+
+struct Planes {
+  const std::uint8_t *high, *low;  // rows are `stride` apart
+  int stride;
+  const float* scale;  // [rows]
+};
+
+// A tile of 48 columns; codes lie as bfloat16 pairs do, but in quads.
+struct Int8Tile {
+  float scale[kTile];
+  std::int32_t sum[kTile];  // of the column's codes
+  std::int8_t codes[];      // [quads][48][4]
+};
+
+// ---- codes under group scales ---------------------------------------------------------------------------------------
+
+// A tile lies group after group: scales [48], minima [48] if there are any, then the codes of its pair rows. Four rows of
+// 8-bit codes, or eight of 4-bit ones, share a row of words [48][2], the first in the lowest bits: a vector of words is
+// shifted, not taken apart. Without minima a 4-bit code stands as code + 8.
+constexpr int kSignedOffset = 8;
+
+inline int rows_a_word(const Coding& coding) { return coding.format == Format::kCodes4 ? 8 : 4; }
+
+inline std::size_t group_bytes(const Coding& coding, int rows) {
+  const std::size_t scales = kTile * (coding.half ? 2 : 4) * (coding.minima ? 2 : 1);
+  return scales + std::size_t{4} * rows / rows_a_word(coding) * kTileRow;
+}
+
+inline std::size_t coded_tile_bytes(const Coding& coding, int pairs) {
+  const int rows = coding.group / 2, rest = pairs % rows;
+  return pairs / rows * group_bytes(coding, rows) + (rest ? group_bytes(coding, rest) : 0);
+}
+
+}  // namespace openlora

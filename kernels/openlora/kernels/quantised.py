@@ -1,0 +1,108 @@
+"""Weights of fewer bits: how they are made, stacked and widened again."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from openlora.kernels.types import CodedWeight, Int8Weight, Weight
+
+INT8_MOST = 127
+INT4_LEAST = -8
+INT4_GROUP = 32
+_ROWS = 4_096  # of a weight that are widened at a time: a vocabulary's would need gigabytes
+
+
+def quantise_int8(weight: Tensor) -> Int8Weight:
+    """Round a weight [out, in] to int8 under one scale a row, which puts its largest size at 127; ties to even."""
+    parts = [_int8_rows(rows.float()) for rows in torch.split(weight, _ROWS)]
+    return Int8Weight(torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts]))
+
+
+def _int8_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    scale = rows.abs().amax(dim=1) / INT8_MOST
+    codes = (rows / _divisor(scale).unsqueeze(1)).round()
+    return codes.to(torch.int8), scale
+
+
+def quantise_int4(weight: Tensor, group: int = INT4_GROUP) -> CodedWeight:
+    """Round a weight [out, in] to 4 bits under a float16 scale for every `group` inputs, which puts the number of
+    largest size at −8, the code that the other sign lacks; ties to even."""
+    parts = [_int4_rows(rows.float(), group) for rows in torch.split(weight, _ROWS)]
+    return CodedWeight(
+        torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts]), None, bits=4, group=group
+    )
+
+
+def _int4_rows(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    inputs = rows.shape[1]
+    groups = torch.nn.functional.pad(rows, (0, -inputs % group)).view(len(rows), -1, group)
+    largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
+    scales = (largest / INT4_LEAST).half()
+    codes = (groups / _divisor(scales.float())).round().clamp(INT4_LEAST, -INT4_LEAST - 1)
+    return codes.view(len(rows), -1)[:, :inputs].to(torch.int8), scales.squeeze(2)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """A group of zeros has a scale of zero, and codes of zero."""
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def dequantise(weight: Weight) -> Tensor:
+    """The numbers that a weight stands for, [out, in]; float32 unless they are a tensor already."""
+    match weight:
+        case Int8Weight(codes, scale):
+            return codes * scale.unsqueeze(1)
+        case CodedWeight(codes, scales, minima, _, group):
+            wide = _spread(scales, group, codes.shape[1]).mul_(codes)
+            return wide if minima is None else wide.add_(_spread(minima, group, codes.shape[1]))
+    return weight
+
+
+def _spread(numbers: Tensor, group: int, inputs: int) -> Tensor:
+    return numbers.float().repeat_interleave(group, dim=1)[:, :inputs]
+
+
+def rows_of(weight: Weight, rows: slice) -> Weight:
+    """Some rows of a weight, in its own memory."""
+    match weight:
+        case Int8Weight(codes, scale):
+            return Int8Weight(codes[rows], scale[rows])
+        case CodedWeight(codes, scales, minima, bits, group):
+            return CodedWeight(codes[rows], scales[rows], None if minima is None else minima[rows], bits, group)
+    return weight[rows]
+
+
+def stack(weights: Sequence[Weight]) -> Weight:
+    """One weight of all rows in turn. Coded ones that differ in form take a form that holds them all, their numbers
+    unchanged; what is dense or int8 must be so throughout."""
+    if all(isinstance(one, Tensor) for one in weights):
+        return torch.cat([one for one in weights if isinstance(one, Tensor)])
+    if all(isinstance(one, Int8Weight) for one in weights):
+        int8 = [one for one in weights if isinstance(one, Int8Weight)]
+        return Int8Weight(torch.cat([one.codes for one in int8]), torch.cat([one.scale for one in int8]))
+    coded = [one for one in weights if isinstance(one, CodedWeight)]
+    if len(coded) < len(weights):
+        raise ValueError("weights of different kinds have no common form")
+    return _stack_coded(coded)
+
+
+def _stack_coded(weights: Sequence[CodedWeight]) -> CodedWeight:
+    group = min(one.group for one in weights)
+    if any(one.group % group for one in weights):
+        raise ValueError(f"groups of {sorted({one.group for one in weights})} inputs have no common form")
+    signed = {one.minima is None for one in weights}
+    dtype = torch.float16 if all(one.scales.dtype == torch.float16 for one in weights) else torch.float32
+
+    def spread(one: CodedWeight, numbers: Tensor) -> Tensor:
+        groups = -(-one.codes.shape[1] // group)
+        return numbers.to(dtype).repeat_interleave(one.group // group, dim=1)[:, :groups]
+
+    minima = [spread(one, torch.zeros_like(one.scales) if one.minima is None else one.minima) for one in weights]
+    return CodedWeight(
+        torch.cat([one.codes for one in weights]),
+        torch.cat([spread(one, one.scales) for one in weights]),
+        None if signed == {True} else torch.cat(minima),
+        bits=4 if {one.bits for one in weights} == {4} and len(signed) == 1 else 8,
+        group=group,
+    )
