@@ -7,8 +7,7 @@
 namespace openlora {
 namespace {
 
-constexpr int kRanksAtOnce = 64;  // what a thread shrinks to in one go,
-constexpr int kFewChunks = 4;     // or less where there are so few that some threads would get none
+constexpr int kRanksAtOnce = 64;  // what a thread shrinks to in one go; less where some threads would get nothing
 
 }  // namespace
 
@@ -63,7 +62,7 @@ void AdaptedRows::find_chunks() {
 
 // The products are divided in their order, by what they cost: reading A, and computing for each of the rows.
 std::vector<AdaptedRows::Product> AdaptedRows::products(int member, int layer, int input) const {
-  const int at_once = chunks_.size() < kFewChunks ? kRanksAtOnce / 4 : kRanksAtOnce;
+  const int at_once = static_cast<int>(chunks_.size()) < d_.team.size() ? kRanksAtOnce / 4 : kRanksAtOnce;
   std::vector<Product> all;
   for (const Chunk& chunk : chunks_) {
     const Stack& stack = d_.stack(chunk.slot, layer, input);
