@@ -18,7 +18,7 @@ from openlora.kernels.types import Change, CodedWeight, Difference, Int8Weight, 
 
 PAGE_TOKENS = 16  # the page size of the cache's layout
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
+NORMS = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm", "q_norm", "k_norm")
 HEAD = -1  # the layer whose only matrix is the output head, and whose only norm is the one before it
 EMBEDDING = -2  # the embedding's
 _PARTS = {name: part for part, name in enumerate((*MATRICES, *NORMS))} | {"head": 0, "norm": 7, "": 0}
@@ -40,6 +40,8 @@ class DecoderShape:
     rms_norm_eps: float
     attention_scale: float
     embedding_scale: float = 1.0
+    attention_soft_cap: float = 0.0  # as reference.soft_cap has them; 0: none
+    logit_soft_cap: float = 0.0
     gelu: bool = False  # reference.gelu_tanh_mul between the MLP's projections, not silu_mul
 
 
@@ -53,6 +55,8 @@ class LayerWeights:
     matrices: Mapping[str, tuple[Weight, Tensor | None]]
     q_norm: Tensor | None = None  # [head size], of each head before it is rotated
     k_norm: Tensor | None = None
+    post_attention_norm: Tensor | None = None  # of what is added to x; the two or none
+    post_mlp_norm: Tensor | None = None
     window: int | None = None
 
 
@@ -222,8 +226,8 @@ class CpuDecoder:
         for to, layer in zip(layers, weights.layers, strict=True):
             to.attention_norm = pointer(layer.attention_norm, torch.float32)
             to.mlp_norm = pointer(layer.mlp_norm, torch.float32)
-            to.q_norm = pointer(layer.q_norm, torch.float32)
-            to.k_norm = pointer(layer.k_norm, torch.float32)
+            for name in ("q_norm", "k_norm", "post_attention_norm", "post_mlp_norm"):
+                setattr(to, name, pointer(getattr(layer, name), torch.float32))
             to.window = min(layer.window or 0, len(weights.rope_table))
             for name in MATRICES:
                 weight, bias = layer.matrices[name]

@@ -27,6 +27,8 @@ class Shape(ctypes.Structure):
         ("rms_norm_eps", c_float),
         ("attention_scale", c_float),
         ("embedding_scale", c_float),
+        ("attention_soft_cap", c_float),
+        ("logit_soft_cap", c_float),
         ("gelu", c_bool),
     )
 
@@ -44,7 +46,10 @@ class Values(ctypes.Structure):
 
 class LayerWeights(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *(
+            (name, c_void_p)
+            for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
+        ),
         *((name, Values) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((f"{name}_bias", c_void_p) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         ("window", c_int32),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from openlora.kernels.cpu import decoder as cpu
 from openlora.kernels.errors import KernelsUnavailable
@@ -12,7 +13,7 @@ from openlora.kernels.types import Change
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.decoder import DecoderWeights, Layer, rope_table
+from openlora.node.engine.models.decoder import DecoderWeights, Layer, Norm, rope_table
 from openlora.node.engine.models.names import Names
 from openlora.node.engine.runner import Outputs
 from openlora.node.engine.sequence import Chunk
@@ -97,8 +98,6 @@ def _shape(config: DecoderConfig) -> cpu.DecoderShape:
     """Raises KernelsUnavailable for what the compiled decoder does not compute."""
     refusals = {
         "layer norms": config.layer_norms,
-        "soft caps": config.attention_soft_cap is not None or config.logit_soft_cap is not None,
-        "norms of what a layer adds": config.names.post_attention_norm is not None,
         "MLPs beside attention": config.parallel,
         "MLPs without a gate": config.activation == "gelu",
     }
@@ -115,6 +114,8 @@ def _shape(config: DecoderConfig) -> cpu.DecoderShape:
         rms_norm_eps=config.norm_eps,
         attention_scale=config.attention_scale,
         embedding_scale=float(torch.tensor(config.embedding_scale, dtype=torch.bfloat16)),
+        attention_soft_cap=config.attention_soft_cap or 0.0,
+        logit_soft_cap=config.logit_soft_cap or 0.0,
         gelu=config.activation == "gelu_tanh_mul",
     )
 
@@ -129,10 +130,16 @@ def _layer(layer: Layer, window: int | None, names: Names) -> cpu.LayerWeights:
         attention_norm=layer.attention_norm.weight,
         mlp_norm=layer.mlp_norm.weight,
         matrices=matrices,
-        q_norm=None if layer.q_norm is None else layer.q_norm.weight,
-        k_norm=None if layer.k_norm is None else layer.k_norm.weight,
+        q_norm=_weight(layer.q_norm),
+        k_norm=_weight(layer.k_norm),
+        post_attention_norm=_weight(layer.post_attention_norm),
+        post_mlp_norm=_weight(layer.post_mlp_norm),
         window=window,
     )
+
+
+def _weight(norm: Norm | None) -> Tensor | None:
+    return None if norm is None else norm.weight
 
 
 def _place(module: str, names: Names) -> tuple[int, str]:
@@ -144,6 +151,8 @@ def _place(module: str, names: Names) -> tuple[int, str]:
     inner = (
         names.attention_norm,
         names.mlp_norm,
+        names.post_attention_norm,
+        names.post_mlp_norm,
         names.q_norm,
         names.k_norm,
         *names.qkv,

@@ -8,7 +8,7 @@
 namespace openlora {
 
 enum AlterationKind { kStretch, kDifference, kLowRank };
-enum Norm { kAttentionNorm, kMlpNorm, kQNorm, kKNorm, kNorms };
+enum Norm { kAttentionNorm, kMlpNorm, kPostAttentionNorm, kPostMlpNorm, kQNorm, kKNorm, kNorms };
 
 // One adapter's.
 struct Alterations {

@@ -416,7 +416,7 @@ inline void values_of_pages(const bf16* weights, int width, const bf16* const* p
 }
 
 void attention(const float* const* q, void* const* out, const Span* seen, int queries, const bf16* const* pages,
-               int head_size, float scale, void* scratch) {
+               int head_size, float scale, float soft_cap, void* scratch) {
   const int page_count = (seen[queries - 1].end + kPageTokens - 1) / kPageTokens, width = page_count * kPageTokens;
   float* scores = static_cast<float*>(scratch);
   float* sums = scores + std::ptrdiff_t{kHeight} * width;
@@ -429,7 +429,7 @@ void attention(const float* const* q, void* const* out, const Span* seen, int qu
     scores_of_pages(inputs, pages, page_count, head_size, scores, width);
     float total[kHeight];
     for (int i = 0; i < count; ++i)
-      total[i] = softmax(scores + std::ptrdiff_t{i} * width, seen[first + i], width, scale * kLog2e);
+      total[i] = softmax(scores + std::ptrdiff_t{i} * width, seen[first + i], width, scale, soft_cap);
     values_of_pages(weights, 2 * width, pages, page_count, head_size, sums);
     for (int i = 0; i < count; ++i)
       for (int d = 0; d < head_size; d += kLanes)
@@ -439,7 +439,7 @@ void attention(const float* const* q, void* const* out, const Span* seen, int qu
 }
 
 const Kernels kTable = {"amx", sizeof(Input), enter, leave, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, norm_head, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+                        rms_norm, rms_norm_, soft_cap_, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
 
 bool has_amx() {
   unsigned a, b, c, d;

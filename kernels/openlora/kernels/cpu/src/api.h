@@ -11,6 +11,7 @@ struct Shape {
   std::int32_t vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_size, max_positions;
   std::int32_t pages, threads;
   float rms_norm_eps, attention_scale, embedding_scale;
+  float attention_soft_cap, logit_soft_cap;  // 0: none
   bool gelu;  // tanh's approximation of it, in place of SiLU
 };
 
@@ -27,6 +28,7 @@ struct Values {
 // Norms and biases are float32, a missing one null. A row sees the last `window` positions, its own included; 0: all.
 struct LayerWeights {
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
+  const float *post_attention_norm, *post_mlp_norm;  // both or none
   Values q, k, v, o, gate, up, down;
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias, *up_bias, *down_bias;
   std::int32_t window;
@@ -48,8 +50,9 @@ struct Factor {
   const std::uint16_t *a, *b;  // [rank, in], [out, rank]
 };
 
-// What an adapter does besides: to a matrix as a Factor names it, to a layer's norm (part 7 before attention, 8
-// before the MLP, 9 of queries, 10 of keys), to the last norm (layer −1, part 7), or to the embedding (layer −2).
+// What an adapter does besides: to a matrix as a Factor names it, to a layer's norm (part 7 before attention, 8 before
+// the MLP, 9 and 10 of what these add, 11 of queries, 12 of keys), to the last norm (layer −1, part 7), or to the
+// embedding (layer −2).
 struct Alteration {
   std::int32_t kind;  // 0: stretches rows; 1: adds a difference; 2: adds the embedding's scale · B · A
   std::int32_t layer, part, rank;

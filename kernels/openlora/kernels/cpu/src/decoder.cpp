@@ -65,6 +65,8 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
     layer.mlp_norm = padded(from.mlp_norm, hidden);
     if (from.q_norm) layer.q_norm = padded(from.q_norm, s.head_size);
     if (from.k_norm) layer.k_norm = padded(from.k_norm, s.head_size);
+    if (from.post_attention_norm) layer.post_attention_norm = padded(from.post_attention_norm, hidden);
+    if (from.post_mlp_norm) layer.post_mlp_norm = padded(from.post_mlp_norm, hidden);
     layer.window = from.window ? from.window : s.max_positions;
     const auto add = [&](Linear& linear, int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
       linear = lay_out(inputs, matrices, in_turn);

@@ -16,7 +16,8 @@ enum Part { kQ, kK, kV, kO, kGate, kUp, kDown, kParts };
 enum Input { kForQkv, kForO, kForGateUp, kForDown, kInputs };
 
 struct Layer {
-  std::vector<float> attention_norm, mlp_norm, q_norm, k_norm;  // the latter two may be empty
+  std::vector<float> attention_norm, mlp_norm;
+  std::vector<float> q_norm, k_norm, post_attention_norm, post_mlp_norm;  // empty where there is none
   int window;  // positions that a row sees
   Linear qkv, o, gate_up, down;
 };
@@ -48,7 +49,7 @@ struct Decoder {
   std::vector<std::shared_ptr<const Alterations>> alterations;  // by slot; null: none
 
   // Buffers that grow to the largest step.
-  Memory residual, normed, projected, attended, activated, shrunk, outputs, output_shrunk, logits;
+  Memory residual, added, normed, projected, attended, activated, shrunk, outputs, output_shrunk, logits;
   Memory planes, input_scales;  // see quantised.h; empty unless a layer multiplies integers
   std::vector<Memory> scratch;   // a thread each
   std::vector<Memory> unpacked;  // a thread each: the tiles of one unit, where they have to be unpacked

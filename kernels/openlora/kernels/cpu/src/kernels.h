@@ -86,16 +86,20 @@ struct Kernels {
                  int ranks, int inputs, Ahead ahead);
 
   // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
-  // · v[j] over the positions of seen[i], as inputs; their ends do not fall. pages[j / 16] holds the keys and values of
+  // · v[j] over the positions of seen[i], as inputs; their ends do not fall. With a soft cap, scale · q[i] · k[j] is
+  // capped first; 0: none. pages[j / 16] holds the keys and values of
   // position j, and `scratch` is attention_scratch(queries, positions in pages) bytes.
   void (*attention)(const float* const* q, void* const* out, const Span* seen, int queries, const bf16* const* pages,
-                    int head_size, float scale, void* scratch);
+                    int head_size, float scale, float soft_cap, void* scratch);
 
   // y = x / sqrt(mean(x²) + eps) · weight over n columns; x and weight are zero from n to the next multiple of 48.
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* y);
 
-  // Norms one head in place: x / sqrt(mean(x²) + eps) · weight.
-  void (*norm_head)(float* x, const float* weight, int head_size, float eps);
+  // As rms_norm, in place, in float32.
+  void (*rms_norm_)(float* x, const float* weight, int n, float eps);
+
+  // x = cap · tanh(x / cap) in place; n is a multiple of 16.
+  void (*soft_cap_)(float* x, int n, float cap);
 
   // Rotates one head in place: (a, b) → (a·cos − b·sin, b·cos + a·sin) for its halves; cos_sin holds the cosines, then
   // the sines.

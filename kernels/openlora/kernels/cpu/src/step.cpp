@@ -110,6 +110,8 @@ class Pass {
     kv_tiles_ = tiles_of(s_.kv_heads * s_.head_size);
     projected_stride_ = (q_tiles_ + 2 * kv_tiles_) * kTile;
     residual_ = grown<float>(d_.residual, std::size_t{1} * rows * residual_stride_);
+    if (!d_.layers[0].post_mlp_norm.empty())
+      added_ = grown<float>(d_.added, std::size_t{1} * rows * residual_stride_);
     normed_ = inputs(d_.normed, rows, s_.hidden_size);
     projected_ = grown<float>(d_.projected, std::size_t{1} * rows * projected_stride_);
     attended_ = inputs(d_.attended, rows, s_.heads * s_.head_size);
@@ -156,6 +158,7 @@ class Pass {
       shrink(member, i, kForO, attended_, s_.heads * s_.head_size);
       add_to_residual(member, layer.o, i, kO, attended_);
       d_.team.barrier();
+      add_normed(member, i, kPostAttentionNorm, layer.post_attention_norm);
       norm(member, i, kMlpNorm, layer.mlp_norm, layer.gate_up);
       d_.team.barrier();
       shrink(member, i, kForGateUp, normed_, s_.hidden_size);
@@ -165,6 +168,7 @@ class Pass {
       shrink(member, i, kForDown, activated_, s_.intermediate_size);
       add_to_residual(member, layer.down, i, kDown, activated_);
       d_.team.barrier();
+      add_normed(member, i, kPostMlpNorm, layer.post_mlp_norm);
     }
     if (!step_.outputs) return;
     norm_outputs(member);
@@ -180,6 +184,7 @@ class Pass {
       for (int i = 0; i < s_.hidden_size; ++i) to[i] = widen(from[i]) * s_.embedding_scale;
       std::fill(to + s_.hidden_size, to + residual_stride_, 0.0f);
       if (altered_.any()) altered_.embed(row, step_.tokens[row], to);
+      if (added_) std::fill_n(added_ + std::ptrdiff_t{row} * residual_stride_, residual_stride_, 0.0f);
     }
   }
 
@@ -280,12 +285,29 @@ class Pass {
              });
   }
 
+  // To the residual, or to what add_normed adds to it.
   void add_to_residual(int member, const Linear& linear, int layer, int part, Inputs x) {
+    float* to = added_ ? added_ : residual_;
     multiply(member, linear, adapted_, layer, part, x, rows_,
-             [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
-               k_.add(residual_ + std::ptrdiff_t{first} * residual_stride_ + unit * kTile, residual_stride_, out[0],
+             [this, to](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+               k_.add(to + std::ptrdiff_t{first} * residual_stride_ + unit * kTile, residual_stride_, out[0],
                       count);
              });
+  }
+
+  // The residual of the member's rows grows by what a layer's part made, normed; that begins at zero again.
+  void add_normed(int member, int layer, Norm which, const std::vector<float>& weight) {
+    if (weight.empty()) return;
+    std::vector<float> own;
+    const auto mine = d_.team.share(rows_, member);
+    for (int row = mine.begin; row < mine.end; ++row) {
+      float* from = added_ + std::ptrdiff_t{row} * residual_stride_;
+      float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
+      k_.rms_norm_(from, altered_.norm(row, layer, which, weight, own), s_.hidden_size, s_.rms_norm_eps);
+      for (int i = 0; i < s_.hidden_size; ++i) to[i] += from[i];
+      std::fill(from, from + s_.hidden_size, 0.0f);
+    }
+    d_.team.barrier();
   }
 
   void activate(int member, const Linear& linear, int layer) {
@@ -313,14 +335,14 @@ class Pass {
       const float* row_q_norm = altered_.norm(row, layer, kQNorm, q_norm, own_q);
       const float* row_k_norm = altered_.norm(row, layer, kKNorm, k_norm, own_k);
       for (int head = 0; head < s_.heads; ++head) {
-        if (!q_norm.empty()) k_.norm_head(q + head * size, row_q_norm, size, s_.rms_norm_eps);
+        if (!q_norm.empty()) k_.rms_norm_(q + head * size, row_q_norm, size, s_.rms_norm_eps);
         k_.rope(q + head * size, cos_sin, size);
       }
       const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
       for (int head = 0; head < s_.kv_heads; ++head) {
         bf16* keys = d_.page(layer, page, head);
         bf16* values = keys + kPageTokens * size;
-        if (!k_norm.empty()) k_.norm_head(k + head * size, row_k_norm, size, s_.rms_norm_eps);
+        if (!k_norm.empty()) k_.rms_norm_(k + head * size, row_k_norm, size, s_.rms_norm_eps);
         k_.rope(k + head * size, cos_sin, size);
         k_.round(k + head * size, size, rounded.data());
         for (int i = 0; i < size; i += 2)
@@ -367,7 +389,8 @@ class Pass {
       pages.clear();
       for (int page = 0; page * kPageTokens < seen[count - 1].end; ++page)
         pages.push_back(d_.page(layer, page_of(item.sequence, first + page), item.kv_head));
-      k_.attention(q, out, seen, count, pages.data(), size, s_.attention_scale, d_.scratch[member].as<char>());
+      k_.attention(q, out, seen, count, pages.data(), size, s_.attention_scale, s_.attention_soft_cap,
+                   d_.scratch[member].as<char>());
     }
   }
 
@@ -387,11 +410,17 @@ class Pass {
 
   void predict(int member) {
     Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
+    alignas(64) float capped[kTile];
     multiply(member, d_.head, adapted_outputs_, kHead, 0, outputs_, step_.outputs,
              [&](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
                const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
                for (int row = 0; row < count; ++row) {
                  const float* logits = out[0] + row * kTile;
+                 if (s_.logit_soft_cap) {
+                   std::copy(logits, logits + kTile, capped);
+                   k_.soft_cap_(capped, kTile, s_.logit_soft_cap);
+                   logits = capped;
+                 }
                  best[first + row].take(k_, logits, column, columns);
                  if (logits_)
                    std::memcpy(logits_ + std::ptrdiff_t{first + row} * s_.vocab_size + column, logits,
@@ -463,7 +492,7 @@ class Pass {
   int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
   std::uint8_t *high_plane_, *low_plane_;  // of what the next layer multiplies
   float* input_scales_;
-  float *residual_, *projected_, *logits_;
+  float *residual_, *added_ = nullptr, *projected_, *logits_;
   Inputs normed_, attended_, activated_, outputs_;
   std::vector<Best> best_;
 };

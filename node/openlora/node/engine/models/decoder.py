@@ -77,11 +77,10 @@ class Decoder:
         x = self._embed(batch)
         for number, layer in enumerate(self._weights.layers):
             attended = self._attention(number, self._norm(x, layer.attention_norm, batch.lora), batch, cache)
-            before = x
-            x = x + self._norm(attended, layer.post_attention_norm, batch.lora)
-            read = before if self.config.parallel else x
+            after = x + self._norm(attended, layer.post_attention_norm, batch.lora)
+            read = x if self.config.parallel else after
             made = self._mlp(layer, self._norm(read, layer.mlp_norm, batch.lora), batch)
-            x = x + self._norm(made, layer.post_mlp_norm, batch.lora)
+            x = after + self._norm(made, layer.post_mlp_norm, batch.lora)
         hidden = self._norm(x.index_select(0, batch.output_rows), self._weights.norm, batch.output_lora)
         logits = self._project(self._weights.head, hidden, batch.output_lora, torch.float32)
         cap = self.config.logit_soft_cap
