@@ -6,6 +6,7 @@
 namespace openlora::avx2 {
 namespace {
 
+constexpr int kBytes = 32;
 constexpr int kRows = 5;
 constexpr int kVectors = 1;
 

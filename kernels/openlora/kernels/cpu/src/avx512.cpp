@@ -6,6 +6,7 @@
 namespace openlora::avx512 {
 namespace {
 
+constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
 

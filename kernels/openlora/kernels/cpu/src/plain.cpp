@@ -4,6 +4,7 @@
 namespace openlora::plain {
 namespace {
 
+constexpr int kBytes = 16;
 constexpr int kRows = 2;
 constexpr int kVectors = 1;
 
