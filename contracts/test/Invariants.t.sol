@@ -230,8 +230,7 @@ contract MarketHandler is MarketTest {
     // What the books say
 
     function everyone() public view returns (address[10] memory) {
-        return
-            [client, alice.cold, bob.cold, authorA, authorB, dataPayee1, dataPayee2, basePayee, treasury, challenger];
+        return [client, alice.cold, bob.cold, authorA, authorB, dataPayee1, dataPayee2, basePayee, treasury, challenger];
     }
 
     /// @dev Over all jobs: escrow held, bonds held of each node, forfeits waiting.
@@ -347,7 +346,15 @@ contract MarketInvariants is MarketTest {
         targetContract(address(_handler));
     }
 
-    function invariant_books_balance() public view {
+    /// @dev One campaign for all: they share its cost.
+    function invariant_the_market_is_sound() public view {
+        _assertBooksBalance();
+        _assertStatesAreAsBooked();
+        _assertSessionsAreAsBooked();
+        _assertTokensAreAccountedFor();
+    }
+
+    function _assertBooksBalance() private view {
         (uint256 escrow, uint256 bondsAlice, uint256 bondsBob, uint256 forfeits) = _handler.books();
         (address alice_, address bob_) = _handler.operators();
         assertEq(vault.potOf(address(queue)), escrow, "escrow is held exactly while a job is live");
@@ -357,10 +364,9 @@ contract MarketInvariants is MarketTest {
         uint256 stakes = uint256(nodes.node(alice_).stake) + nodes.node(bob_).stake;
         assertEq(vault.potOf(address(nodes)), stakes + forfeits, "stakes and forfeits are the registry's pot");
         assertEq(queue.recipeFees(1) + queue.recipeFees(2), _handler.fees(), "cumulative fees");
-        _assertTokensAreAccountedFor();
     }
 
-    function invariant_states_are_as_booked() public view {
+    function _assertStatesAreAsBooked() private view {
         (address alice_, address bob_) = _handler.operators();
         assertEq(nodes.node(alice_).liveClaims, _handler.liveClaimsOf(true));
         assertEq(nodes.node(bob_).liveClaims, _handler.liveClaimsOf(false));
@@ -369,7 +375,7 @@ contract MarketInvariants is MarketTest {
         }
     }
 
-    function invariant_sessions_are_as_booked() public view {
+    function _assertSessionsAreAsBooked() private view {
         (uint256 held, bool asBooked) = _handler.sessionBooks();
         assertTrue(asBooked);
         assertEq(vault.potOf(address(sessions)), held, "the pot is the open deposits' rest");

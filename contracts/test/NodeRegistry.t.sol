@@ -207,7 +207,9 @@ contract NodeRegistryTest is MarketTest {
         assertEq(nodes.forfeitPool(), amount);
         vm.prank(address(queue));
         nodes.forfeitBond(alice.cold, bonded, bonded);
-        assertEq(vault.potOf(address(nodes)), nodes.node(alice.cold).stake + nodes.node(bob.cold).stake + nodes.forfeitPool());
+        assertEq(
+            vault.potOf(address(nodes)), nodes.node(alice.cold).stake + nodes.node(bob.cold).stake + nodes.forfeitPool()
+        );
     }
 
     function test_an_operator_answers_for_a_replaced_hot_key_as_long_as_its_exit_takes() public {
