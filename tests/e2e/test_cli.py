@@ -62,15 +62,15 @@ def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, mo
         assert output["usage"]["completion_tokens"] <= 12
 
         state = result("status", "--config", net.nodes[0].config)
-        assert state["chain_id"] == net.chain.chain_id
-        assert len(state["engine"]["adapters"]) == 2
-        assert state["network"]["nodes"] == 1
+        assert state["chain"]["chain_id"] == net.chain.chain_id
+        assert state["adapters"]["slots"]["total_adapters"] == 2
+        assert state["network"]["seen_nodes"] == 1
         (seen,) = result("network", *client)
-        assert seen["operator"] == state["operator"].lower()
+        assert seen["operator"] == state["node"]["operator"].lower()
         assert seen["adapters"]["slots"]["total"] == 2
         assert result("network", "--config", net.nodes[0].config)[0]["peer_id"] == seen["peer_id"]
         human = openlora("status", "--config", net.nodes[0].config)
-        assert state["operator"] in human.stdout
+        assert state["node"]["operator"] in human.stdout
 
         wait_until(lambda: result("earnings", *operator)["withdrawable_wei"], "the fee")
     earned = result("earnings", *operator)
@@ -119,7 +119,7 @@ def test_a_newcomer_inits_registers_and_runs(openlora, net: Devnet, model_dir, t
 
     with agent(state):
         done = openlora("status", "--config", made["config"], "--json")
-    assert json.loads(done.stdout)["operator"] == made["operator"]
+    assert json.loads(done.stdout)["node"]["operator"] == made["operator"]
 
 
 async def stake_of(net: Devnet, operator: str) -> int:

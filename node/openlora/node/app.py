@@ -5,6 +5,7 @@
     settle     committed jobs whose window has passed → paid
     trust      the chain's stakes → whose presence counts
     announce   what this node is and holds → the network
+    observe    stake, gas and machine → what the node says of itself
     serve      agent.sock
 
 A stop, however rude, loses nothing: what is under way is in the journal, and the next start takes it up.
@@ -13,15 +14,15 @@ A stop, however rude, loses nothing: what is under way is in the journal, and th
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry
+from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, Vault
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
@@ -63,6 +64,9 @@ from openlora.node.queue_events import QueueEvents
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
+from openlora.node.telemetry.alerts import Thresholds
+from openlora.node.telemetry.observer import Observer
+from openlora.node.telemetry.purse import Purse
 from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
 from openlora.p2p.presence.record import Model, Presence, plain_text
@@ -115,6 +119,7 @@ class Node:
     announcer: Announcer
     directory: StakeDirectory
     claims: LiveClaims
+    observer: Observer
 
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
@@ -126,6 +131,7 @@ class Node:
             group.create_task(self._settle(), name="settle")
             group.create_task(keep_trusted(self.network, self.directory), name="trust")
             group.create_task(self.announcer.run(), name="announce")
+            group.create_task(self.observer.run(), name="observe")
             group.create_task(self._serve(), name="serve")
 
     async def _catch_up(self) -> None:
@@ -166,58 +172,12 @@ class Node:
             await asyncio.sleep(self.config.chain.poll_s)
 
     async def _serve(self) -> None:
-        api = create_agent_api(self.journal, self.worker.streams, self.snapshot, self.nodes)
+        api = create_agent_api(self.journal, self.worker.streams, self.observer.snapshot, self.nodes)
         await serve_unix(api, self.config.socket)
-
-    async def snapshot(self) -> Mapping[str, Any]:
-        """The node's state as /v1/state shows it."""
-        engine = await self.worker.engine.status()
-        cursor = self.journal.cursor
-        return {
-            "operator": self.operator,
-            "chain_id": self.config.chain.chain_id,
-            "block": cursor.number if cursor else None,
-            "model": {
-                "name": self.config.model.path.stem,
-                "base_id": "0x" + self.worker.admission.base_id.hex(),
-                "dtype": self.worker.engine.info.numbers,
-            },
-            "engine": {
-                "backend": self.worker.engine.info.backend,
-                "profile": self.worker.settlement.engine_profile,
-                "running": engine.running,
-                "waiting": engine.waiting,
-                "kv_tokens_free": engine.kv_tokens_free,
-                "kv_tokens_cached": engine.kv_tokens_cached,
-                "cache_hit_tokens": engine.cache_hit_tokens,
-                "preemptions": engine.preemptions,
-                "adapters": list(engine.adapters),
-                "generated_tokens": engine.generated_tokens,
-            },
-            "network": await self._network_snapshot(),
-            "jobs": {str(state): count for state, count in self.journal.counts().items() if count},
-        }
 
     def nodes(self) -> Sequence[Presence]:
         """Every live node, this one included."""
         return (*self.network.nodes(), self.announcer.record())
-
-    async def _network_snapshot(self) -> Mapping[str, Any]:
-        shown: dict[str, Any] = {
-            "peer_id": self.network.peer_id,
-            "addresses": list(self.network.addresses),
-            "alive": self.network.alive,
-            "nodes": len(self.nodes()),
-        }
-        if self.network.alive:
-            stats = await self.network.stats()
-            shown |= {
-                "peers": stats.peers,
-                "fetched_bytes": stats.block_bytes_fetched,
-                "served_bytes": stats.block_bytes_served,
-                "refused": stats.refused,
-            }
-        return shown
 
 
 @asynccontextmanager
@@ -254,10 +214,11 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         residency = AdapterResidency(fetcher, store, engine, adapter_bytes)
         registry = AdapterRegistry(deployment.adapter_registry)
         streams, claims = JobStreams(), LiveClaims()
+        facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
         worker = Worker(
             queue=queue,
             journal=journal,
-            facts=ChainFacts(chain, queue, nodes, registry, operator, hot_key.address),
+            facts=facts,
             admission=Admission(
                 base_id=base_id,
                 model=engine.info,
@@ -318,6 +279,18 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             store=store,
             workload=lambda: Workload(journal.counts()[JobState.SEEN], dispatcher.active),
         )
+        observer = Observer(
+            chain_id=config.chain.chain_id,
+            state_dir=config.state_dir,
+            announcer=announcer,
+            journal=journal,
+            engine=engine,
+            engine_profile=worker.settlement.engine_profile,
+            active_jobs=lambda: dispatcher.active,
+            claims=claims,
+            purse=Purse(chain, facts, nodes, Vault(deployment.vault), operator).read,
+            thresholds=Thresholds(disk_free_bytes=config.storage.min_free_bytes),
+        )
         yield Node(
             config=config,
             operator=operator,
@@ -332,6 +305,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             announcer=announcer,
             directory=directory,
             claims=claims,
+            observer=observer,
         )
 
 

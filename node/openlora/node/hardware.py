@@ -17,6 +17,7 @@ class Gpu:
     name: str
     memory_bytes: int
     driver: str
+    memory_used_bytes: int = 0  # at the time of reading, by every process
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,15 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 0
+
+
+def ram_available_bytes(*, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """What new work can have without swapping, as the kernel estimates it; 0 when unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _ram_bytes() -> int:
@@ -100,7 +110,7 @@ def _gpu(nvml: ctypes.CDLL, index: int, driver: str) -> Gpu | None:
     if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
         return None
     nvml.nvmlDeviceGetName(device, name, _TEXT_BYTES)
-    return Gpu(index, _text(name), int(memory.total), driver)
+    return Gpu(index, _text(name), int(memory.total), driver, int(memory.used))
 
 
 def _text(buffer: "ctypes.Array[ctypes.c_char]") -> str:

@@ -69,8 +69,19 @@ MIGRATIONS = (
         nonce INTEGER PRIMARY KEY, hash BLOB NOT NULL, to_address TEXT, block_number INTEGER NOT NULL
     ) STRICT;
     """,
+    """
+    -- What the chain paid this operator, in two parts whose sums fit 64 bits: amount = high · 10^12 + low.
+    CREATE TABLE payments (
+        seq INTEGER PRIMARY KEY, role TEXT NOT NULL, high INTEGER NOT NULL, low INTEGER NOT NULL,
+        block_number INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX payments_by_block ON payments (block_number);
+    CREATE INDEX jobs_by_skip ON jobs (skip) WHERE skip IS NOT NULL;
+    CREATE INDEX jobs_by_change ON jobs (changed_at);
+    """,
 )
 
+PAYMENT_UNIT_WEI = 10**12
 DROP_INTENTS = "UPDATE intents SET state = 'pending', receipt = NULL, block_number = NULL, cost_wei = NULL"
 
 
@@ -167,7 +178,7 @@ class Journal(Database):
             db.execute(old, (block.number - KEPT_BLOCKS, CHECKPOINT_EVERY))
 
     def unwind(self, ancestor: int) -> None:
-        """Takes back everything that blocks above `ancestor` caused: the cursor, transitions, mined transactions.
+        """Takes back what blocks above `ancestor` caused: the cursor, transitions, payments, mined transactions.
 
         Our own decisions, intents, signed bytes and receipts stay: they cannot be unsaid.
         """
@@ -177,6 +188,7 @@ class Journal(Database):
             )
             db.execute("DELETE FROM blocks WHERE number > ?", (ancestor,))
             db.execute("DELETE FROM transitions WHERE block_number > ? AND state != ?", (ancestor, JobState.SEEN))
+            db.execute("DELETE FROM payments WHERE block_number > ?", (ancestor,))
             gone = "UPDATE jobs SET submitted_number = NULL, submitted_hash = NULL WHERE submitted_number > ?"
             db.execute(gone, (ancestor,))
             # The sender looks for these anew, and sends their bytes again if it must.
@@ -281,6 +293,16 @@ class Journal(Database):
         found = dict(self.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
         return {state: found.get(state, 0) for state in JobState}
 
+    def skips(self) -> dict[SkipCode, int]:
+        """How many jobs are passed over at present, by why."""
+        found = self.rows("SELECT skip, count(*) FROM jobs WHERE skip IS NOT NULL GROUP BY skip ORDER BY skip")
+        return {SkipCode(code): count for code, count in found}
+
+    def changed_since(self, at_s: float, limit: int) -> list[Job]:
+        """Jobs whose last transition was at `at_s` (unix seconds) or later, the oldest change first."""
+        where = " WHERE changed_at >= ? ORDER BY changed_at, id LIMIT ?"
+        return [_to_job(row) for row in self.rows(_SELECT_JOB + where, at_s, limit)]
+
     def signed(self, job_id: JobId) -> Signed | None:
         """The receipt this node stands by for a job, if any, in whatever state the job is."""
         found = self.rows("SELECT digest, receipt, signature FROM receipts WHERE job_id = ?", job_id)
@@ -293,6 +315,19 @@ class Journal(Database):
             Transition(JobState(state), SkipCode(skip) if skip else None, reason, _ref(number, digest), at)
             for state, skip, reason, number, digest, at in self.rows(sql, job_id)
         ]
+
+    # ---- payments ---------------------------------------------------------------------------------------------------
+
+    def record_payment(self, role: str, amount_wei: int, block: BlockRef) -> None:
+        """Adds one payment to this operator; belongs in the transaction that applies its block."""
+        with self.transaction() as db:
+            row = "INSERT INTO payments (role, high, low, block_number) VALUES (?, ?, ?, ?)"
+            db.execute(row, (role, *divmod(amount_wei, PAYMENT_UNIT_WEI), block.number))
+
+    def paid(self) -> dict[str, tuple[int, int]]:
+        """Payments and their sum in token wei, by role."""
+        sums = "SELECT role, count(*), sum(high), sum(low) FROM payments GROUP BY role ORDER BY role"
+        return {role: (count, high * PAYMENT_UNIT_WEI + low) for role, count, high, low in self.rows(sums)}
 
     def _check(self, job_id: JobId, to: JobState) -> None:
         state = self.job(job_id).state

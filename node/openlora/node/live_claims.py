@@ -23,6 +23,11 @@ class LiveClaims:
             case JobCommitted() | JobReleased() | LeaseLapsed():
                 self._claims.pop(event.job_id, None)
 
+    def ends_at_s(self, job_id: int) -> int | None:
+        """When the lease of a live claim ends, in the chain's unix seconds; None for one that was not heard of."""
+        claim = self._claims.get(job_id)
+        return None if claim is None else claim[1]
+
     def of(self, operator: str) -> int:
         """Live claims of `operator`."""
         now_s = self.clock()

@@ -13,6 +13,7 @@ from openlora.contracts import (
     JobReleased,
     JobSubmitted,
     LeaseLapsed,
+    Paid,
 )
 from openlora.node.job import BlockRef, Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
@@ -53,6 +54,8 @@ class QueueEvents:
                 self._committed(event, block)
             case JobFinalized(node=self._operator):
                 self._move(event.job_id, JobState.FINALIZED, block)
+            case Paid(payee=self._operator):
+                self._journal.record_payment(event.role.name.lower(), event.amount, block)
             case JobCancelled():
                 self._move(event.job_id, JobState.CANCELLED, block)
             case JobExpired():

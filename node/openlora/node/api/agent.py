@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from openlora.node.api.limits import Limits
 from openlora.node.api.server import Server
@@ -20,17 +20,18 @@ from openlora.node.journal import Journal
 from openlora.node.network.table import node_view
 from openlora.node.progress import Progress, progress, until_known
 from openlora.node.streams import JobStreams
+from openlora.node.telemetry.snapshot import Snapshot
 from openlora.p2p.presence.record import Presence
 
-Snapshot = Callable[[], Awaitable[Mapping[str, Any]]]
+Observe = Callable[[], Awaitable[Snapshot]]
 Nodes = Callable[[], Sequence[Presence]]
 
 
-def create_agent_api(journal: Journal, streams: JobStreams, snapshot: Snapshot, nodes: Nodes) -> FastAPI:
-    """The application; `snapshot` is the one source of /v1/state, `nodes`, this one included, of /v1/network."""
+def create_agent_api(journal: Journal, streams: JobStreams, observe: Observe, nodes: Nodes) -> FastAPI:
+    """The application; `observe` is the one source of /v1/state, `nodes`, this one included, of /v1/network."""
     app = FastAPI(title="OpenLoRA agent", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(JournalError, _not_found)
-    app.include_router(_router(journal, streams, snapshot, nodes))
+    app.include_router(_router(journal, streams, observe, nodes))
     return app
 
 
@@ -49,12 +50,18 @@ async def serve_unix(app: FastAPI, path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _router(journal: Journal, streams: JobStreams, snapshot: Snapshot, nodes: Nodes) -> APIRouter:
+def _router(journal: Journal, streams: JobStreams, observe: Observe, nodes: Nodes) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/state")
-    async def state() -> Mapping[str, Any]:
-        return await snapshot()
+    async def state() -> Response:
+        """The node at this moment, as `openlora.node.telemetry.snapshot` describes it."""
+        return _json(await observe())
+
+    @router.get("/earnings")
+    async def earnings() -> Response:
+        """What the chain has paid this node's operator, by role."""
+        return _json((await observe()).earnings)
 
     @router.get("/network")
     async def network() -> Mapping[str, Any]:
@@ -81,6 +88,10 @@ def _router(journal: Journal, streams: JobStreams, snapshot: Snapshot, nodes: No
         return StreamingResponse(_server_sent(steps), media_type="text/event-stream")
 
     return router
+
+
+def _json(document: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(document), media_type="application/json")
 
 
 async def _server_sent(steps: AsyncIterator[Progress]) -> AsyncIterator[bytes]:

@@ -95,23 +95,37 @@ def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None
 
     output = Output(json)
     state = get(load(config, NodeConfig).socket, "/v1/state")
-    engine = state["engine"]
-    output.say(f"node {state['operator']} on chain {state['chain_id']}, block {state['block']:,}")
+    engine, chain = state["engine"], state["chain"]
+    output.say(f"node {state['node']['operator']} on chain {chain['chain_id']}, block {chain['block_number'] or 0:,}")
     output.say(f"model {state['model']['name']} ({state['model']['dtype']}, {engine['backend']} kernels)")
-    output.say(
-        f"engine {engine['running']} running, {engine['waiting']} waiting, {engine['kv_tokens_free']:,} KV tokens free"
-    )
-    output.say(f"adapters {', '.join(engine['adapters']) or 'none'}")
+    output.say(_engine_line(engine))
+    adapters = state["adapters"]
+    output.say(f"adapters {adapters['slots']['total_adapters']} loaded, {adapters['disk']['total_adapters']} on disk")
     output.say(_network_line(state["network"]))
-    output.table(("job state", "#"), sorted(state["jobs"].items()))
+    output.say(f"earned {tokens(int(state['earnings']['paid_wei']))} OLRA")
+    if (stake := state["stake"]) is not None:
+        held = f"{tokens(int(stake['stake_wei']))} OLRA at stake, {tokens(int(stake['bonded_wei']))} of it in bonds"
+        output.say(f"{held}; gas for {stake['payable_jobs']:,} jobs")
+    output.table(("job state", "#"), sorted(state["jobs_by_state"].items()))
+    if skipped := state["queue"]["skipped_jobs"]:
+        output.table(("passed over because", "#"), sorted(skipped.items()))
+    for alert in state["alerts"]:
+        output.say(f"{alert['severity']}: {alert['message']}")
     output.result(state)
+
+
+def _engine_line(engine: Mapping[str, Any]) -> str:
+    if not engine["alive"]:
+        return "engine being restarted"
+    busy = f"{engine['running_requests']} running, {engine['waiting_requests']} waiting"
+    return f"engine {busy}, {engine['kv_free_tokens']:,} KV tokens free"
 
 
 def _network_line(network: Mapping[str, Any]) -> str:
     if not network["alive"]:
         return "network being restarted"
     moved = f"{network['fetched_bytes'] / 1e6:.1f} MB fetched, {network['served_bytes'] / 1e6:.1f} MB served"
-    return f"network {network['nodes']} nodes seen, {network['peers']} peers, {moved}"
+    return f"network {network['seen_nodes']} nodes seen, {network['connected_peers']} peers, {moved}"
 
 
 def earnings(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:

@@ -61,6 +61,7 @@ class Announcer:
     residency: AdapterResidency
     store: AdapterStore
     workload: Callable[[], Workload]
+    version: str = field(default_factory=lambda: plain_text(version("openlora")))
     _told: Status | None = field(default=None)
 
     async def run(self) -> None:
@@ -105,7 +106,7 @@ class Announcer:
             adapters=Adapters.of(slots=newest(self.residency.loaded), ram=(), disk=newest(self.store.digests())),
             ask=Ask(str(self.market.min_in_price_wei_per_k), str(self.market.min_out_price_wei_per_k)),
             load=Load(load.queued, load.running, self.market.max_live_jobs),
-            version=plain_text(version("openlora")),
+            version=self.version,
         )
 
 

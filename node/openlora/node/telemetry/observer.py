@@ -1,0 +1,247 @@
+"""Looks at the parts of a running node and tells what it saw, as one snapshot."""
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from openlora.node.engine.client import EngineClient
+from openlora.node.engine.messages import Status
+from openlora.node.errors import ChainError, ChildDied
+from openlora.node.hardware import Gpu, ram_available_bytes, read_gpus
+from openlora.node.job import Job, JobState
+from openlora.node.journal import Journal
+from openlora.node.live_claims import LiveClaims
+from openlora.node.network.announcing import Announcer, newest
+from openlora.node.network.messages import Stats
+from openlora.node.telemetry import snapshot as shown
+from openlora.node.telemetry.alerts import Facts, Thresholds, alerts
+from openlora.node.telemetry.snapshot import MAX_DIGESTS, MAX_LIVE_JOBS, Snapshot
+
+log = logging.getLogger(__name__)
+
+CHAIN_EVERY_S: Final = 10.0  # how often stake, gas and credits are read
+MACHINE_EVERY_S: Final = 5.0
+CHILD_TIMEOUT_S: Final = 1.0  # for a child's figures; those of the last time do until then
+ON_CHAIN: Final = (JobState.CLAIMED, JobState.COMMITTING)  # a lease runs
+
+NO_STATUS: Final = Status(running=0, waiting=0, kv_tokens_free=0, adapters=(), steps=0, generated_tokens=0)
+NO_STATS: Final = Stats(
+    id=0,
+    peers=0,
+    bytes_in=0,
+    bytes_out=0,
+    blocks_fetched=0,
+    block_bytes_fetched=0,
+    blocks_served=0,
+    block_bytes_served=0,
+    refused={},
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Observer:
+    """Owns what is known of the slow parts (chain, GPUs); the rest is read when a snapshot is asked for.
+
+    `run` keeps the slow parts fresh. Whatever a part does, it costs a snapshot at most `CHILD_TIMEOUT_S`.
+    """
+
+    chain_id: int
+    state_dir: Path
+    announcer: Announcer
+    journal: Journal
+    engine: EngineClient
+    engine_profile: int
+    active_jobs: Callable[[], int]
+    claims: LiveClaims
+    purse: Callable[[], Awaitable[shown.Stake]]
+    thresholds: Thresholds
+    gpus: Callable[[], Collection[Gpu]] = read_gpus
+    clock: Callable[[], float] = time.time
+    _started_at_s: float = field(default_factory=time.time)
+    _stake: shown.Stake | None = None
+    _chain_answers: bool = True
+    _gpus: Collection[Gpu] = ()
+    _status: Status = NO_STATUS
+    _stats: Stats = NO_STATS
+
+    async def run(self) -> None:
+        """Reads chain and machine, each at its pace, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_chain(), name="observe-chain")
+            group.create_task(self._watch_machine(), name="observe-machine")
+
+    async def _watch_chain(self) -> None:
+        while True:
+            try:
+                self._stake = await self.purse()
+                self._chain_answers = True
+            except ChainError as error:
+                if self._chain_answers:
+                    log.warning("event=stake_unknown reason=%r", str(error))
+                self._chain_answers = False
+            await asyncio.sleep(CHAIN_EVERY_S)
+
+    async def _watch_machine(self) -> None:
+        while True:
+            self._gpus = await asyncio.to_thread(self.gpus)
+            await asyncio.sleep(MACHINE_EVERY_S)
+
+    async def snapshot(self) -> Snapshot:
+        """The node now."""
+        await self._ask_children()
+        cursor = self.journal.cursor
+        chain = shown.Chain(
+            chain_id=self.chain_id, block_number=cursor.number if cursor else None, answers=self._chain_answers
+        )
+        counts = self.journal.counts()
+        facts = Facts(chain, self._stake, self._engine(), self._network(), self._machine(), self._queue(counts))
+        return Snapshot(
+            node=self._node(),
+            chain=facts.chain,
+            model=self._model(),
+            stake=facts.stake,
+            engine=facts.engine,
+            queue=facts.queue,
+            jobs_by_state={str(state): count for state, count in counts.items() if count},
+            adapters=self._adapters(),
+            machine=facts.machine,
+            network=facts.network,
+            earnings=self._earnings(),
+            alerts=alerts(facts, self.thresholds, self.clock()),
+        )
+
+    async def _ask_children(self) -> None:
+        """Refreshes the figures of the engine and of the network process; a silent one's stay as they were."""
+        if not self.engine.alive:
+            self._status = NO_STATUS
+        if not self.announcer.network.alive:
+            self._stats = NO_STATS
+        with suppress(ChildDied, TimeoutError):
+            async with asyncio.timeout(CHILD_TIMEOUT_S):
+                if self.engine.alive:
+                    self._status = await self.engine.status()
+                if self.announcer.network.alive:
+                    self._stats = await self.announcer.network.stats()
+
+    # ---- parts ----
+
+    def _node(self) -> shown.Node:
+        announcer = self.announcer
+        return shown.Node(
+            operator=announcer.operator,
+            hot_key=announcer.hot_key,
+            peer_id=announcer.network.peer_id,
+            addresses=tuple(announcer.network.addresses),
+            version=announcer.version,
+            started_at_s=self._started_at_s,
+        )
+
+    def _model(self) -> shown.Model:
+        model = self.announcer.model
+        return shown.Model(
+            name=model.name,
+            base_id="0x" + model.base_id,
+            dtype=model.dtype,
+            max_context_tokens=model.max_context,
+        )
+
+    def _engine(self) -> shown.Engine:
+        status = self._status
+        return shown.Engine(
+            alive=self.engine.alive,
+            backend=self.engine.info.backend,
+            profile=self.engine_profile,
+            running_requests=status.running,
+            waiting_requests=status.waiting,
+            kv_capacity_tokens=self.engine.info.kv_tokens,
+            kv_free_tokens=status.kv_tokens_free,
+            kv_cached_tokens=status.kv_tokens_cached,
+            cache_hit_tokens=status.cache_hit_tokens,
+            preemptions_total=status.preemptions,
+            generated_tokens=status.generated_tokens,
+            steps_total=status.steps,
+        )
+
+    def _queue(self, counts: dict[JobState, int]) -> shown.Queue:
+        live = self.journal.jobs(JobState.CLAIMING, *ON_CHAIN, limit=MAX_LIVE_JOBS)
+        return shown.Queue(
+            waiting_jobs=counts[JobState.SEEN],
+            active_jobs=self.active_jobs(),
+            capacity_jobs=self.announcer.market.max_live_jobs,
+            skipped_jobs={str(code): count for code, count in self.journal.skips().items()},
+            live=tuple(self._live_job(job) for job in live),
+        )
+
+    def _live_job(self, job: Job) -> shown.LiveJob:
+        ends_at_s = None
+        if job.state in ON_CHAIN:
+            ends_at_s = self.claims.ends_at_s(job.id) or job.changed_at + job.spec.lease_secs
+        return shown.LiveJob(
+            job_id=job.id,
+            state=str(job.state),
+            recipe_id=job.spec.recipe_id,
+            changed_at_s=job.changed_at,
+            lease_ends_at_s=ends_at_s,
+        )
+
+    def _adapters(self) -> shown.Adapters:
+        announcer = self.announcer
+        return shown.Adapters(
+            slots=_tier(announcer.residency.loaded),
+            disk=_tier(announcer.store.digests()),
+            disk_bytes=announcer.store.used_bytes,
+        )
+
+    def _machine(self) -> shown.Machine:
+        hardware = self.announcer.hardware
+        return shown.Machine(
+            cpu=hardware.cpu,
+            cpu_cores=hardware.cores,
+            load_1m_processes=round(os.getloadavg()[0], 1),
+            ram_bytes=hardware.ram_bytes,
+            ram_available_bytes=ram_available_bytes(),
+            disk_free_bytes=shutil.disk_usage(self.state_dir).free,
+            gpus=tuple(_gpu(gpu) for gpu in self._gpus),
+        )
+
+    def _network(self) -> shown.Network:
+        network, stats = self.announcer.network, self._stats
+        return shown.Network(
+            alive=network.alive,
+            seen_nodes=len(network.nodes()) + 1,
+            connected_peers=stats.peers,
+            fetched_bytes=stats.block_bytes_fetched,
+            served_bytes=stats.block_bytes_served,
+            refused_messages=dict(sorted(stats.refused.items())),
+        )
+
+    def _earnings(self) -> shown.Earnings:
+        paid = self.journal.paid()
+        return shown.Earnings(
+            paid_wei=str(sum(wei for _, wei in paid.values())),
+            paid_by_role_wei={role: str(wei) for role, (_, wei) in paid.items()},
+            payments_total=sum(count for count, _ in paid.values()),
+        )
+
+
+def _tier(digests: Collection[bytes]) -> shown.Tier:
+    """`digests`: least recently used first."""
+    told = newest(digests)[:MAX_DIGESTS]
+    return shown.Tier(total_adapters=len(digests), digests=tuple("0x" + digest.hex() for digest in told))
+
+
+def _gpu(gpu: Gpu) -> shown.Gpu:
+    return shown.Gpu(
+        index=gpu.index,
+        name=gpu.name,
+        driver=gpu.driver,
+        memory_bytes=gpu.memory_bytes,
+        memory_used_bytes=gpu.memory_used_bytes,
+    )
