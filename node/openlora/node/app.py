@@ -6,7 +6,7 @@
     trust      the chain's stakes → whose presence counts
     announce   what this node is and holds → the network
     observe    stake, gas and machine → what the node says of itself
-    serve      agent.sock
+    serve      agent.sock, and /metrics where a port is set
 
 A stop, however rude, loses nothing: what is under way is in the journal, and the next start takes it up.
 """
@@ -27,7 +27,8 @@ from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission
-from openlora.node.api.agent import create_agent_api, serve_unix
+from openlora.node.api.agent import create_agent_api, create_telemetry_api, serve_loopback, serve_unix
+from openlora.node.api.limits import Limits
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.follower import Batch, Follower
@@ -133,6 +134,7 @@ class Node:
             group.create_task(self.announcer.run(), name="announce")
             group.create_task(self.observer.run(), name="observe")
             group.create_task(self._serve(), name="serve")
+            group.create_task(self._serve_telemetry(), name="serve-telemetry")
 
     async def _catch_up(self) -> None:
         """Nothing is decided on an old view: a job in the journal may long be over."""
@@ -174,6 +176,12 @@ class Node:
     async def _serve(self) -> None:
         api = create_agent_api(self.journal, self.worker.streams, self.observer.snapshot, self.nodes)
         await serve_unix(api, self.config.socket)
+
+    async def _serve_telemetry(self) -> None:
+        if self.config.telemetry.listen:
+            limits = Limits()
+            api = create_telemetry_api(self.observer.snapshot, limits)
+            await serve_loopback(api, self.config.telemetry.listen, limits)
 
     def nodes(self) -> Sequence[Presence]:
         """Every live node, this one included."""

@@ -105,6 +105,10 @@ class NetworkConfig(Table, frozen=True):
     memory_bytes: int = 768 << 20  # of the process that speaks with strangers
 
 
+class TelemetryConfig(Table, frozen=True):
+    listen: str = ""  # host:port, of this machine alone, for /metrics and /v1/state; "": on agent.sock only
+
+
 class ClientNetworkConfig(Table, frozen=True):
     bootstrap: tuple[str, ...] = ()  # multiaddrs of peers to join by, each ending in /p2p/<peer id>
 
@@ -120,6 +124,7 @@ class NodeConfig(Table, frozen=True):
     engine: EngineConfig = EngineConfig()
     market: MarketConfig = MarketConfig()
     network: NetworkConfig = NetworkConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
     def socket(self) -> Path:

@@ -66,6 +66,9 @@ max_content_bytes = 53687091200         # blocks: what jobs needed, what the nod
 max_adapter_bytes = 21474836480         # verified adapters on disk
 min_free_bytes = 2147483648             # below this, no job is claimed
 kubo_rpc = ""                           # multiaddr of a Kubo's RPC to fetch and publish through, if any
+
+[telemetry]
+listen = ""                             # 127.0.0.1:9464, say, for /metrics and /v1/state; "": on agent.sock only
 """
 
 CLIENT_TOML = """\

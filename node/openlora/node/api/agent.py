@@ -4,6 +4,7 @@ None of them shows a prompt and, but for the stream of one job, none shows an an
 """
 
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from openlora.node.api.app import create_bare_app
 from openlora.node.api.limits import Limits
-from openlora.node.api.server import Server
-from openlora.node.errors import JournalError
+from openlora.node.api.server import Server, bind, is_loopback
+from openlora.node.errors import ConfigError, JournalError
 from openlora.node.job import Job, JobId
 from openlora.node.journal import Journal
 from openlora.node.network.table import node_view
 from openlora.node.progress import Progress, progress, until_known
 from openlora.node.streams import JobStreams
+from openlora.node.telemetry.metrics import CONTENT_TYPE, metrics
 from openlora.node.telemetry.snapshot import Snapshot
 from openlora.p2p.presence.record import Presence
 
@@ -31,8 +34,26 @@ def create_agent_api(journal: Journal, streams: JobStreams, observe: Observe, no
     """The application; `observe` is the one source of /v1/state, `nodes`, this one included, of /v1/network."""
     app = FastAPI(title="OpenLoRA agent", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
     app.add_exception_handler(JournalError, _not_found)
-    app.include_router(_router(journal, streams, observe, nodes))
+    app.include_router(_router(journal, streams, nodes))
+    app.include_router(_telemetry_router(observe))
     return app
+
+
+def create_telemetry_api(observe: Observe, limits: Limits) -> FastAPI:
+    """/v1/state, /v1/earnings and /metrics alone, for a loopback port that answers to local host names only."""
+    app = create_bare_app(limits, keys=())
+    app.include_router(_telemetry_router(observe))
+    return app
+
+
+async def serve_loopback(app: FastAPI, address: str, limits: Limits) -> None:
+    """Serves on `host:port` until cancelled. Raises ConfigError for one that others could reach, or that is in use."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not port.isdigit() or not is_loopback(host):
+        raise ConfigError(f"telemetry.listen {address} must be host:port of this machine alone, as 127.0.0.1:9464")
+    with bind(host, int(port), limits) as sock:
+        await Server().serve(app, sock, limits)
 
 
 async def serve_unix(app: FastAPI, path: Path) -> None:
@@ -50,18 +71,8 @@ async def serve_unix(app: FastAPI, path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _router(journal: Journal, streams: JobStreams, observe: Observe, nodes: Nodes) -> APIRouter:
+def _router(journal: Journal, streams: JobStreams, nodes: Nodes) -> APIRouter:
     router = APIRouter(prefix="/v1")
-
-    @router.get("/state")
-    async def state() -> Response:
-        """The node at this moment, as `openlora.node.telemetry.snapshot` describes it."""
-        return _json(await observe())
-
-    @router.get("/earnings")
-    async def earnings() -> Response:
-        """What the chain has paid this node's operator, by role."""
-        return _json((await observe()).earnings)
 
     @router.get("/network")
     async def network() -> Mapping[str, Any]:
@@ -86,6 +97,28 @@ def _router(journal: Journal, streams: JobStreams, observe: Observe, nodes: Node
         await until_known(journal, JobId(job_id))
         steps = progress(journal, streams, JobId(job_id))
         return StreamingResponse(_server_sent(steps), media_type="text/event-stream")
+
+    return router
+
+
+def _telemetry_router(observe: Observe) -> APIRouter:
+    """What dashboards read: nothing in it is a prompt, an answer or a secret."""
+    router = APIRouter()
+
+    @router.get("/v1/state")
+    async def state() -> Response:
+        """The node at this moment, as `openlora.node.telemetry.snapshot` describes it."""
+        return _json(await observe())
+
+    @router.get("/v1/earnings")
+    async def earnings() -> Response:
+        """What the chain has paid this node's operator, by role."""
+        return _json((await observe()).earnings)
+
+    @router.get("/metrics")
+    async def page() -> Response:
+        """Prometheus."""
+        return Response(metrics(await observe(), time.time()), media_type=CONTENT_TYPE)
 
     return router
 

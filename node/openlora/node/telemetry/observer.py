@@ -47,7 +47,7 @@ NO_STATS: Final = Stats(
 
 @dataclass(slots=True, kw_only=True)
 class Observer:
-    """Owns what is known of the slow parts (chain, GPUs); the rest is read when a snapshot is asked for.
+    """Owns what is known of the slow parts (chain, machine); the rest is read when a snapshot is asked for.
 
     `run` keeps the slow parts fresh. Whatever a part does, it costs a snapshot at most `CHILD_TIMEOUT_S`.
     """
@@ -67,7 +67,7 @@ class Observer:
     _started_at_s: float = field(default_factory=time.time)
     _stake: shown.Stake | None = None
     _chain_answers: bool = True
-    _gpus: Collection[Gpu] = ()
+    _machine: shown.Machine | None = None
     _status: Status = NO_STATUS
     _stats: Stats = NO_STATS
 
@@ -90,7 +90,7 @@ class Observer:
 
     async def _watch_machine(self) -> None:
         while True:
-            self._gpus = await asyncio.to_thread(self.gpus)
+            self._machine = await asyncio.to_thread(self._read_machine)
             await asyncio.sleep(MACHINE_EVERY_S)
 
     async def snapshot(self) -> Snapshot:
@@ -101,7 +101,9 @@ class Observer:
             chain_id=self.chain_id, block_number=cursor.number if cursor else None, answers=self._chain_answers
         )
         counts = self.journal.counts()
-        facts = Facts(chain, self._stake, self._engine(), self._network(), self._machine(), self._queue(counts))
+        if (machine := self._machine) is None:
+            self._machine = machine = await asyncio.to_thread(self._read_machine)
+        facts = Facts(chain, self._stake, self._engine(), self._network(), machine, self._queue(counts))
         return Snapshot(
             node=self._node(),
             chain=facts.chain,
@@ -199,7 +201,7 @@ class Observer:
             disk_bytes=announcer.store.used_bytes,
         )
 
-    def _machine(self) -> shown.Machine:
+    def _read_machine(self) -> shown.Machine:
         hardware = self.announcer.hardware
         return shown.Machine(
             cpu=hardware.cpu,
@@ -208,7 +210,7 @@ class Observer:
             ram_bytes=hardware.ram_bytes,
             ram_available_bytes=ram_available_bytes(),
             disk_free_bytes=shutil.disk_usage(self.state_dir).free,
-            gpus=tuple(_gpu(gpu) for gpu in self._gpus),
+            gpus=tuple(_gpu(gpu) for gpu in self.gpus()),
         )
 
     def _network(self) -> shown.Network:
