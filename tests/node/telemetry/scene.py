@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openlora.node.config import MarketConfig
-from openlora.node.engine.client import in_process_engine
+from openlora.node.engine.client import EngineClient, in_process_engine
 from openlora.node.errors import ChainError
 from openlora.node.hardware import Gpu
 from openlora.node.journal import Journal
@@ -86,6 +86,7 @@ class Purse:
 @dataclass
 class Scene:
     observer: Observer
+    engine: EngineClient
     journal: Journal
     claims: LiveClaims
     network: Network
@@ -143,5 +144,5 @@ async def observed(folder: Path, gpus: tuple[Gpu, ...] = ()) -> AsyncIterator[Sc
                 gpus=lambda: gpus,
                 clock=lambda: scene.now_s,
             )
-            scene = Scene(observer, journal, claims, network, loaded, disk, purse)
+            scene = Scene(observer, engine, journal, claims, network, loaded, disk, purse)
             yield scene

@@ -70,7 +70,7 @@ async def test_a_silent_child_costs_its_figures_and_not_the_snapshot(tmp_path: P
     async with observed(tmp_path) as scene:
         scene.network.silent = True
         assert (await scene.observer.snapshot()).engine.alive
-        scene.observer.engine.detach()
+        scene.engine.detach()
         scene.network.alive = False
         state = await scene.observer.snapshot()
         assert {alert.code for alert in state.alerts} == {AlertCode.ENGINE_DOWN, AlertCode.NETWORK_DOWN}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from openlora.node.engine.client import EngineClient
+from openlora.node.engine.client import InferenceEngine
 from openlora.node.engine.messages import Status
 from openlora.node.errors import ChainError, ChildDied
 from openlora.node.hardware import Gpu, ram_available_bytes, read_gpus
@@ -56,7 +56,7 @@ class Observer:
     state_dir: Path
     announcer: Announcer
     journal: Journal
-    engine: EngineClient
+    engine: InferenceEngine
     engine_profile: int
     active_jobs: Callable[[], int]
     claims: LiveClaims
