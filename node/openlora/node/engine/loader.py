@@ -37,7 +37,7 @@ def load_weights(path: Path, config: DecoderConfig, dtype: str, form: str = "aut
     """Read the checkpoint at `path`; dtype is "bfloat16", "float32" or "auto" (see `choose_dtype`).
 
     `form` is what the matrices are kept in: "full", all in the dtype; "int8" or "int4", rounded by the rules of
-    openlora.kernels.quantised, except for those of 4 bits already where "int4" is wanted; "auto", "full" but for the
+    openlora.kernels.quantised, except that "int4" leaves alone what has 4 bits already, and gives the head 8; "auto", "full" but for the
     matrices whose checkpoint keeps 4 to 8 bits: in bfloat16 those stay as they are, which changes no result.
 
     Raises ModelError if a tensor is missing, misshapen, of a kind that is not served, or not the model's.
@@ -123,6 +123,7 @@ class _Builder:
         self._dtype = dtype
         self._form = form
         self._shapes = config.tensors()
+        self._head_names = {f"{config.names.head}.weight", f"{config.names.embedding}.weight"}  # of a tied head
 
     def weights(self) -> DecoderWeights:
         names = self._config.names
@@ -192,7 +193,8 @@ class _Builder:
                 return quantise_int8(self._source.tensor(name))
         coded = self._source.coded(name)
         if self._form == "int4" and (coded is None or coded.bits != 4):
-            return quantise_int4(self._source.tensor(name))
+            tensor = self._source.tensor(name)
+            return quantise_int8(tensor) if name in self._head_names else quantise_int4(tensor)
         return coded
 
     def _one(self, name: str) -> Tensor:
