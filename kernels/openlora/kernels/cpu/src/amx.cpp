@@ -116,48 +116,56 @@ void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const void* 
     products<false>(x, w, pairs, out, ahead);
 }
 
-// Registers 0–2: the sums of the high plane; 3–5: of the low one; 6: inputs; 7: codes. A register of codes serves both
-// planes where its turn allows.
-void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const void* ahead) {
-  constexpr int kQuadRow = 4 * kTile, kSumBytes = kTile * sizeof(std::int32_t);
-  alignas(64) std::int32_t high[16][kTile], low[16][kTile];
-  if (ahead) fetch(static_cast<const char*>(ahead) + std::ptrdiff_t{quads} * kQuadRow, sizeof(Int8Tile));
-  for (int first = 0; first < rows; first += 16) {
-    const std::uint8_t* above = x.high + std::ptrdiff_t{first} * x.stride;
-    const std::uint8_t* below = x.low + std::ptrdiff_t{first} * x.stride;
-    _tile_zero(0);
-    _tile_zero(1);
+// Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then
+// of rows 16–31; 4–6: inputs; 7: codes.
+template <bool kTall>
+inline void int8_products(const Planes& x, const std::int8_t* codes, int quads, std::int32_t (*sums)[kLanes],
+                          const char* ahead) {
+  constexpr int kQuadRow = 4 * kTile, kBytes = 4 * kLanes;
+  const std::ptrdiff_t below = std::ptrdiff_t{16} * x.stride;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kTall) {
     _tile_zero(2);
     _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
-    for (int q = 0; q < quads; q += kDepth) {
-      const std::int8_t* codes = w.codes + std::ptrdiff_t{q} * kQuadRow;
-      _tile_loadd(6, above + 4 * q, x.stride);
-      _tile_loadd(7, codes, kQuadRow);
-      _tile_dpbusd(0, 6, 7);
-      _tile_loadd(7, codes + 64, kQuadRow);
-      _tile_dpbusd(1, 6, 7);
-      if (ahead && !first) fetch(static_cast<const char*>(ahead) + std::ptrdiff_t{q} * kQuadRow, kDepth * kQuadRow);
-      _tile_loadd(7, codes + 128, kQuadRow);
+  }
+  for (int q = 0; q < quads; q += kDepth) {
+    _tile_loadd(7, codes + std::ptrdiff_t{q} * kQuadRow, kQuadRow);
+    _tile_loadd(4, x.high + 4 * q, x.stride);
+    _tile_dpbusd(0, 4, 7);
+    _tile_loadd(5, x.low + 4 * q, x.stride);
+    _tile_dpbusd(1, 5, 7);
+    if (ahead) fetch(ahead + std::ptrdiff_t{q} * kBytes, kDepth * kBytes);
+    if constexpr (kTall) {
+      _tile_loadd(6, x.high + below + 4 * q, x.stride);
       _tile_dpbusd(2, 6, 7);
-      _tile_loadd(6, below + 4 * q, x.stride);
-      _tile_dpbusd(5, 6, 7);
-      _tile_loadd(7, codes + 64, kQuadRow);
-      _tile_dpbusd(4, 6, 7);
-      _tile_loadd(7, codes, kQuadRow);
-      _tile_dpbusd(3, 6, 7);
+      _tile_loadd(4, x.low + below + 4 * q, x.stride);
+      _tile_dpbusd(3, 4, 7);
     }
-    _tile_stored(0, high[0], kSumBytes);
-    _tile_stored(1, high[0] + 16, kSumBytes);
-    _tile_stored(2, high[0] + 32, kSumBytes);
-    _tile_stored(3, low[0], kSumBytes);
-    _tile_stored(4, low[0] + 16, kSumBytes);
-    _tile_stored(5, low[0] + 32, kSumBytes);
-    for (int i = 0; i < 16 && first + i < rows; ++i)
-      for (int column = 0; column < kTile; column += kLanes)
-        store(out + (first + i) * kTile + column,
-              int8_result(load<I>(high[i] + column), load<I>(low[i] + column), w, column, x.scale[first + i]));
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 16, 64);
+  if constexpr (kTall) {
+    _tile_stored(2, sums + 32, 64);
+    _tile_stored(3, sums + 48, 64);
+  }
+}
+
+void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const void* ahead) {
+  alignas(64) std::int32_t sums[64][kLanes];
+  const char* next = static_cast<const char*>(ahead);
+  if (ahead) fetch(next, sizeof(Int8Tile));
+  for (int column = 0; column < kTile; column += kLanes) {
+    const std::int8_t* codes = w.codes + 4 * column;
+    const char* after = ahead ? next + sizeof(Int8Tile) + std::ptrdiff_t{4} * column * quads : nullptr;
+    if (rows > 16)
+      int8_products<true>(x, codes, quads, sums, after);
+    else
+      int8_products<false>(x, codes, quads, sums, after);
+    for (int i = 0; i < rows; ++i) {
+      const std::int32_t(*high)[kLanes] = sums + i / 16 * 32 + i % 16;
+      store(out + i * kTile + column, int8_result(load<I>(high), load<I>(high + 16), w, column, x.scale[i]));
+    }
   }
 }
 
