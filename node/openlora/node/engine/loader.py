@@ -37,8 +37,9 @@ def load_weights(path: Path, config: DecoderConfig, dtype: str, form: str = "aut
     """Read the checkpoint at `path`; dtype is "bfloat16", "float32" or "auto" (see `choose_dtype`).
 
     `form` is what the matrices are kept in: "full", all in the dtype; "int8" or "int4", rounded by the rules of
-    openlora.kernels.quantised, except that "int4" leaves alone what has 4 bits already, and gives the head 8; "auto", "full" but for the
-    matrices whose checkpoint keeps 4 to 8 bits: in bfloat16 those stay as they are, which changes no result.
+    openlora.kernels.quantised, except that "int4" leaves alone what has 4 bits already, and gives the head 8; "auto",
+    "full" but for the matrices whose checkpoint keeps 4 to 8 bits: in bfloat16 those stay as they are, which changes no
+    result.
 
     Raises ModelError if a tensor is missing, misshapen, of a kind that is not served, or not the model's.
     """
