@@ -205,7 +205,7 @@ def test_a_tied_head_is_rounded_and_the_embedding_is_not(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_int8_strays_little_from_float32(model_dir: Path, kernels: Path) -> None:
-    """Measured: 0.0055 here, 0.0049 over node/bench/quality.txt; its perplexity 21.53 beside 21.31."""
+    """0.0049 over node/bench/quality.txt, whose perplexity is 21.53 then, beside 21.31."""
     transformers = pytest.importorskip("transformers")
     request = ScoreRequest(tuple(transformers.AutoTokenizer.from_pretrained(model_dir)(ENGLISH)["input_ids"]))
     (exact,) = Engine.load(model_dir, dtype="float32", limits=LIMITS).score([request])
