@@ -1,9 +1,21 @@
-"""Small tensors: a second thread would only wait for the first."""
+"""Small tensors: a second thread would only wait for the first.
 
+Every test of an op runs on each backend. Triton's kernels are interpreted, on the CPU, and slowly: of a test that has
+many cases each 13th runs, a number that no dimension of the grids divides; `--whole-grid` runs all.
+"""
+
+import os
+from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+
+from openlora.kernels.ops import BACKENDS, Ops
+from tests.kernels import interpreter
+
+EACH = 13
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -12,3 +24,31 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["reference", "triton"])
+def ops(request: pytest.FixtureRequest) -> Iterator[Ops]:
+    if request.param == "reference":
+        yield Ops(BACKENDS["reference"])
+        return
+    pytest.importorskip("triton", reason="the Triton kernels are not tested: triton is not installed")
+    assert os.environ.get("TRITON_INTERPRET") == "1", "tests/conftest.py sets it before anything imports triton"
+    from openlora.kernels.triton.backend import TRITON
+
+    with interpreter.mended(), np.errstate(invalid="ignore"):  # ∞ − ∞ is no event on a device
+        yield Ops(TRITON)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seen: Counter[str] = Counter()
+    left_out = set()
+    for item in items:
+        if isinstance(item, pytest.Function) and "[triton" in item.name:
+            item.add_marker(pytest.mark.slow)
+            test = f"{item.path}::{item.originalname}"
+            if seen[test] % EACH and not config.getoption("--whole-grid"):
+                left_out.add(item)
+            seen[test] += 1
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))

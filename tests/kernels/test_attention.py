@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openlora.kernels.ops import BACKENDS, Ops
+from openlora.kernels.ops import Ops
 from openlora.kernels.types import AttentionBatch
 
-OPS = Ops(BACKENDS["reference"])
 PAGE = 16
 SHAPES = {"mixed": [(1, 40), (5, 5), (1, 1), (17, 60), (1, 300), (1, 16), (33, 33), (1, 17)]}  # (rows, context)
 SHAPES |= {f"{n} decodes": [(1, 1 + 13 * i % 200) for i in range(n)] for n in (1, 2, 3, 7, 33, 133)}
@@ -52,7 +51,7 @@ def make_case(shape: list[tuple[int, int]], heads: int, kv_heads: int, head_size
         k, v = (torch.randn(context, kv_heads, head_size, generator=rng).to(dtype) for _ in range(2))
         positions = torch.arange(context)
         slots = pages[positions // PAGE] * PAGE + positions % PAGE
-        OPS.kv_append_(k, v, case.k_cache, case.v_cache, slots.int())
+        case.k_cache.flatten(0, 1)[slots], case.v_cache.flatten(0, 1)[slots] = k, v
         case.keys.append(k)
         case.values.append(v)
     return case
@@ -75,21 +74,27 @@ def expected(case: Case, s: int, window: int | None) -> Tensor:
 )
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_equals_each_sequence_alone_over_contiguous_keys(
-    shape: list[tuple[int, int]], heads: int, kv_heads: int, head_size: int, window: int | None, dtype: torch.dtype
+    ops: Ops,
+    shape: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    head_size: int,
+    window: int | None,
+    dtype: torch.dtype,
 ) -> None:
     case = make_case(shape, heads, kv_heads, head_size, dtype)
-    plan = OPS.plan_attention(case.batch, PAGE, dtype, window)
-    out = OPS.paged_attention(case.q, case.k_cache, case.v_cache, plan, head_size**-0.5)
+    plan = ops.plan_attention(case.batch, PAGE, dtype, window)
+    out = ops.paged_attention(case.q, case.k_cache, case.v_cache, plan, head_size**-0.5)
     reference = torch.cat([expected(case, s, window) for s in range(len(shape))])
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.double(), reference, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_soft_cap_stands_before_the_softmax(dtype: torch.dtype) -> None:
+def test_a_soft_cap_stands_before_the_softmax(ops: Ops, dtype: torch.dtype) -> None:
     case = make_case(SHAPES["mixed"], 4, 4, 16, dtype)
-    plan = OPS.plan_attention(case.batch, PAGE, dtype, 20)
-    out = OPS.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.5, 1.5)
+    plan = ops.plan_attention(case.batch, PAGE, dtype, 20)
+    out = ops.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.5, 1.5)
     for s, (keys, values) in enumerate(zip(case.keys, case.values, strict=True)):
         start, end = case.batch.row_starts[s : s + 2].tolist()
         distance = torch.arange(len(keys) - (end - start), len(keys)).unsqueeze(1) - torch.arange(len(keys))
@@ -100,44 +105,44 @@ def test_a_soft_cap_stands_before_the_softmax(dtype: torch.dtype) -> None:
         torch.testing.assert_close(out[start:end].double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_nan_in_one_sequence_stays_there() -> None:
+def test_nan_in_one_sequence_stays_there(ops: Ops) -> None:
     case = make_case(SHAPES["mixed"], 4, 2, 16, torch.float32)
-    plan = OPS.plan_attention(case.batch, PAGE, torch.float32)
-    sound = OPS.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.25)
+    plan = ops.plan_attention(case.batch, PAGE, torch.float32)
+    sound = ops.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.25)
     page, poisoned = int(case.batch.page_table[3, 0]), slice(7, 24)
     case.k_cache[page], case.v_cache[page] = torch.nan, torch.nan
-    out = OPS.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.25)
+    out = ops.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.25)
     assert out[poisoned].isnan().all()
     rest = [row for row in range(len(out)) if row not in range(*poisoned.indices(len(out)))]
     assert torch.equal(out[rest], sound[rest])
 
 
-def test_a_step_decoded_equals_the_same_row_of_a_prompt() -> None:
+def test_a_step_decoded_equals_the_same_row_of_a_prompt(ops: Ops) -> None:
     case = make_case([(40, 40)], 4, 2, 16, torch.float32)
     table = case.batch.page_table
-    whole = OPS.paged_attention(
-        case.q, case.k_cache, case.v_cache, OPS.plan_attention(case.batch, PAGE, torch.float32), 0.25
+    whole = ops.paged_attention(
+        case.q, case.k_cache, case.v_cache, ops.plan_attention(case.batch, PAGE, torch.float32), 0.25
     )
     last = AttentionBatch(torch.tensor([0, 1]), torch.tensor([40]), table)
-    row = OPS.paged_attention(
-        case.q[-1:], case.k_cache, case.v_cache, OPS.plan_attention(last, PAGE, torch.float32), 0.25
+    row = ops.paged_attention(
+        case.q[-1:], case.k_cache, case.v_cache, ops.plan_attention(last, PAGE, torch.float32), 0.25
     )
     torch.testing.assert_close(row, whole[-1:])
 
 
-def test_kv_append_writes_the_named_slots_alone() -> None:
+def test_kv_append_writes_the_named_slots_alone(ops: Ops) -> None:
     k_cache, v_cache = torch.zeros(4, PAGE, 2, 8), torch.zeros(4, PAGE, 2, 8)
     k, v = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
-    OPS.kv_append_(k, v, k_cache, v_cache, torch.tensor([63, 0, 17], dtype=torch.int32))
+    ops.kv_append_(k, v, k_cache, v_cache, torch.tensor([63, 0, 17], dtype=torch.int32))
     for cache, rows in ((k_cache, k), (v_cache, v)):
         assert torch.equal(torch.stack((cache[3, 15], cache[0, 0], cache[1, 1])), rows)
         assert cache.count_nonzero() == rows.count_nonzero()
 
 
-def test_refuses_batches_that_do_not_fit() -> None:
+def test_refuses_batches_that_do_not_fit(ops: Ops) -> None:
     def plan(starts: list[int], contexts: list[int], pages: int) -> None:
         table = torch.zeros(len(contexts), pages, dtype=torch.int32)
-        OPS.plan_attention(AttentionBatch(torch.tensor(starts), torch.tensor(contexts), table), PAGE, torch.float32)
+        ops.plan_attention(AttentionBatch(torch.tensor(starts), torch.tensor(contexts), table), PAGE, torch.float32)
 
     with pytest.raises(ValueError, match="rows a sequence"):
         plan([0, 5], [4], 1)  # more rows than context

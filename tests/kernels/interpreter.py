@@ -1,0 +1,40 @@
+"""Three faults of Triton 3.6's interpreter, mended while a test runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+
+@contextmanager
+def mended() -> Iterator[None]:
+    """A bound of `range` is an array of one element, of which numpy makes no int since 2.4; `dot` multiplies the bits
+    of bfloat16 numbers as if they were integers; and float32 is cut to bfloat16 where a device rounds."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+    builder = interpreter.InterpreterBuilder
+    create_dot, cast = builder.create_dot, builder.cast_impl
+
+    def patch_tensor_and_index(tensor: type, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    def dot_of_wide(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        wide = [self.cast_impl(x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b)]
+        return create_dot(self, *wide, *rest)
+
+    def cast_and_round(self: Any, source: Any, target: Any) -> Any:
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, target)
+        rounded = torch.from_numpy(source.data.copy()).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(rounded, tl.bfloat16)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
+        patch.setattr(builder, "create_dot", dot_of_wide)
+        patch.setattr(builder, "cast_impl", cast_and_round)
+        yield
