@@ -21,20 +21,18 @@ check: setup lint ## lint, types, fast tests: about a minute
 test: setup lint test-contracts ## everything, real chain and real model included
 	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/pytest -q -n 2 --dist loadgroup
 
-<<<<<<< HEAD
 test-contracts: contracts/node_modules/.installed ## the Foundry suite; FULL=1 fuzzes ten times as long
 	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite FOUNDRY_FUZZ_RUNS=$(if $(FULL),10000,1000) \
 		FOUNDRY_INVARIANT_RUNS=$(if $(FULL),256,128) FOUNDRY_INVARIANT_DEPTH=$(if $(FULL),500,200) $(FORGE) test
 
 mutants: contracts/node_modules/.installed ## seeds faults into the contracts; the tests must notice each; an hour
 	$(PY) contracts/script/mutants.py
-=======
+
 test-kernels: .venv/.installed ## every case of the ops, the CUDA kernels interpreted: minutes
 	.venv/bin/pytest -q -n 2 --whole-grid tests/kernels
 
 test-contracts: contracts/node_modules/.installed ## the Foundry suite
 	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite $(FORGE) test
->>>>>>> 1b23f08 (kernels: the ops as Triton kernels, tested under its interpreter)
 
 gas: contracts/node_modules/.installed ## gas as whole transactions on anvil, against contracts/snapshots
 	$(PY) contracts/script/gas.py
