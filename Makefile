@@ -31,9 +31,6 @@ mutants: contracts/node_modules/.installed ## seeds faults into the contracts; t
 test-kernels: .venv/.installed ## every case of the ops, the CUDA kernels interpreted: minutes
 	.venv/bin/pytest -q -n 2 --whole-grid tests/kernels
 
-test-contracts: contracts/node_modules/.installed ## the Foundry suite
-	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite $(FORGE) test
-
 gas: contracts/node_modules/.installed ## gas as whole transactions on anvil, against contracts/snapshots
 	$(PY) contracts/script/gas.py
 
