@@ -352,7 +352,7 @@ def import_order(name: str) -> tuple[int, str]:
 
 def formatted(source: str) -> str:
     command = [sys.executable, "-m", "ruff", "format", "--line-length", str(WIDTH), "--isolated", "-"]
-    result = subprocess.run(command, input=source, capture_output=True, text=True, check=True)  # noqa: S603 - fixed command
+    result = subprocess.run(command, input=source, capture_output=True, text=True, check=True)
     return result.stdout
 
 

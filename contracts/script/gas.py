@@ -242,7 +242,7 @@ def main() -> int:
     if anvil is None:
         raise SystemExit("there is no anvil: run `npm ci --ignore-scripts` in contracts/")
     command = [str(anvil), "--port", "0", "--prune-history", "64", "--auto-impersonate", "--timestamp", str(GENESIS)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own tool
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             listening = next(line for line in process.stdout if "Listening on" in line)

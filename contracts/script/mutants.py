@@ -327,9 +327,7 @@ def survives(mutant: Mutant, project: Path, forge: Path) -> bool:
     target.write_text(faulty, encoding="utf-8")
     command = [str(forge), "test", "--fail-fast"] + (["--match-test", f"^{mutant.test}"] if mutant.test else [])
     environment = os.environ | {"FOUNDRY_PROFILE": "lite"}
-    result = subprocess.run(  # noqa: S603 - our own tool
-        command, cwd=project, env=environment, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     target.write_text(sound, encoding="utf-8")
     if "Compiler run failed" in result.stdout + result.stderr:
         raise SystemExit(f"{mutant.name} does not compile:\n{result.stdout}{result.stderr}")

@@ -72,7 +72,7 @@ def version_of(engine: Peer, peers: Path) -> str | None:
     if not python.exists():
         return None
     code = f"from importlib.metadata import version; print(version({engine.package!r}))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)  # noqa: S603 our own
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or None
 
 
@@ -96,7 +96,7 @@ def measure(engine: Peer, installed: str | None, case: Case, data: Path, peers: 
     command = [str(python_of(engine, peers)), str(_SCRIPTS / engine.script), str(data / case.model)]
     command += ["--adapters", str(case.adapters), "--runs", str(case.runs)]
     environment = os.environ | _THREADS
-    with subprocess.Popen(  # noqa: S603 our own
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     ) as process:
         try:

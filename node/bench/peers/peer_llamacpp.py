@@ -49,7 +49,7 @@ async def answer_all(work: workload.Workload, output: int) -> None:
 def main() -> None:
     work = workload.Workload.from_arguments(__doc__)
     settings = f"bfloat16 GGUF and adapters, -t {workload.THREADS} -np {work.requests}, -march=native"
-    with subprocess.Popen(server_command(work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:  # noqa: S603
+    with subprocess.Popen(server_command(work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{PORT}") as client:
                 wait_until_healthy(client, server)

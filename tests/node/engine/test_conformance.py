@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import pytest_asyncio
@@ -49,9 +51,10 @@ class Bench:
         return DecoderConfig.from_path(self.folder / "model")
 
     async def generate(
-        self, prompt: Sequence[int], uses: Sequence[AdapterUse] = (), output: int = 12, **sampling: object
+        self, prompt: Sequence[int], uses: Sequence[AdapterUse] = (), output: int = 12, **sampling: Any
     ) -> list[Token]:
-        chosen = Sampling(max_tokens=output, **({"temperature": 0.0, "logprobs": 2} | sampling))  # type: ignore[arg-type]
+        usual = Sampling(max_tokens=output, temperature=0.0, logprobs=2)
+        chosen = msgspec.structs.replace(usual, **sampling)
         return [token async for token in self.client.generate(prompt, chosen, uses)]
 
     def check(self, prompt: Sequence[int], uses: Sequence[AdapterUse], tokens: Sequence[Token]) -> None:
