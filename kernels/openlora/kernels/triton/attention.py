@@ -17,7 +17,24 @@ from openlora.kernels.triton.elementwise import tanh
 from openlora.kernels.types import AttentionBatch
 
 DECODE_QUERIES, PROMPT_QUERIES = 16, 64
-BLOCK_POSITIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How the kernel is cut, so that a block fits the registers and the shared memory of the smallest device."""
+
+    queries: int
+    positions: int  # taken at a time
+    head_block: int
+    warps: int
+
+
+def geometry(head_size: int, element_bytes: int, *, decode: bool) -> Geometry:
+    head_block = max(16, triton.next_power_of_2(head_size))
+    positions = min(64, 64 * 256 // (head_block * element_bytes))
+    if decode or element_bytes > 2:  # float32 has no matrix instructions to fill
+        return Geometry(DECODE_QUERIES, positions, head_block, warps=4)
+    return Geometry(PROMPT_QUERIES, positions, head_block, warps=8 if head_block >= 128 else 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +148,14 @@ def paged_attention(
     heads = q.shape[1] // kv_heads
     if heads > DECODE_QUERIES:
         raise ValueError(f"paged_attention: {heads} query heads share a key-value head; {DECODE_QUERIES} may")
-    for members, queries in ((plan.decodes, DECODE_QUERIES), (plan.prompts, PROMPT_QUERIES)):
+    for members in (plan.decodes, plan.prompts):
         if members.rows == 0:
             continue
-        attention_kernel[(len(members.sequences), triton.cdiv(members.rows, queries // heads), kv_heads)](
+        cut = geometry(head_size, q.element_size(), decode=members is plan.decodes)
+        attention_kernel[(len(members.sequences), triton.cdiv(members.rows, cut.queries // heads), kv_heads)](
             q, k_cache, v_cache, out, members.sequences, plan.row_starts, plan.context_lens, plan.page_table,
             scale, soft_cap or 1.0, plan.window or 0, head_size, plan.page_table.shape[1], *q.stride()[:2], kv_heads,
             PAGE=plan.page_tokens, CAPPED=soft_cap is not None, WINDOWED=plan.window is not None,
-            HEADS=heads, QUERIES=queries, POSITIONS=BLOCK_POSITIONS,
-            HEAD_BLOCK=max(16, triton.next_power_of_2(head_size)),
+            HEADS=heads, QUERIES=cut.queries, POSITIONS=cut.positions, HEAD_BLOCK=cut.head_block, num_warps=cut.warps,
         )  # fmt: skip
     return out
