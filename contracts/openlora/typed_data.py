@@ -17,6 +17,7 @@ DOMAIN_TYPE = "EIP712Domain(string name,string version,uint256 chainId,address v
 # Checked by nodes alone, never by a contract: what ties a libp2p peer (its binary id) to the keys that contracts know.
 NODE_PEER_TYPE = "NodePeer(address operator,bytes peerId)"
 WATCH_JOB_TYPE = "WatchJob(uint256 jobId,bytes peerId)"
+TELEMETRY_BIRTH_TYPE = "TelemetryBirth(address operator,bytes32 session,uint256 startedAt)"
 
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # of secp256k1
 
@@ -60,6 +61,11 @@ def node_peer_digest(domain: Domain, operator: str, peer_id: bytes) -> bytes:
 def watch_job_digest(domain: Domain, job_id: int, peer_id: bytes) -> bytes:
     """What a job's client signs to have its answer streamed to this peer; JobQueue's domain."""
     return domain.digest(keccak(keccak(WATCH_JOB_TYPE.encode()) + word(job_id) + keccak(peer_id)))
+
+
+def telemetry_birth_digest(domain: Domain, operator: str, session: bytes, started_at_s: int) -> bytes:
+    """What a hot key signs to say that a session (32 bytes) speaks for its operator; NodeRegistry's domain."""
+    return domain.digest(keccak(keccak(TELEMETRY_BIRTH_TYPE.encode()) + word(operator) + session + word(started_at_s)))
 
 
 def sign_digest(private_key: bytes, digest: bytes) -> bytes:

@@ -7,6 +7,7 @@
     announce   what this node is and holds → the network
     observe    stake, gas and machine → what the node says of itself
     serve      agent.sock, and /metrics where a port is set
+    publish    what the node says of itself → an MQTT broker, where one is set
 
 A stop, however rude, loses nothing: what is under way is in the journal, and the next start takes it up.
 """
@@ -67,7 +68,11 @@ from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
 from openlora.node.telemetry.alerts import Thresholds
 from openlora.node.telemetry.observer import Observer
+from openlora.node.telemetry.outbox import Outbox
+from openlora.node.telemetry.publisher import Broker, Publisher, Session
 from openlora.node.telemetry.purse import Purse
+from openlora.node.telemetry.reporter import Reporter
+from openlora.node.telemetry.topics import Place
 from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
 from openlora.p2p.presence.record import Model, Presence, plain_text
@@ -121,6 +126,7 @@ class Node:
     directory: StakeDirectory
     claims: LiveClaims
     observer: Observer
+    publisher: Publisher | None  # None where no broker is configured
 
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
@@ -135,6 +141,8 @@ class Node:
             group.create_task(self.observer.run(), name="observe")
             group.create_task(self._serve(), name="serve")
             group.create_task(self._serve_telemetry(), name="serve-telemetry")
+            if self.publisher is not None:
+                group.create_task(self.publisher.run(), name="publish")
 
     async def _catch_up(self) -> None:
         """Nothing is decided on an old view: a job in the journal may long be over."""
@@ -201,6 +209,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         stack.push_async_callback(chain.close)
         queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
         operator = await _operator(chain, nodes, hot_key.address)
+        broker = Broker.of(config.telemetry.mqtt, operator) if config.telemetry.mqtt.host else None
         options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
         sender = Sender(chain, journal, hot_key, identity.contracts, options)
         await sender.start()
@@ -314,6 +323,9 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             directory=directory,
             claims=claims,
             observer=observer,
+            publisher=_publisher(config, observer, broker, Session.begin(operator, hot_key, domain))
+            if broker
+            else None,
         )
 
 
@@ -325,6 +337,16 @@ def _network_options(config: NodeConfig, deployment: Deployment) -> NetworkOptio
         max_content_bytes=config.storage.max_content_bytes,
         **msgspec.structs.asdict(config.network),
     )
+
+
+def _publisher(config: NodeConfig, observer: Observer, broker: Broker, session: Session) -> Publisher:
+    reporter = Reporter(
+        place=Place(config.chain.chain_id, session.operator, config.telemetry.mqtt.prefix),
+        outbox=Outbox(),
+        observe=observer.snapshot,
+        jobs_changed_since=observer.journal.changed_since,
+    )
+    return Publisher(broker=broker, session=session, reporter=reporter)
 
 
 def _content(config: NodeConfig, network: NetworkClient) -> Content:

@@ -105,8 +105,20 @@ class NetworkConfig(Table, frozen=True):
     memory_bytes: int = 768 << 20  # of the process that speaks with strangers
 
 
+class MqttConfig(Table, frozen=True):
+    host: str = ""  # of the broker; "": none
+    port: int = 8883
+    tls: bool = True
+    ca_file: str = ""  # full path of the authority that vouches for the broker; "": those that the system trusts
+    username: str = ""  # "": the operator's address in lower case
+    password_file: str = ""  # full path, or a systemd credential's
+    prefix: str = "openlora/v1"  # of all topics
+    websocket_path: str = ""  # speak MQTT over WebSocket, at this path; "": plain MQTT
+
+
 class TelemetryConfig(Table, frozen=True):
     listen: str = ""  # host:port, of this machine alone, for /metrics and /v1/state; "": on agent.sock only
+    mqtt: MqttConfig = MqttConfig()
 
 
 class ClientNetworkConfig(Table, frozen=True):

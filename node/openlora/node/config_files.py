@@ -69,6 +69,16 @@ kubo_rpc = ""                           # multiaddr of a Kubo's RPC to fetch and
 
 [telemetry]
 listen = ""                             # 127.0.0.1:9464, say, for /metrics and /v1/state; "": on agent.sock only
+
+[telemetry.mqtt]
+host = ""                               # of a broker that is told what this node does; "": none
+port = 8883
+tls = true                              # without it, no password is sent but to this machine
+ca_file = ""                            # full path of the authority that vouches for the broker; "": the system's
+username = ""                           # "": the operator's address in lower case
+password_file = ""                      # full path, or a systemd credential's
+prefix = "openlora/v1"                  # of all topics
+websocket_path = ""                     # speak MQTT over WebSocket, at this path; "": plain MQTT
 """
 
 CLIENT_TOML = """\
