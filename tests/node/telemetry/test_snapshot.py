@@ -87,6 +87,24 @@ async def test_a_silent_chain_is_an_alert_and_the_old_figures_stay(tmp_path: Pat
     assert (state.stake, [alert.code for alert in state.alerts]) == (RICH, [AlertCode.CHAIN_SILENT])
 
 
+async def test_a_look_that_fails_in_no_expected_way_is_logged_and_the_next_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(observer_module, "CHAIN_EVERY_S", 0.01)
+    async with observed(tmp_path) as scene:
+        looks = asyncio.Semaphore(0)
+
+        async def broken() -> shown.Stake:
+            looks.release()
+            raise ValueError("an RPC that answers nonsense")
+
+        scene.observer.purse = broken
+        async with running(scene.observer.run(), "observer"), asyncio.timeout(5):
+            await looks.acquire()
+            await looks.acquire()
+    assert "observation_failed" in caplog.text
+
+
 def change(part: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(part, **changes)
 

@@ -20,6 +20,7 @@ from openlora.node.journal import Journal
 from openlora.node.live_claims import LiveClaims
 from openlora.node.network.announcing import Announcer, newest
 from openlora.node.network.messages import Stats
+from openlora.node.tasks import task_group
 from openlora.node.telemetry import snapshot as shown
 from openlora.node.telemetry.alerts import Facts, Thresholds, alerts
 from openlora.node.telemetry.snapshot import MAX_DIGESTS, MAX_LIVE_JOBS, Snapshot
@@ -72,26 +73,30 @@ class Observer:
     _stats: Stats = NO_STATS
 
     async def run(self) -> None:
-        """Reads chain and machine, each at its pace, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_chain(), name="observe-chain")
-            group.create_task(self._watch_machine(), name="observe-machine")
+        """Reads chain and machine, each at its pace, until cancelled. Raises nothing else."""
+        async with task_group() as group:
+            group.create_task(self._keep(self._look_at_chain, CHAIN_EVERY_S), name="observe-chain")
+            group.create_task(self._keep(self._look_at_machine, MACHINE_EVERY_S), name="observe-machine")
 
-    async def _watch_chain(self) -> None:
+    async def _keep(self, look: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
             try:
-                self._stake = await self.purse()
-                self._chain_answers = True
-            except ChainError as error:
-                if self._chain_answers:
-                    log.warning("event=stake_unknown reason=%r", str(error))
-                self._chain_answers = False
-            await asyncio.sleep(CHAIN_EVERY_S)
+                await look()
+            except Exception:  # a task's root: what is not seen must not end the node
+                log.exception("event=observation_failed")
+            await asyncio.sleep(every_s)
 
-    async def _watch_machine(self) -> None:
-        while True:
-            self._machine = await asyncio.to_thread(self._read_machine)
-            await asyncio.sleep(MACHINE_EVERY_S)
+    async def _look_at_chain(self) -> None:
+        try:
+            self._stake = await self.purse()
+            self._chain_answers = True
+        except ChainError as error:
+            if self._chain_answers:
+                log.warning("event=stake_unknown reason=%r", str(error))
+            self._chain_answers = False
+
+    async def _look_at_machine(self) -> None:
+        self._machine = await asyncio.to_thread(self._read_machine)
 
     async def snapshot(self) -> Snapshot:
         """The node now."""
@@ -101,9 +106,10 @@ class Observer:
             chain_id=self.chain_id, block_number=cursor.number if cursor else None, answers=self._chain_answers
         )
         counts = self.journal.counts()
-        if (machine := self._machine) is None:
-            self._machine = machine = await asyncio.to_thread(self._read_machine)
-        facts = Facts(chain, self._stake, self._engine(), self._network(), machine, self._queue(counts))
+        if self._machine is None:
+            await self._look_at_machine()
+            assert self._machine is not None, "just read"
+        facts = Facts(chain, self._stake, self._engine(), self._network(), self._machine, self._queue(counts))
         return Snapshot(
             node=self._node(),
             chain=facts.chain,
