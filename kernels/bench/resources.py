@@ -1,4 +1,4 @@
-"""What the CUDA kernels need of a device: registers, spilled bytes and shared memory, as JSON; no device is needed.
+"""What the CUDA kernels need of a device: registers, spilled bytes, shared memory; as JSON, and without a device.
 
     python kernels/bench/resources.py > kernels/bench/resources.json
 
@@ -64,8 +64,7 @@ def cases() -> Iterator[Case]:
 
 def elementwise_cases() -> Iterator[Case]:
     halves = {"x": "bf16", "weight": "bf16", "y": "bf16"}
-    odd = ("heads", "x_head", "weight_row", "weight_head")
-    yield Case("rms_norm", elementwise.rms_norm_kernel, halves, {"BLOCK": 4096}, ("eps",), odd)
+    yield Case("rms_norm", elementwise.rms_norm_kernel, halves, {"BLOCK": 4096}, ("eps",), ("heads",))
     for name, gelu in (("silu_mul", False), ("gelu_tanh_mul", True)):
         constants = {"GELU": gelu, "BLOCK": 1024}
         yield Case(name, elementwise.gated_kernel, {"gate_up": "bf16", "y": "bf16"}, constants)
@@ -108,7 +107,7 @@ def lora_cases() -> Iterator[Case]:
         yield Case(f"lora_shrink_{label}", lora.shrink_kernel, pointers, constants, odd=("span_stride",))
         pointers = plan | {"y": dtype, "bias": dtype, "effects": "fp32", "sums": "fp32"}
         pointers |= {"entries": "i32", "weights": "fp32"}
-        for case, alone in (("alone", True), ("ensemble", False)):
+        for case, alone in (("alone", True), ("ensemble_odd_rank", False)):
             flags = {"BIASED": not alone, "ALONE": alone, "RANKS_OF_8": alone, "BLOCK_OUT": lora.BLOCK_OUT}
             name = f"lora_expand_{case}_{label}"
             yield Case(name, lora.expand_kernel, pointers, tile | flags, odd=("spans", "span_stride"))
@@ -117,7 +116,8 @@ def lora_cases() -> Iterator[Case]:
 
 
 def resources(case: Case, architecture: int) -> dict[str, int]:
-    """Of one thread (registers, spilled bytes) and of one block (threads, shared bytes)."""
+    """Of one thread (registers, spilled bytes) and of one block (threads, shared bytes); and how many instructions read
+    less of bfloat16 than a vector."""
     compiled = triton.compile(
         case.source(), target=GPUTarget("cuda", architecture, WARP), options={"num_warps": case.warps}
     )
@@ -135,6 +135,7 @@ def resources(case: Case, architecture: int) -> dict[str, int]:
         "spilled_bytes": stack + local,
         "threads": compiled.metadata.num_warps * WARP,
         "shared_bytes": compiled.metadata.shared,
+        "narrow_reads": len(re.findall(r"ld\.global\S*\.[bu]16", compiled.asm["ptx"])),
     }
 
 

@@ -244,6 +244,20 @@ def test_row_norms_are_those_of_the_changed_weight() -> None:
     torch.testing.assert_close(row_norms(weight, factors), (weight + 0.5).norm(dim=1))
 
 
+def test_a_device_refuses_factors_that_it_cannot_read(ops: Ops) -> None:
+    if ops.name == "reference":
+        pytest.skip("the reference reads any tensor")
+    x, y, plan = torch.randn(1, IN), torch.randn(1, OUT), ops.plan_lora(entries_of([[(0, 1.0)]]))
+    a, b = torch.randn(4, IN), torch.randn(OUT, 4)
+    for change, message in (
+        (LoraFactors(a.bfloat16(), b, 1.0), "one dtype"),
+        (LoraFactors(a, b.T.contiguous().T, 1.0), "contiguous"),
+        (LoraFactors(torch.randn(4 * IN + 1)[1:].view(4, IN), b, 1.0), "multiple of 16 bytes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.lora_(y, x, plan, [change])
+
+
 def test_refuses_entries_that_do_not_fit(ops: Ops) -> None:
     plan = ops.plan_lora(entries_of([[(2, 1.0)], []]))
     x, y = torch.randn(2, IN), torch.randn(2, OUT)

@@ -26,6 +26,12 @@ def test_every_kernel_fits_every_device_without_spills(table: dict[str, Any]) ->
             assert needs["shared_bytes"] <= SHARED_BYTES[architecture], (name, architecture)
 
 
+def test_adapters_and_caches_are_read_in_vectors(table: dict[str, Any]) -> None:
+    """But for the rows of B at a rank that 8 does not divide."""
+    found = {name: [x["narrow_reads"] for x in each.values()] for name, each in table["kernels"].items()}
+    assert {name for name, reads in found.items() if any(reads)} == {"lora_expand_ensemble_odd_rank_bf16"}
+
+
 @pytest.mark.slow
 def test_the_table_is_what_the_compiler_says(
     table: dict[str, Any], repository: Path, request: pytest.FixtureRequest

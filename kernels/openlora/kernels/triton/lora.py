@@ -23,6 +23,7 @@ from openlora.kernels.types import Change, Difference, LoraEntries, LoraFactors
 TILE = 16  # entries a tile
 SPAN = 1024  # inputs that one program of `shrink` sums; the spans' sums are added in order
 BLOCK_RANK, BLOCK_IN, BLOCK_OUT = 16, 64, 64
+ALIGNMENT = tl.constexpr(16)  # bytes, of an adapter's factors: what one instruction reads
 
 
 # What a kernel reads of a group, the entries of one slot: six int64.
@@ -94,7 +95,7 @@ def shrink_kernel(
     rank = tl.load(group + RANK).to(tl.int32)
     if tl.program_id(1) * BLOCK_RANK >= rank:
         return
-    a = tl.multiple_of(tl.load(group + A), 16).to(tl.pointer_type(FACTOR))
+    a = tl.multiple_of(tl.load(group + A).to(tl.pointer_type(FACTOR)), ALIGNMENT)
     m = tl.arange(0, TILE)
     j = tl.program_id(1) * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
     row = tl.load(rows + start + m, mask=m < count, other=0).to(tl.int64)
@@ -135,7 +136,7 @@ def expand_kernel(
         return
     if RANKS_OF_8:
         rank = tl.multiple_of(rank, 8)  # rows of B are then whole vectors
-    b = tl.multiple_of(tl.load(group + B), 16).to(tl.pointer_type(FACTOR))
+    b = tl.multiple_of(tl.load(group + B).to(tl.pointer_type(FACTOR)), ALIGNMENT)
     m = tl.arange(0, TILE)
     n = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = (m < count)[:, None] & (n < out_features)[None, :]
@@ -268,6 +269,8 @@ def _describe(factors: Sequence[LoraFactors | None], plan: LoraPlan) -> tuple[Te
         raise ValueError("lora: the adapters of one layer must share one dtype")
     if not all(x.is_contiguous() for change in present for x in (change.a, change.b)):
         raise ValueError("lora: an adapter's factors must be contiguous")
+    if any(x.data_ptr() % ALIGNMENT.value for change in present for x in (change.a, change.b)):
+        raise ValueError(f"lora: an adapter's factors must begin at a multiple of {ALIGNMENT.value} bytes")
     described, size = [], 0
     for group, change in zip(plan.groups, factors, strict=True):
         if change is None:
