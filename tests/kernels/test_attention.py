@@ -117,6 +117,31 @@ def test_nan_in_one_sequence_stays_there(ops: Ops) -> None:
     assert torch.equal(out[rest], sound[rest])
 
 
+def test_a_sequence_is_the_same_in_every_batch(ops: Ops) -> None:
+    if ops.name == "reference":
+        pytest.skip("torch's products may round by the number of rows")
+    case = make_case(SHAPES["mixed"], 4, 2, 16, torch.float32)
+    plan = ops.plan_attention(case.batch, PAGE, torch.float32, 20)
+    together = ops.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.25)
+    for s in (1, 4):
+        rows = slice(*case.batch.row_starts[s : s + 2].tolist())
+        alone = AttentionBatch(
+            torch.tensor([0, rows.stop - rows.start]),
+            case.batch.context_lens[s : s + 1],
+            case.batch.page_table[s : s + 1],
+        )
+        plan = ops.plan_attention(alone, PAGE, torch.float32, 20)
+        assert torch.equal(ops.paged_attention(case.q[rows], case.k_cache, case.v_cache, plan, 0.25), together[rows])
+
+
+def test_queries_may_be_slices_of_a_stacked_projection(ops: Ops) -> None:
+    case = make_case(SHAPES["one chunk"], 4, 2, 16, torch.float32)
+    plan = ops.plan_attention(case.batch, PAGE, torch.float32)
+    expected = ops.paged_attention(case.q, case.k_cache, case.v_cache, plan, 0.25)
+    sliced = torch.cat((torch.full_like(case.q, torch.nan), case.q, case.q), dim=1)[:, 4:8]
+    assert torch.equal(ops.paged_attention(sliced, case.k_cache, case.v_cache, plan, 0.25), expected)
+
+
 def test_a_step_decoded_equals_the_same_row_of_a_prompt(ops: Ops) -> None:
     case = make_case([(40, 40)], 4, 2, 16, torch.float32)
     table = case.batch.page_table
@@ -132,11 +157,26 @@ def test_a_step_decoded_equals_the_same_row_of_a_prompt(ops: Ops) -> None:
 
 def test_kv_append_writes_the_named_slots_alone(ops: Ops) -> None:
     k_cache, v_cache = torch.zeros(4, PAGE, 2, 8), torch.zeros(4, PAGE, 2, 8)
-    k, v = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
+    _, k, v = torch.randn(3, 9, 8).split_with_sizes([5, 2, 2], dim=1)  # slices, as of a stacked projection
     ops.kv_append_(k, v, k_cache, v_cache, torch.tensor([63, 0, 17], dtype=torch.int32))
     for cache, rows in ((k_cache, k), (v_cache, v)):
         assert torch.equal(torch.stack((cache[3, 15], cache[0, 0], cache[1, 1])), rows)
         assert cache.count_nonzero() == rows.count_nonzero()
+
+
+def test_a_device_refuses_what_it_cannot_read(ops: Ops) -> None:
+    if ops.name == "reference":
+        pytest.skip("the reference reads any tensor")
+    plan = ops.plan_attention(
+        AttentionBatch(torch.tensor([0, 1]), torch.tensor([1]), torch.zeros(1, 1)), PAGE, torch.float32
+    )
+    cache = torch.zeros(1, PAGE, 1, 16)
+    with pytest.raises(ValueError, match="17 query heads share"):
+        ops.paged_attention(torch.zeros(1, 17, 16), cache, cache, plan, 1.0)
+    with pytest.raises(ValueError, match="of the queries' dtype"):
+        ops.paged_attention(torch.zeros(1, 1, 16), cache.bfloat16(), cache.bfloat16(), plan, 1.0)
+    with pytest.raises(ValueError, match="contiguous"):
+        ops.kv_append_(torch.zeros(1, 1, 16), torch.zeros(1, 1, 16), *[cache.expand(2, -1, -1, -1)] * 2, torch.zeros(1))
 
 
 def test_refuses_batches_that_do_not_fit(ops: Ops) -> None:
