@@ -107,7 +107,7 @@ SECOND_Q = "model.layers.1.self_attn.q_proj"
         ({"target_modules": "All-Linear", "exclude_modules": ["q_proj"]}, {DOWN}),
         ({"modules_to_save": ["down_proj"]}, {Q, SECOND_Q}),
     ],
-    ids=str,
+    ids=lambda value: str(value if isinstance(value, dict) else sorted(value)),
 )
 def test_which_layers_are_meant(tmp_path: Path, changes: dict[str, Any], targeted: set[str]) -> None:
     tensors = {key: value for key, value in arrays().items() if any(module in key for module in targeted)}

@@ -11,7 +11,7 @@ from openlora.node.telemetry.snapshot import SCHEMA_VERSION, Snapshot
 from openlora.node.telemetry.topics import TOPICS
 from openlora.typed_data import TELEMETRY_BIRTH_TYPE
 
-PAGE: Final = Path(__file__).resolve().parents[4] / "docs" / "telemetry.md"
+PAGE: Final = Path(__file__).resolve().parents[4] / "configs" / "telemetry.md"
 REFERENCES: Final = "#/$defs/{name}"
 
 TEXT: Final = """\
@@ -54,7 +54,7 @@ def schemas() -> dict[str, Any]:
 
 
 def page() -> str:
-    """The page, as docs/telemetry.md has it."""
+    """The page, as configs/telemetry.md has it."""
     rows = "\n".join(f"| `{topic}` | `{kind.__name__}` |" for topic, kind in TOPICS.items())
     return TEXT.format(
         version=SCHEMA_VERSION,
