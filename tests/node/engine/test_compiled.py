@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.errors import KernelsUnavailable
-from openlora.kernels.ops import BACKENDS, Ops
+from openlora.kernels.ops import BACKENDS, Backend, Ops
 from openlora.kernels.types import Change, Difference, LoraFactors
 from openlora.node.adapters.modules import EmbeddingShape, NormShape
 from openlora.node.engine.adapter_pool import ResidentAdapter
@@ -85,13 +85,13 @@ def compiled(
         torch.set_num_threads(1)
 
 
-def reference(model: Path, dtype: torch.dtype = torch.float32) -> OpsRunner:
+def reference(model: Path, dtype: torch.dtype = torch.float32, backend: Backend = BACKENDS["reference"]) -> OpsRunner:
     """The weights are those that bfloat16 holds, whatever is computed in."""
     config = DecoderConfig.from_path(model)
     weights = load_weights(model, config, "bfloat16")
     if dtype == torch.float32:
         weights = widened(weights)
-    ops = Ops(BACKENDS["reference"])
+    ops = Ops(backend)
     return OpsRunner(Decoder(config, weights, ops), ops, LIMITS.pages, LIMITS.page_tokens)
 
 
