@@ -1,6 +1,6 @@
 """Fixtures for every part: the real base model, where `make setup` put it."""
 
-import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,9 @@ from openlora.node.recursion import restore_recursion_limit
 
 restore_recursion_limit()  # as every process of ours does
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, by whomever: no test has a CUDA device
+with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
+    patch.setenv("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does too
+    import triton  # noqa: F401  # interpreted in this process, and not in those it starts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,6 @@ Every test of an op runs on each backend. Triton's kernels are interpreted, on t
 many cases each 13th runs, a number that no dimension of the grids divides; `--whole-grid` runs all.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -31,12 +30,9 @@ def ops(request: pytest.FixtureRequest) -> Iterator[Ops]:
     if request.param == "reference":
         yield Ops(BACKENDS["reference"])
         return
-    pytest.importorskip("triton", reason="the Triton kernels are not tested: triton is not installed")
-    assert os.environ.get("TRITON_INTERPRET") == "1", "tests/conftest.py sets it before anything imports triton"
-    from openlora.kernels.triton.backend import TRITON
-
+    backend = interpreter.triton_backend()
     with interpreter.mended(), np.errstate(invalid="ignore"):  # ∞ − ∞ is no event on a device
-        yield Ops(TRITON)
+        yield Ops(backend)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""Three faults of Triton 3.6's interpreter, mended while a test runs."""
+"""The Triton kernels under Triton 3.6's interpreter, three of whose faults are mended while a test runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+
+from openlora.kernels.ops import Backend
+
+
+def triton_backend() -> Backend:
+    """Interpreted. Skips the test where triton is not installed."""
+    pytest.importorskip("triton", reason="the Triton kernels are not tested: triton is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")  # read again when a kernel is defined
+        from openlora.kernels.triton.backend import TRITON
+    return TRITON
 
 
 @contextmanager
@@ -34,6 +45,7 @@ def mended() -> Iterator[None]:
         return interpreter.TensorHandle(rounded, tl.bfloat16)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")  # the interpreter imports more of itself when first used
         patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
         patch.setattr(builder, "create_dot", dot_of_wide)
         patch.setattr(builder, "cast_impl", cast_and_round)

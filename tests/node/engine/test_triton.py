@@ -16,11 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 @pytest.mark.parametrize("family", [FAMILIES["qwen3"], FAMILIES["gemma2"]], ids=["qwen3", "gemma2"])
 def test_a_model_with_adapters_of_every_kind_is_the_references(tmp_path: Path, family: dict[str, Any]) -> None:
-    pytest.importorskip("triton", reason="no model is tested on the Triton kernels: triton is not installed")
-    from openlora.kernels.triton.backend import TRITON
-
     path = write_model(tmp_path, **family)
-    exact, runner = reference(path), reference(path, backend=TRITON)
+    exact, runner = reference(path), reference(path, backend=interpreter.triton_backend())
     load_kinds((exact, runner), path)
     with interpreter.mended(), np.errstate(invalid="ignore"):
         found = logits_of(runner, some_requests(4, "distinct"))
