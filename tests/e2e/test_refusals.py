@@ -72,7 +72,7 @@ def test_an_rpc_that_is_down(openlora, node_toml):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    edit(node_toml, r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}")
+    edit(node_toml, r"http://127\.0\.0\.1:\d+", f"http://127.0.0.1:{port}")
     refused(openlora("run", "--config", node_toml), str(port))
 
 
