@@ -69,6 +69,7 @@ def test_a_killed_node_finishes_its_job_exactly_once(net: Devnet, moment: str):
             wait_until(lambda: next(text)[1], "the first token")
             if moment != "generation":
                 rpc(net, "evm_setIntervalMining", 0)
+                rpc(net, "evm_mine")  # a commit comes in a later block than its claim
                 wait_until(lambda: journal_state(net, job_id) == "committing" and receipts(net, job_id), "the receipt")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
