@@ -24,6 +24,7 @@ def init(
     json: JsonFlag = False,
 ) -> None:
     """Write node.toml, client configurations and keys into a folder, and say what to fund."""
+    from openlora.node.cli.engine_choice import recommended_engine
     from openlora.node.config import NetworkConfig
     from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
     from openlora.node.keys import create_key
@@ -39,6 +40,7 @@ def init(
     operator_key, operator = create_key(state, "operator")
     chain = ChainEntry(chain_id, rpc, deployment.resolve())
     content_dir = state / "content"
+    engine, why = recommended_engine()
     write_node_config(
         node_file,
         chain,
@@ -46,10 +48,12 @@ def init(
         key=hot_key,
         state_dir=state,
         content_dir=content_dir,
+        engine=engine,
         network=NetworkConfig(listen=(listen,), bootstrap=tuple(bootstrap or ())),
     )
     write_client_config(operator_file, chain, key=operator_key, content_dir=content_dir, bootstrap=bootstrap or ())
     output.say(f"{node_file} is the node's configuration; read it, then set your prices.")
+    output.say(f"engine       {engine.backend}: {why}")
     output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
     output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")
     output.result({"config": str(node_file), "hot_key": hot, "operator": operator})
