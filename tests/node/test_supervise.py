@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from openlora.node.children import ending, spawn
 from openlora.node.errors import ChildDied, ConfigError
-from openlora.node.supervise import Backoff, ending, spawn
+from openlora.node.supervise import Backoff
 from tests.node import fake_engine
 
 SILENT = (sys.executable, "-c", "import time; time.sleep(60)")

@@ -11,8 +11,8 @@ import httpx
 from eth_account.hdaccount import key_from_seed, seed_from_mnemonic
 
 from openlora.contracts.toolchain import find_tool
+from openlora.node.children import die_with_parent, stop
 from openlora.node.errors import ChainError, ConfigError
-from openlora.node.supervise import die_with_parent, stop
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0

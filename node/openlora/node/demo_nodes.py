@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from openlora.node import agent_client
+from openlora.node.children import die_with_parent, stop
 from openlora.node.devnet import DevNode
 from openlora.node.errors import AgentUnreachable, OpenLoraError
-from openlora.node.supervise import die_with_parent, stop
 
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 15.0

@@ -19,6 +19,7 @@ from typing import Any, Final
 import psutil
 import trio
 
+from openlora.node.children import Child, spawn
 from openlora.node.errors import PeerRefused
 from openlora.node.frames import AsyncFrames
 from openlora.node.network.connection import Connection
@@ -26,7 +27,6 @@ from openlora.node.network.messages import APPLICATION_PROTOCOLS, Announce, Even
 from openlora.node.network.nodes import NodeTable
 from openlora.node.network.options import NetworkOptions
 from openlora.node.network.supervisor import NETWORK_COMMAND
-from openlora.node.supervise import Child, spawn
 from openlora.p2p.content.blockstore import BlockStore
 from openlora.p2p.content.unixfs import add_file
 from tests.p2p.hostile.attacks import Attack

@@ -8,7 +8,6 @@ kernel kills a child that is deep in a computation when its parent dies.
 import argparse
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from openlora.node.children import die_with_parent
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import VERSION, Command, Event, Failed, ModelInfo, Ready, Refused, Shutdown, Step
 from openlora.node.errors import ConfigError, OpenLoraError
 from openlora.node.frames import BlockingFrames
-from openlora.node.supervise import die_with_parent
+from openlora.node.joining import connected
+from openlora.node.secrecy import leave_no_core
 
 
 class Steps(Protocol):
@@ -64,7 +65,7 @@ def run_loop(engine: Steps, frames: BlockingFrames[Command]) -> None:
 class Arguments:
     """The child's command line."""
 
-    socket: Path
+    socket: str  # see `openlora.node.joining.connected`
     model: Path
     dtype: str
     weights: str
@@ -76,11 +77,11 @@ class Arguments:
 def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
     """Connect, load, serve. A model that cannot be served is one `Failed` sentence to the parent and exit code 2."""
     die_with_parent()
+    leave_no_core()
     _let_threads_sleep()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     arguments = _parse(argv, os.environ)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(arguments.socket))
+    with connected(arguments.socket) as sock:
         frames = BlockingFrames[Command](sock, Command)
         try:
             use_device(arguments.device)
@@ -132,7 +133,7 @@ def _let_threads_sleep() -> None:
 
 def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="openlora.node.engine.process")
-    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--socket", required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--weights", default="auto")

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from openlora.node.children import Child, Joining, Spawned
 from openlora.node.engine.client import Connection, EngineClient, InferenceEngine
 from openlora.node.engine.fleet import EngineFleet
 from openlora.node.engine.messages import Event
 from openlora.node.frames import AsyncFrames
-from openlora.node.supervise import Child, Patience, Supervisor
+from openlora.node.supervise import Patience, Supervisor
 
 ENGINE_COMMAND = (sys.executable, "-m", "openlora.node.engine.process")
 
@@ -34,19 +35,22 @@ class EngineOptions(Patience):
 
 
 @asynccontextmanager
-async def supervised_engines(options: EngineOptions, state_dir: Path) -> AsyncIterator[InferenceEngine]:
-    """One engine child on each of the options' devices; without any, one on all there is."""
-    if len(options.devices) < 2:
-        async with supervised_engine(_on(options, *options.devices), state_dir) as engine:
-            yield engine
-        return
+async def supervised_engines(
+    options: EngineOptions, state_dir: Path, *, spawn: bool = True
+) -> AsyncIterator[InferenceEngine]:
+    """One engine child on each of the options' devices; without any, one on all there is. Sockets are in `state_dir`:
+    `engine-0.sock` is the first one's.
+
+    Without `spawn` the children are services: each joins at its socket.
+    """
     async with AsyncExitStack() as stack:
-        engines = []
-        for number, device in enumerate(options.devices):
-            folder = state_dir / f"engine-{number}"
-            folder.mkdir(exist_ok=True)
-            engines.append(await stack.enter_async_context(supervised_engine(_on(options, device), folder)))
-        yield EngineFleet(engines)
+        engines = [
+            await stack.enter_async_context(
+                supervised_engine(_on(options, device), state_dir, number=number, spawn=spawn)
+            )
+            for number, device in enumerate(options.devices or ("",))
+        ]
+        yield engines[0] if len(engines) == 1 else EngineFleet(engines)
 
 
 def _on(options: EngineOptions, device: str = "") -> EngineOptions:
@@ -54,7 +58,9 @@ def _on(options: EngineOptions, device: str = "") -> EngineOptions:
 
 
 @asynccontextmanager
-async def supervised_engine(options: EngineOptions, state_dir: Path) -> AsyncIterator[EngineClient]:
+async def supervised_engine(
+    options: EngineOptions, state_dir: Path, *, number: int = 0, spawn: bool = True
+) -> AsyncIterator[EngineClient]:
     """The client of an engine child that is restarted whenever it ends, until the block does.
 
     Raises ModelError with the engine's own sentence if the model cannot be served, ChildDied if the first child ends
@@ -71,7 +77,9 @@ async def supervised_engine(options: EngineOptions, state_dir: Path) -> AsyncIte
         "--limits",
         limits,
     )
-    supervisor = Supervisor("engine", (*options.command, *arguments), state_dir / "engine.sock", options, _greet)
+    source = Spawned if spawn else Joining
+    children = source((*options.command, *arguments), state_dir / f"engine-{number}.sock")
+    supervisor = Supervisor("engine", children, options, _greet)
     life = await supervisor.start()
     client = EngineClient(life.link.info, options.restart_wait_s)
     async with supervisor.kept_alive(life, client):

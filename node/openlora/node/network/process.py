@@ -17,14 +17,16 @@ from typing import Final
 import msgspec
 import trio
 
+from openlora.node.children import die_with_parent
 from openlora.node.errors import OpenLoraError
+from openlora.node.joining import connected
 from openlora.node.network.binding import authoriser
 from openlora.node.network.fetching import Fetching
 from openlora.node.network.messages import Command, Failed
 from openlora.node.network.options import NetworkOptions
 from openlora.node.network.service import NetworkService, Peer, Wire
 from openlora.node.network.trio_frames import TrioFrames
-from openlora.node.supervise import die_with_parent
+from openlora.node.secrecy import leave_no_core
 from openlora.p2p.bitswap.service import Bitswap
 from openlora.p2p.content.blockstore import BlockStore
 from openlora.p2p.errors import P2PError
@@ -44,7 +46,7 @@ _CANNOT_JOIN: Final = 2  # exit code
 class Arguments:
     """The child's command line."""
 
-    socket: Path
+    socket: str  # see `openlora.node.joining.connected`
     state: Path
     options: NetworkOptions
 
@@ -52,6 +54,7 @@ class Arguments:
 def main(argv: Sequence[str]) -> int:
     """Join, serve. A network that cannot be joined is one `Failed` sentence to the agent and exit code 2."""
     die_with_parent()
+    leave_no_core()
     arguments = _parse(argv)
     level = arguments.options.log_level
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
@@ -60,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _serve_agent(arguments: Arguments) -> int:
-    async with await trio.open_unix_socket(str(arguments.socket)) as stream, AsyncExitStack() as stack:
+    agent = trio.socket.from_stdlib_socket(connected(arguments.socket))
+    async with trio.SocketStream(agent) as stream, AsyncExitStack() as stack:
         frames = TrioFrames[Command](stream, Command)
         try:
             peer = await _join(stack, arguments)
@@ -122,12 +126,11 @@ def make_peer(
 def _limit_memory(data_bytes: int) -> None:
     """Private memory only (RLIMIT_DATA, since Linux 4.7 with anonymous maps): files that are mapped cost nothing."""
     resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the peer's key
 
 
 def _parse(argv: Sequence[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="openlora.node.network")
-    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--socket", required=True)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--options", type=lambda text: msgspec.json.decode(text, type=NetworkOptions), required=True)
     return Arguments(**vars(parser.parse_args(argv)))

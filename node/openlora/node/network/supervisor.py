@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from openlora.node.children import Child, Joining, Spawned
 from openlora.node.frames import AsyncFrames
 from openlora.node.network.answers import Handler
 from openlora.node.network.client import NetworkClient
@@ -19,7 +20,7 @@ from openlora.node.network.connection import Connection
 from openlora.node.network.messages import Event
 from openlora.node.network.nodes import NodeTable
 from openlora.node.network.options import NetworkOptions
-from openlora.node.supervise import Child, Patience, Supervisor
+from openlora.node.supervise import Patience, Supervisor
 
 NETWORK_COMMAND: Final = (sys.executable, "-m", "openlora.node.network")
 _PATIENCE: Final = Patience(start_timeout_s=60.0, stop_timeout_s=5.0, hang_timeout_s=30.0, restart_max_s=10.0)
@@ -32,10 +33,12 @@ async def supervised_network(
     *,
     patience: Patience = _PATIENCE,
     command: Sequence[str] = NETWORK_COMMAND,
+    joins_at: Path | None = None,
 ) -> AsyncIterator[NetworkClient]:
     """The client of a network process that is restarted whenever it ends, until the block does.
 
-    `state_dir` keeps the identity and the count of our presence records. Raises NetworkError with the process's own
+    `state_dir` keeps the identity and the count of our presence records. With `joins_at`, a socket's path, the process
+    is a service that joins there. Raises NetworkError with the process's own
     sentence if it cannot join, ChildDied if the first one ends or does not listen within `start_timeout_s`.
     """
     nodes = NodeTable()
@@ -45,7 +48,9 @@ async def supervised_network(
         return await Connection.greet(AsyncFrames[Event](child.reader, child.writer, Event), nodes, handlers)
 
     arguments = ("--state", str(state_dir), "--options", msgspec.json.encode(options).decode())
-    supervisor = Supervisor("network", (*command, *arguments), state_dir / "network.sock", patience, greet)
+    whole = (*command, *arguments)
+    children = Joining(whole, joins_at) if joins_at else Spawned(whole, state_dir / "network.sock")
+    supervisor = Supervisor("network", children, patience, greet)
     life = await supervisor.start()
     client = NetworkClient(life.link.ready, nodes, handlers, patience.restart_wait_s)
     async with supervisor.kept_alive(life, client):
