@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from openlora.node.cli import adapter, devnet, job, model, network, operator, serve
+from openlora.node.cli import adapter, devnet, doctor, job, model, network, operator, serve
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 
@@ -21,6 +21,7 @@ app.command("serve", rich_help_panel="Inference")(serve.serve)
 app.command("init", rich_help_panel="Node operators")(operator.init)
 app.command("register", rich_help_panel="Node operators")(operator.register)
 app.command("run", rich_help_panel="Node operators")(operator.run)
+app.command("doctor", rich_help_panel="Node operators")(doctor.doctor)
 app.command("status", rich_help_panel="Node operators")(operator.status)
 app.command("network", rich_help_panel="Everyone")(network.network)
 app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from openlora.node.errors import ConfigError
 
@@ -32,6 +33,10 @@ class Output:
     def say(self, text: str) -> None:
         self.console.print(printable(text))
 
+    def line(self, *parts: tuple[str, str]) -> None:
+        """Pieces of text, each in its style, on one line."""
+        self.console.print(Text.assemble(*((printable(text), style) for text, style in parts)))
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
         table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in columns:
@@ -42,7 +47,7 @@ class Output:
         width = Measurement.get(self.console, unbounded, table).maximum  # identities are copied: none is ever cut
         Console(width=width, quiet=self.as_json, highlight=False, markup=False).print(table, soft_wrap=True)
 
-    def result(self, document: Mapping[str, Any] | Sequence[Any]) -> None:
+    def result(self, document: Mapping[str, Any] | Sequence[Any] | msgspec.Struct) -> None:
         if self.as_json:
             plain = msgspec.to_builtins(document, builtin_types=(bytes,), enc_hook=str)
             print(json.dumps(plain, default=_hex), flush=True)

@@ -1,0 +1,171 @@
+"""The journal in the state folder, and who holds it."""
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from openlora.node import agent_client
+from openlora.node.config import NodeConfig
+from openlora.node.doctor.finding import Code, Finding, critical, warning
+from openlora.node.errors import AgentUnreachable, RequestError
+from openlora.node.journal import MIGRATIONS, Identity
+
+SQLITE_STEPS: Final = 20_000  # between two looks at the clock
+NONCES: Final = "SELECT max(nonce) FROM attempts UNION ALL SELECT max(nonce) FROM foreign_transactions"
+FIRST_NONCE: Final = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'first nonce'"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFacts:
+    path: Path
+    exists: bool
+    holder: int | None = None  # the process that has it open
+    state: Mapping[str, Any] | None = None  # /v1/state of the agent that answers
+    schema: int = 0
+    recorded: Mapping[str, str] | None = None  # whose journal it is, by the names of `Identity.named_parts`
+    next_nonce: int | None = None  # one more than any it knows to be used; None in one that never signed
+    damage: str = ""
+
+
+def look_at_journal(config: NodeConfig, deadline_s: float) -> JournalFacts:
+    """Blocks until `deadline_s` (monotonic seconds) or a little longer."""
+    path = config.state_dir / "journal.sqlite"
+    holder = _holder(path.with_suffix(".lock"))
+    state = _ask_agent(config.socket) if holder is not None else None
+    if not path.exists():
+        return JournalFacts(path, exists=False, holder=holder, state=state)
+    try:
+        with closing(read_only(path)) as db:
+            schema = int(db.execute("PRAGMA user_version").fetchone()[0])
+            if schema > len(MIGRATIONS):
+                return JournalFacts(path, True, holder, state, schema)
+            damage = "" if holder is not None else _damage(db, deadline_s)
+            recorded = dict(db.execute("SELECT key, value FROM meta"))
+            return JournalFacts(path, True, holder, state, schema, recorded, next_nonce(db), damage)
+    except sqlite3.Error as error:
+        return JournalFacts(path, True, holder, state, damage=str(error))
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, beside the agent's own. Raises sqlite3.Error."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1.0)
+
+
+def next_nonce(db: sqlite3.Connection) -> int | None:
+    """The first nonce that a journal does not know to be used; None in one whose hot key was never compared."""
+    first = db.execute(FIRST_NONCE).fetchone()
+    if first is None:
+        return None
+    return max(int(first[0]), *(int(nonce) + 1 for (nonce,) in db.execute(NONCES) if nonce is not None), 0)
+
+
+def _damage(db: sqlite3.Connection, deadline_s: float) -> str:
+    """What SQLite finds wrong, as far as there is time."""
+    db.set_progress_handler(lambda: int(time.monotonic() > deadline_s), SQLITE_STEPS)
+    try:
+        said = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if "interrupted" in str(error):
+            return ""
+        raise
+    finally:
+        db.set_progress_handler(None, 0)
+    return "" if said == "ok" else said
+
+
+def _holder(lock: Path) -> int | None:
+    """The process that holds the state folder; 0 if it does not say."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        said = os.read(descriptor, 32).decode(errors="replace").strip()
+        return int(said) if said.isdigit() else 0
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _ask_agent(socket: Path) -> Mapping[str, Any] | None:
+    try:
+        return agent_client.get(socket, "/v1/state")
+    except (AgentUnreachable, RequestError):
+        return None
+
+
+# ---- judging --------------------------------------------------------------------------------------------------------
+
+
+def runs(journal: JournalFacts, hot_key: str | None) -> bool:
+    """Whether the agent of this hot key runs here and answers."""
+    return journal.state is not None and hot_key in (None, journal.state["node"]["hot_key"])
+
+
+def check_journal(journal: JournalFacts, identity: Identity | None, chain_nonce: int | None) -> Iterator[Finding]:
+    """`identity`: whose it should be; `chain_nonce`: how many transactions the hot key has sent."""
+    if journal.damage:
+        yield critical(
+            Code.JOURNAL_CORRUPT,
+            f"{journal.path} is damaged: {journal.damage}",
+            "stop the node and restore its journal from a backup: `openlora restore`",
+        )
+    elif journal.schema > len(MIGRATIONS):
+        yield critical(
+            Code.JOURNAL_NEWER,
+            f"{journal.path} has schema {journal.schema}, and this program knows {len(MIGRATIONS)}",
+            "upgrade this program",
+        )
+    elif identity is not None:
+        yield from _belonging(journal, identity)
+        if not journal.state and chain_nonce is not None:
+            yield from _age(journal, chain_nonce)
+
+
+def _belonging(journal: JournalFacts, identity: Identity) -> Iterator[Finding]:
+    recorded = journal.recorded or {}
+    for name, value in identity.named_parts().items():
+        if recorded.get(name, value) != value:
+            yield critical(
+                Code.JOURNAL_FOREIGN,
+                f"{journal.path} belongs to {name} {recorded[name]}, not {value}",
+                "use another state_dir, or the configuration that this journal belongs to",
+            )
+            return
+
+
+def _age(journal: JournalFacts, chain_nonce: int) -> Iterator[Finding]:
+    known = journal.next_nonce or 0
+    if chain_nonce > known:
+        lacks = f"knows {known}" if journal.next_nonce is not None else "is new"
+        yield critical(
+            Code.JOURNAL_BEHIND,
+            f"the hot key has sent {chain_nonce} transactions and this journal {lacks}: nothing would be signed",
+            "restore the newest journal, end any other agent with this key, or use a fresh hot key",
+        )
+
+
+def check_agent(journal: JournalFacts, hot_key: str | None) -> Iterator[Finding]:
+    if journal.holder is not None and not runs(journal, hot_key):
+        does = "does not answer" if journal.state is None else f"has the hot key {journal.state['node']['hot_key']}"
+        yield critical(
+            Code.AGENT_SECOND,
+            f"process {journal.holder} holds {journal.path.parent} and {does}",
+            "end that process, or use another state_dir",
+        )
+    if journal.state is not None and runs(journal, hot_key):
+        for alert in journal.state["alerts"]:
+            if alert["code"] in ("engine_down", "network_down", "chain_silent"):
+                yield critical(Code.PART_DOWN, alert["message"], "read `openlora logs`")
+    if journal.state is not None and journal.state.get("queue", {}).get("draining"):
+        yield warning(
+            Code.CLAIMS_OFF, "the node is being drained: it claims nothing", "restart it, or `openlora drain --undo`"
+        )

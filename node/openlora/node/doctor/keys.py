@@ -1,0 +1,127 @@
+"""The hot key and the contracts' file, as they lie on this machine."""
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from eth_utils.address import is_hex_address, to_checksum_address
+
+from openlora.contracts import Deployment
+from openlora.node.config import ChainConfig, KeyConfig
+from openlora.node.deployment import load_deployment
+from openlora.node.doctor.finding import Code, Finding, critical, warning
+from openlora.node.errors import ConfigError
+from openlora.node.keys import load_key
+
+OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    path: Path
+    exists: bool
+    mode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFacts:
+    """`address` is that of the unlocked key; None where `refusal` says why it cannot be had."""
+
+    keystore: FileFacts
+    password: FileFacts
+    address: str | None
+    refusal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFacts:
+    path: Path
+    exists: bool
+    deployment: Deployment | None
+    refusal: str | None
+
+
+def look_at_file(path: Path) -> FileFacts:
+    try:
+        return FileFacts(path, True, stat.S_IMODE(path.stat().st_mode))
+    except OSError:
+        return FileFacts(path, False)
+
+
+def look_at_key(config: KeyConfig) -> KeyFacts:
+    """Blocks for the second that unlocking takes."""
+    address = refusal = None
+    try:
+        address = str(load_key(config).address)
+    except ConfigError as error:
+        refusal = str(error)
+    return KeyFacts(look_at_file(config.keystore), look_at_file(config.password_file), address, refusal)
+
+
+def look_at_deployment(config: ChainConfig) -> DeploymentFacts:
+    try:
+        return DeploymentFacts(config.deployment, True, load_deployment(config), None)
+    except ConfigError as error:
+        return DeploymentFacts(config.deployment, config.deployment.exists(), None, str(error))
+
+
+def named_operator(operator_toml: Path) -> str | None:
+    """The address in the operator's keystore, which needs no password; None where neither is on this machine."""
+    from openlora.node.config import ClientConfig, load
+
+    try:
+        keystore = load(operator_toml, ClientConfig).key.keystore
+        address = msgspec.json.decode(keystore.read_bytes(), type=dict[str, object]).get("address")
+    except (ConfigError, OSError, msgspec.DecodeError):
+        return None
+    return str(to_checksum_address(address)) if isinstance(address, str) and is_hex_address(address) else None
+
+
+def check_key(key: KeyFacts) -> Iterator[Finding]:
+    keystore, password = key.keystore.path, key.password.path
+    if not key.keystore.exists:
+        yield critical(
+            Code.KEYSTORE_MISSING,
+            f"the hot key's keystore {keystore} does not exist",
+            "restore it with `openlora restore`, or make keys with `openlora init`",
+        )
+    if not key.password.exists:
+        yield critical(
+            Code.PASSWORD_MISSING,
+            f"the hot key's password {password} does not exist; a systemd credential exists only while the unit runs",
+            "put the password there, or name the right file in hot_key.password_file",
+        )
+    if key.refusal and key.keystore.exists and key.password.exists:
+        wrong = "does not open" in key.refusal
+        yield critical(
+            Code.PASSWORD_WRONG if wrong else Code.KEYSTORE_UNREADABLE,
+            key.refusal,
+            "put the right password there" if wrong else "give the node's user a readable keystore v3 file",
+        )
+    exposed = [str(file.path) for file in (key.keystore, key.password) if file.exists and file.mode & OTHERS]
+    if exposed:
+        yield warning(
+            Code.KEYSTORE_EXPOSED,
+            f"other users of this machine can read {' and '.join(exposed)}",
+            f"chmod 600 {' '.join(exposed)}",
+        )
+
+
+def check_deployment(facts: DeploymentFacts, chain_id: int) -> Iterator[Finding]:
+    if not facts.exists:
+        yield critical(
+            Code.DEPLOYMENT_MISSING,
+            f"the contracts' file {facts.path} does not exist",
+            "get the deployment file of your network and name it in chain.deployment",
+        )
+    elif facts.deployment is None:
+        yield critical(Code.DEPLOYMENT_INVALID, str(facts.refusal), "get the deployment file of your network once more")
+    elif facts.deployment.chain_id != chain_id:
+        yield critical(
+            Code.DEPLOYMENT_OTHER_CHAIN,
+            f"{facts.path} is of chain {facts.deployment.chain_id}, and chain.chain_id is {chain_id}",
+            "use the chain id and the deployment file of one network",
+        )
