@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 KEY = KeyConfig(
-    keystore=Path("/etc/openlora/hot.json"), password_file=Path("/run/credentials/openlora-node.service/hot.password")
+    keystore=Path("/etc/openlora/hot.json"), password_file=Path("/run/credentials/openlora-agent.service/hot.password")
 )
 
 

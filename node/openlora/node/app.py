@@ -17,7 +17,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -42,7 +42,7 @@ from openlora.node.engine.backends import engine_options, engine_profile
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.supervisor import supervised_engines
 from openlora.node.engine.text import TextModel
-from openlora.node.errors import ChainError, ConfigError, Reverted
+from openlora.node.errors import ChainError, ConfigError, JournalUnwritable, Reverted
 from openlora.node.facts import ChainFacts
 from openlora.node.hardware import read_hardware
 from openlora.node.job import JobId, JobState
@@ -63,6 +63,7 @@ from openlora.node.network.supervisor import supervised_network
 from openlora.node.network.trusting import keep_trusted
 from openlora.node.network.wanted import Wanted
 from openlora.node.queue_events import QueueEvents
+from openlora.node.service_manager import ServiceManager
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
@@ -83,10 +84,8 @@ log = logging.getLogger(__name__)
 MAX_ADAPTER_BYTES: Final = 512 << 20  # of one adapter's blocks
 
 
-async def run_node(config: NodeConfig) -> None:
+async def run_node(config: NodeConfig, manager: ServiceManager) -> None:
     """Runs the node until SIGTERM or SIGINT. Raises ConfigError, ModelError, ChainError, JournalError."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s")
-    logging.getLogger("web3").setLevel(logging.WARNING)
     task = asyncio.current_task()
     assert task is not None, "runs in a task"
     stopping = False
@@ -94,12 +93,13 @@ async def run_node(config: NodeConfig) -> None:
     def stop() -> None:
         nonlocal stopping
         stopping = True
+        manager.stopping()
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     try:
-        async with opened(config) as node:
+        async with opened(config, manager) as node:
             await node.run()
     except asyncio.CancelledError:
         if not stopping:
@@ -127,6 +127,7 @@ class Node:
     claims: LiveClaims
     observer: Observer
     publisher: Publisher | None  # None where no broker is configured
+    manager: ServiceManager
 
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
@@ -143,12 +144,25 @@ class Node:
             group.create_task(self._serve_telemetry(), name="serve-telemetry")
             if self.publisher is not None:
                 group.create_task(self.publisher.run(), name="publish")
+            if self.manager.watchdog_s is not None:
+                group.create_task(self._feed_watchdog(self.manager.watchdog_s), name="watchdog")
+            self.manager.ready()
 
     async def _catch_up(self) -> None:
         """Nothing is decided on an old view: a job in the journal may long be over."""
         while await self.follower.step(self._apply) is not None:
             pass
         log.info("event=caught_up block=%d", self.journal.cursor.number if self.journal.cursor else 0)
+
+    async def _feed_watchdog(self, watchdog_s: float) -> None:
+        """Alive is a loop that turns and a journal that can be read; a thread could say so of neither."""
+        while True:
+            try:
+                self.journal.probe()
+                self.manager.alive()
+            except JournalUnwritable as error:
+                log.error("event=watchdog_unfed reason=%r", str(error))
+            await asyncio.sleep(watchdog_s / 3)
 
     async def _follow(self) -> None:
         async for batch in self.follower.follow(self._apply):
@@ -197,7 +211,7 @@ class Node:
 
 
 @asynccontextmanager
-async def opened(config: NodeConfig) -> AsyncIterator[Node]:
+async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[Node]:
     """Opens what a node is made of, cheapest refusal first, and closes it in reverse."""
     layout = DecoderConfig.from_path(config.model.path).modules()
     deployment = load_deployment(config.chain)
@@ -217,12 +231,23 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
         base_id = await asyncio.to_thread(base_model_id, config.model.path)
         directory = StakeDirectory(chain, nodes, queue, deployment.block)
         await directory.refresh()
+        services = manager.children_dir
+        manager.waiting("Waits for the network process.")
         network = await stack.enter_async_context(
-            supervised_network(_network_options(config, deployment), config.state_dir)
+            supervised_network(
+                _network_options(config, deployment),
+                config.state_dir,
+                joins_at=services and services / "p2p/network.sock",
+            )
         )
         await network.trust(directory.staked)
+        manager.waiting("Waits for the engine to load its model.")
         engine = await stack.enter_async_context(
-            supervised_engines(engine_options(config.model, config.engine), config.state_dir)
+            supervised_engines(
+                replace(engine_options(config.model, config.engine), log=config.log),
+                services / "engine" if services else config.state_dir,
+                spawn=services is None,
+            )
         )
         content = _content(config, network)
         store = AdapterStore(config.state_dir / "adapters" / base_id.hex(), config.storage.max_adapter_bytes)
@@ -326,6 +351,7 @@ async def opened(config: NodeConfig) -> AsyncIterator[Node]:
             publisher=_publisher(config, observer, broker, Session.begin(operator, hot_key, domain))
             if broker
             else None,
+            manager=manager,
         )
 
 
@@ -335,6 +361,7 @@ def _network_options(config: NodeConfig, deployment: Deployment) -> NetworkOptio
         registry=deployment.node_registry,
         content_dir=str(config.storage.content_dir),
         max_content_bytes=config.storage.max_content_bytes,
+        log=config.log,
         **msgspec.structs.asdict(config.network),
     )
 

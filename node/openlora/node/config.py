@@ -121,6 +121,11 @@ class TelemetryConfig(Table, frozen=True):
     mqtt: MqttConfig = MqttConfig()
 
 
+class LogConfig(Table, frozen=True):
+    format: Literal["auto", "text", "json"] = "auto"  # auto: text, or the journal's own fields under systemd
+    level: Literal["debug", "info", "warning", "error"] = "info"  # of what the node itself says
+
+
 class ClientNetworkConfig(Table, frozen=True):
     bootstrap: tuple[str, ...] = ()  # multiaddrs of peers to join by, each ending in /p2p/<peer id>
 
@@ -137,6 +142,7 @@ class NodeConfig(Table, frozen=True):
     market: MarketConfig = MarketConfig()
     network: NetworkConfig = NetworkConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    log: LogConfig = LogConfig()
 
     @property
     def socket(self) -> Path:

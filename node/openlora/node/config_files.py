@@ -79,6 +79,10 @@ username = ""                           # "": the operator's address in lower ca
 password_file = ""                      # full path, or a systemd credential's
 prefix = "openlora/v1"                  # of all topics
 websocket_path = ""                     # speak MQTT over WebSocket, at this path; "": plain MQTT
+
+[log]
+format = "auto"                         # auto: text, or the journal's own fields under systemd | text | json
+level = "info"                          # of what the node itself says: debug | info | warning | error
 """
 
 CLIENT_TOML = """\

@@ -82,6 +82,10 @@ class Database:
         except sqlite3.Error as error:
             raise self._unwritable(error) from error
 
+    def probe(self) -> None:
+        """Returns if the file can be read now. Raises JournalUnwritable."""
+        self.rows("SELECT count(*) FROM sqlite_master")
+
     def _unwritable(self, error: sqlite3.Error) -> JournalUnwritable:
         return JournalUnwritable(f"{self.path} cannot be used: {error}; free disk space or check the disk")
 

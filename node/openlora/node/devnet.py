@@ -21,7 +21,7 @@ from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.transact import create
-from openlora.node.config import EngineConfig, NetworkConfig
+from openlora.node.config import EngineConfig, LogConfig, NetworkConfig
 from openlora.node.config_files import ENGINE, ChainEntry, write_client_config, write_node_config
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS
@@ -141,7 +141,7 @@ async def devnet(folder: Path, model: Path, *, port: int = 0, engine: EngineConf
             listen=(developers.listen,),
             mdns=False,
             nat=False,
-            log_level="ERROR",
+            log=LogConfig(level="error"),
         )
         async with AsyncExitStack() as stack:
             peer = await stack.enter_async_context(supervised_network(options, developers.folder))

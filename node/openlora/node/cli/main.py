@@ -8,6 +8,7 @@ import typer
 from openlora.node.cli import adapter, devnet, doctor, job, model, network, operator, serve
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
+from openlora.node.secrecy import leave_no_core
 
 app = typer.Typer(
     name="openlora",
@@ -35,6 +36,7 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 def main() -> None:
     """Runs a command. A refusal is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    leave_no_core()
     restore_recursion_limit()
     logging.getLogger("openlora").addHandler(logging.NullHandler())  # commands speak in sentences; a node logs
     try:

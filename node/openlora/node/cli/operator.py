@@ -1,6 +1,7 @@
 """What a node operator types: init, run, status; and what everyone who is paid types: earnings, withdraw."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,12 +85,21 @@ def register(
     asyncio.run(send())
 
 
-def run(config: NodeFile = Path("node.toml")) -> None:
+def run(
+    config: NodeFile = Path("node.toml"),
+    children: Annotated[
+        Path | None, typer.Option(help="Folder where engine and network, services of their own, join the agent.")
+    ] = None,
+) -> None:
     """Run the node until it is told to stop (SIGTERM or Ctrl-C)."""
     from openlora.node.app import run_node
     from openlora.node.config import NodeConfig, load
+    from openlora.node.logs import set_up
+    from openlora.node.service_manager import ServiceManager
 
-    asyncio.run(run_node(load(config, NodeConfig)))
+    chosen = load(config, NodeConfig)
+    set_up(chosen.log, os.environ)
+    asyncio.run(run_node(chosen, ServiceManager.of(os.environ, children)))
 
 
 def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None:

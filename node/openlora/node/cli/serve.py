@@ -1,7 +1,7 @@
 """`openlora serve`: the engine alone, behind an OpenAI-compatible HTTP server."""
 
 import asyncio
-import logging
+import os
 import socket
 import sys
 import tempfile
@@ -18,12 +18,13 @@ from openlora.node.api.limits import Limits
 from openlora.node.api.server import Server, bind, is_loopback
 from openlora.node.api.service import TextService
 from openlora.node.cli.engine_choice import Devices, EngineChoice, VllmPython, chosen_engine
-from openlora.node.config import Backend, ModelConfig
+from openlora.node.config import Backend, LogConfig, ModelConfig
 from openlora.node.engine.backends import engine_options
 from openlora.node.engine.client import InferenceEngine
 from openlora.node.engine.supervisor import EngineOptions, supervised_engines
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import AdapterError, ConfigError, ModelError
+from openlora.node.logs import set_up
 from openlora.node.tasks import running
 
 DTYPES = ("auto", "bfloat16", "float32")
@@ -88,8 +89,7 @@ def serve(
         limits=Limits(),
     )
     _refuse_same_names(options)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    set_up(LogConfig(), os.environ)
     try:
         asyncio.run(run_server(options))
     except asyncio.CancelledError:  # a signal while the model was being loaded

@@ -6,7 +6,6 @@ kernel kills a child that is deep in a computation when its parent dies.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,13 @@ from typing import Any, Protocol
 import msgspec
 
 from openlora.node.children import die_with_parent
+from openlora.node.config import LogConfig
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import VERSION, Command, Event, Failed, ModelInfo, Ready, Refused, Shutdown, Step
 from openlora.node.errors import ConfigError, OpenLoraError
 from openlora.node.frames import BlockingFrames
 from openlora.node.joining import connected
+from openlora.node.logs import set_up
 from openlora.node.secrecy import leave_no_core
 
 
@@ -72,6 +73,7 @@ class Arguments:
     limits: dict[str, Any]  # fields of EngineLimits; the others have their defaults
     cache: Path  # keeps compiled kernels
     device: str  # see `use_device`
+    log: LogConfig
 
 
 def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
@@ -79,8 +81,8 @@ def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
     die_with_parent()
     leave_no_core()
     _let_threads_sleep()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     arguments = _parse(argv, os.environ)
+    set_up(arguments.log, os.environ)
     with connected(arguments.socket) as sock:
         frames = BlockingFrames[Command](sock, Command)
         try:
@@ -140,6 +142,7 @@ def _parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     parser.add_argument("--limits", type=lambda text: msgspec.json.decode(text, type=dict[str, int | bool]), default={})
     parser.add_argument("--cache", type=Path, default=user_cache(environment))
     parser.add_argument("--device", default="")
+    parser.add_argument("--log", type=lambda text: msgspec.json.decode(text, type=LogConfig), default=LogConfig())
     return Arguments(**vars(parser.parse_args(argv)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from openlora.node.children import Child, Joining, Spawned
+from openlora.node.config import LogConfig
 from openlora.node.engine.client import Connection, EngineClient, InferenceEngine
 from openlora.node.engine.fleet import EngineFleet
 from openlora.node.engine.messages import Event
@@ -32,6 +33,7 @@ class EngineOptions(Patience):
     limits: Mapping[str, int | bool] = field(default_factory=dict)  # fields of EngineLimits, for memory and batch sizes
     devices: tuple[str, ...] = ()  # as `openlora.node.engine.process.use_device` names them
     command: tuple[str, ...] = ENGINE_COMMAND
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 @asynccontextmanager
@@ -76,6 +78,8 @@ async def supervised_engine(
         options.weights,
         "--limits",
         limits,
+        "--log",
+        msgspec.json.encode(options.log).decode(),
     )
     source = Spawned if spawn else Joining
     children = source((*options.command, *arguments), state_dir / f"engine-{number}.sock")

@@ -1,8 +1,8 @@
 """What the network process is told when it starts."""
 
-from typing import Literal
-
 import msgspec
+
+from openlora.node.config import LogConfig
 
 
 class NetworkOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,4 +18,4 @@ class NetworkOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     nat: bool = True  # ask the router for a port
     max_content_bytes: int = 50 << 30  # nothing is fetched into a block store that holds as much
     memory_bytes: int = 768 << 20  # the process's own data; above it allocations fail
-    log_level: Literal["INFO", "ERROR"] = "INFO"  # of what it writes to stderr
+    log: LogConfig = LogConfig()

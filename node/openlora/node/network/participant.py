@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from openlora.node.config import ClientConfig, load
+from openlora.node.config import ClientConfig, LogConfig, load
 from openlora.node.content import BlockContent
 from openlora.node.errors import ConfigError
 from openlora.node.market import Market, market_of
@@ -50,7 +50,7 @@ async def participant(path: Path) -> AsyncIterator[Participant]:
             bootstrap=config.network.bootstrap,
             mdns=False,
             nat=False,
-            log_level="ERROR",
+            log=LogConfig(level="error"),
         )
         directory = StakeDirectory(market.chain, market.nodes, market.queue, market.deployment.block)
         await directory.refresh()

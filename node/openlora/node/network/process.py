@@ -5,9 +5,8 @@ should strangers find a way to make it grow, it fails, and is started anew.
 """
 
 import argparse
-import logging
+import os
 import resource
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import trio
 from openlora.node.children import die_with_parent
 from openlora.node.errors import OpenLoraError
 from openlora.node.joining import connected
+from openlora.node.logs import set_up
 from openlora.node.network.binding import authoriser
 from openlora.node.network.fetching import Fetching
 from openlora.node.network.messages import Command, Failed
@@ -56,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
     die_with_parent()
     leave_no_core()
     arguments = _parse(argv)
-    level = arguments.options.log_level
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    set_up(arguments.options.log, os.environ)
     _limit_memory(arguments.options.memory_bytes)
     return trio.run(_serve_agent, arguments)
 
