@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from openlora.kernels.triton import attention, elementwise, lora
+from openlora.kernels.triton import attention, elementwise, linear, lora
 
 ARCHITECTURES = (80, 86, 89, 90)  # A100; RTX 30, A10; RTX 40, L4, L40; H100
 WARP = 32
@@ -60,6 +60,7 @@ def cases() -> Iterator[Case]:
     yield from elementwise_cases()
     yield from attention_cases()
     yield from lora_cases()
+    yield from linear_cases()
 
 
 def elementwise_cases() -> Iterator[Case]:
@@ -99,25 +100,45 @@ def attention_case(
 
 
 def lora_cases() -> Iterator[Case]:
-    plan = {"groups": "i64", "tiles": "i32", "rows": "i32"}
+    plan = {"table": "i64", "tiles": "i32", "rows": "i32"}
     for label, dtype, factor in (("bf16", "bf16", tl.bfloat16), ("fp32", "fp32", tl.float32)):
         pointers = plan | {"x": dtype, "sums": "fp32"}
         tile = {"FACTOR": factor, "TILE": lora.TILE, "BLOCK_RANK": lora.BLOCK_RANK}
         constants = tile | {"SPAN": lora.SPAN, "BLOCK_IN": lora.BLOCK_IN}
-        yield Case(f"lora_shrink_{label}", lora.shrink_kernel, pointers, constants, odd=("span_stride",))
+        yield Case(f"lora_shrink_{label}", lora.shrink_kernel, pointers, constants, odd=("span_stride", "first_entry"))
         pointers = plan | {"y": dtype, "bias": dtype, "effects": "fp32", "sums": "fp32"}
         pointers |= {"entries": "i32", "weights": "fp32"}
         for case, alone in (("alone", True), ("ensemble_odd_rank", False)):
             flags = {"BIASED": not alone, "ALONE": alone, "RANKS_OF_8": alone, "BLOCK_OUT": lora.BLOCK_OUT}
             name = f"lora_expand_{case}_{label}"
             yield Case(name, lora.expand_kernel, pointers, tile | flags, odd=("spans", "span_stride"))
+    pointers = plan | {"tokens": "i32", "sums": "fp32"}
+    constants = {"FACTOR": tl.bfloat16, "TILE": lora.TILE, "BLOCK_RANK": lora.BLOCK_RANK}
+    yield Case("lora_lookup", lora.lookup_kernel, pointers, constants)
     pointers = {"y": "bf16", "effects": "fp32", "indptr": "i32"}
     yield Case("lora_combine", lora.combine_kernel, pointers, {"BLOCK": 1024})
 
 
+def linear_cases() -> Iterator[Case]:
+    tensors = {"x": "bf16", "bias": "bf16", "y": "bf16"}
+    coded = {"scales": "fp16", "minima": "fp16"}
+    kinds: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+        "int8": ({"codes": "i8", "scales": "fp32", "minima": "bf16"}, {"BITS": 8, "GROUP": 0, "MINIMA": False}),
+        "int4": ({"codes": "u8"} | coded, {"BITS": 4, "GROUP": 32, "MINIMA": False}),
+        "int4_minima": ({"codes": "u8"} | coded, {"BITS": 4, "GROUP": 32, "MINIMA": True}),
+        "coded8": ({"codes": "i8"} | coded, {"BITS": 8, "GROUP": 16, "MINIMA": True}),
+        "head": ({"codes": "bf16", "scales": "bf16", "minima": "bf16", "y": "fp32"}, {"BITS": 16, "GROUP": 0}),
+    }
+    for kind, (pointers, constants) in kinds.items():
+        for step, rows in (("decode", 16), ("prompt", linear.MOST_ROWS)):
+            cut = {"MINIMA": False, "BIASED": False, "BLOCK_ROWS": rows, "BLOCK_OUT": linear.BLOCK_OUT} | constants
+            odd = ("rows", "groups") if kind == "int8" else ("rows",)
+            yield Case(f"linear_{kind}_{step}", linear.linear_kernel, tensors | pointers, cut, odd=odd)
+
+
 def resources(case: Case, architecture: int) -> dict[str, int]:
     """Of one thread (registers, spilled bytes) and of one block (threads, shared bytes); and how many instructions read
-    less of bfloat16 than a vector."""
+    a single number of 8 or 16 bits, not a vector."""
     compiled = triton.compile(
         case.source(), target=GPUTarget("cuda", architecture, WARP), options={"num_warps": case.warps}
     )
@@ -135,7 +156,7 @@ def resources(case: Case, architecture: int) -> dict[str, int]:
         "spilled_bytes": stack + local,
         "threads": compiled.metadata.num_warps * WARP,
         "shared_bytes": compiled.metadata.shared,
-        "narrow_reads": len(re.findall(r"ld\.global\S*\.[bu]16", compiled.asm["ptx"])),
+        "narrow_reads": len(re.findall(r"ld\.global\S*\.[bu](?:8|16)\b", compiled.asm["ptx"])),
     }
 
 

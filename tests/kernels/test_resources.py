@@ -26,10 +26,13 @@ def test_every_kernel_fits_every_device_without_spills(table: dict[str, Any]) ->
             assert needs["shared_bytes"] <= SHARED_BYTES[architecture], (name, architecture)
 
 
-def test_adapters_and_caches_are_read_in_vectors(table: dict[str, Any]) -> None:
-    """But for the rows of B at a rank that 8 does not divide."""
+def test_weights_adapters_and_caches_are_read_in_vectors(table: dict[str, Any]) -> None:
+    """But for the rows of B at a rank that 8 does not divide, an embedding's columns of A, and the scales of groups,
+    one for 16 codes or more."""
     found = {name: [x["narrow_reads"] for x in each.values()] for name, each in table["kernels"].items()}
-    assert {name for name, reads in found.items() if any(reads)} == {"lora_expand_ensemble_odd_rank_bf16"}
+    of_groups = {f"linear_{kind}_{step}" for kind in ("int4", "int4_minima", "coded8") for step in ("decode", "prompt")}
+    expected = {"lora_expand_ensemble_odd_rank_bf16", "lora_lookup", *of_groups}
+    assert {name for name, reads in found.items() if any(reads)} == expected
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 plans are its own affair, made once a step and passed back to it at every layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from openlora.kernels import reference
-from openlora.kernels.types import AttentionBatch, Change, CodedWeight, Int8Weight, LoraEntries, Weight
+from openlora.kernels.types import (
+    AttentionBatch,
+    Changes,
+    ChangeTable,
+    CodedWeight,
+    Int4Weight,
+    Int8Weight,
+    LoraEntries,
+    Weight,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +41,14 @@ class Backend:
     plan_attention: Callable[[AttentionBatch, int, torch.dtype, int | None], Any]
     paged_attention: Callable[[Tensor, Tensor, Tensor, Any, float, float | None], Tensor]
     plan_lora: Callable[[LoraEntries], Any]
-    lora_: Callable[[Tensor, Tensor, Any, Sequence[Change | None], Tensor | None], None]
-    lora_embedding_: Callable[[Tensor, Tensor, Any, Sequence[Change | None]], None]
-    lora_vector_: Callable[[Tensor, Any, Sequence[Change | None]], None]
+    lora_: Callable[[Tensor, Tensor, Any, Changes, Tensor | None], None]
+    lora_embedding_: Callable[[Tensor, Tensor, Any, Changes], None]
+    lora_vector_: Callable[[Tensor, Any, Changes], None]
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     linear_int8: Callable[[Tensor, Int8Weight, Tensor | None, torch.dtype], Tensor] = reference.linear_int8
     linear_coded: Callable[[Tensor, CodedWeight, Tensor | None, torch.dtype], Tensor] = reference.linear_coded
+    lora_table: Callable[[torch.device], ChangeTable] = lambda _: []
+    linear_int4: Callable[[Tensor, Int4Weight, Tensor | None, torch.dtype], Tensor] = reference.linear_int4
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -103,7 +114,8 @@ class Ops:
     ) -> Tensor:
         numbers = weight if isinstance(weight, Tensor) else weight.codes
         _require(x.ndim == 2 and numbers.ndim == 2, "linear: x and weight are matrices", x, numbers)
-        _require(x.shape[1] == numbers.shape[1], "linear: weight does not fit x", x, numbers)
+        inputs = weight.inputs if isinstance(weight, Int4Weight) else numbers.shape[1]
+        _require(x.shape[1] == inputs, "linear: weight does not fit x", x, numbers)
         if bias is not None:
             _require(bias.shape == numbers.shape[:1], "linear: bias does not fit weight", bias, numbers)
         match weight:
@@ -115,6 +127,12 @@ class Ops:
                 _require(codes.dtype == torch.int8 and scales.shape == groups, "linear: scales", codes, scales)
                 _require(minima is None or minima.shape == groups, "linear: minima do not fit scales", scales)
                 return self._backend.linear_coded(x, weight, bias, out_dtype or x.dtype)
+            case Int4Weight(codes, scales, minima, inputs, group):
+                groups, bytes_a_row = (len(codes), -(-inputs // group)), 32 * -(-inputs // 64)
+                fits = codes.dtype == torch.uint8 and codes.shape[1] == bytes_a_row and scales.shape == groups
+                _require(fits, "linear: scales", codes, scales)
+                _require(minima is None or minima.shape == groups, "linear: minima do not fit scales", scales)
+                return self._backend.linear_int4(x, weight, bias, out_dtype or x.dtype)
         _require(x.dtype == weight.dtype, "linear: weight does not fit x", x, weight)
         return self._backend.linear(x, weight, bias, out_dtype or x.dtype)
 
@@ -189,22 +207,24 @@ class Ops:
         slots = int(entries.slot.max()) + 1 if count else 0
         return LoraPlan(len(entries.indptr) - 1, slots, self._backend.plan_lora(entries))
 
-    def lora_(
-        self, y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[Change | None], bias: Tensor | None = None
-    ) -> None:
+    def lora_table(self, device: torch.device) -> ChangeTable:
+        """An empty table, in the form that the LoRA ops read fastest."""
+        return self._backend.lora_table(device)
+
+    def lora_(self, y: Tensor, x: Tensor, plan: LoraPlan, table: Changes, bias: Tensor | None = None) -> None:
         """The changes' shapes are the table's maker's affair: they are checked where an adapter enters a slot."""
         _require(len(x) == len(y) == plan.rows, "lora: x and y do not fit the plan", x, y)
         _require(plan.slots <= len(table), "lora: the plan names a slot beyond the table", x)
         self._backend.lora_(y, x, plan.prepared, table, bias)
 
-    def lora_embedding_(self, y: Tensor, tokens: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+    def lora_embedding_(self, y: Tensor, tokens: Tensor, plan: LoraPlan, table: Changes) -> None:
         """As in lora_; tokens must be the embedding's, which is not checked, being data."""
         _require(tokens.shape == y.shape[:1], "lora_embedding: one token a row", tokens, y)
         _require(len(y) == plan.rows, "lora_embedding: y does not fit the plan", y)
         _require(plan.slots <= len(table), "lora_embedding: the plan names a slot beyond the table", y)
         self._backend.lora_embedding_(y, tokens, plan.prepared, table)
 
-    def lora_vector_(self, y: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+    def lora_vector_(self, y: Tensor, plan: LoraPlan, table: Changes) -> None:
         _require(len(y) == plan.rows, "lora_vector: y does not fit the plan", y)
         _require(plan.slots <= len(table), "lora_vector: the plan names a slot beyond the table", y)
         self._backend.lora_vector_(y, plan.prepared, table)

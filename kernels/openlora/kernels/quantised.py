@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openlora.kernels.types import CodedWeight, Int8Weight, Weight
+from openlora.kernels.types import CodedWeight, Int4Weight, Int8Weight, Weight
 
 INT8_MOST = 127
 INT4_LEAST = -8
 INT4_GROUP = 32
+_HALF = 32  # inputs in either half of Int4Weight's bytes
 _ROWS = 4_096  # of a weight that are widened at a time: a vocabulary's would need gigabytes
 
 
@@ -56,11 +57,30 @@ def dequantise(weight: Weight) -> Tensor:
         case CodedWeight(codes, scales, minima, _, group):
             wide = _spread(scales, group, codes.shape[1]).mul_(codes)
             return wide if minima is None else wide.add_(_spread(minima, group, codes.shape[1]))
+        case Int4Weight():
+            return dequantise(unpack_int4(weight))
     return weight
 
 
 def _spread(numbers: Tensor, group: int, inputs: int) -> Tensor:
     return numbers.float().repeat_interleave(group, dim=1)[:, :inputs]
+
+
+def pack_int4(weight: CodedWeight) -> Int4Weight:
+    """The same weight, two codes a byte. Raises ValueError if it has more than 4 bits."""
+    if weight.bits != 4:
+        raise ValueError(f"codes of {weight.bits} bits do not fit half a byte")
+    inputs = weight.codes.shape[1]
+    padded = torch.nn.functional.pad(weight.codes, (0, -inputs % (2 * _HALF)))
+    low, high = (padded & 15).to(torch.uint8).view(len(padded), -1, 2, _HALF).unbind(2)
+    return Int4Weight((low | high << 4).flatten(1), weight.scales, weight.minima, inputs, weight.group)
+
+
+def unpack_int4(weight: Int4Weight) -> CodedWeight:
+    halves = weight.codes.view(len(weight.codes), -1, 1, _HALF)
+    codes = torch.cat((halves & 15, halves >> 4), dim=2).flatten(1)[:, : weight.inputs].to(torch.int8)
+    signed = codes if weight.minima is not None else codes - (codes > 7).to(torch.int8) * 16
+    return CodedWeight(signed, weight.scales, weight.minima, bits=4, group=weight.group)
 
 
 def rows_of(weight: Weight, rows: slice) -> Weight:
@@ -70,6 +90,8 @@ def rows_of(weight: Weight, rows: slice) -> Weight:
             return Int8Weight(codes[rows], scale[rows])
         case CodedWeight(codes, scales, minima, bits, group):
             return CodedWeight(codes[rows], scales[rows], None if minima is None else minima[rows], bits, group)
+        case Int4Weight(codes, scales, minima, inputs, group):
+            return Int4Weight(codes[rows], scales[rows], None if minima is None else minima[rows], inputs, group)
     return weight[rows]
 
 

@@ -6,7 +6,7 @@ change with the number of rows. Letters: T rows (tokens) of a batch, S sequences
 H query heads, K key-value heads, D head size. Index tensors are int32 unless said otherwise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +18,10 @@ from openlora.kernels.quantised import dequantise
 from openlora.kernels.types import (
     AttentionBatch,
     Change,
+    Changes,
     CodedWeight,
     Difference,
+    Int4Weight,
     Int8Weight,
     LoraEntries,
     LoraFactors,
@@ -56,6 +58,9 @@ def linear_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None, out_dtype: t
     """y[t] = s · scale · Σ_i q[t, i] · codes[:, i] + bias, where q = round(x[t] / s) with s = max|x[t]| / 8191, so that
     activations have 14 bits. The sum of integers is exact; a row of x that holds an infinity or NaN gives NaN.
 
+    A backend may keep x[t] as it is in q's place and sum in float32. Its y is then nearer to the product of the
+    numbers, at most Σ_i |w[:, i]| · s / 2 from this one, and not finite where this one is NaN.
+
     Eight bits would need a scale for every few inputs, since a few of them are hundreds of times the others.
     """
     wide = x.float()
@@ -69,6 +74,11 @@ def linear_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None, out_dtype: t
 
 def linear_coded(x: Tensor, weight: CodedWeight, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
     """As linear, for the numbers that the weight stands for, rounded to x's dtype."""
+    return linear(x, dequantise(weight).to(x.dtype), bias, out_dtype)
+
+
+def linear_int4(x: Tensor, weight: Int4Weight, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    """As linear_coded, for the weight whose codes these are."""
     return linear(x, dequantise(weight).to(x.dtype), bias, out_dtype)
 
 
@@ -241,7 +251,7 @@ def plan_lora(entries: LoraEntries) -> LoraPlan:
     return LoraPlan(rows[order], entries.weight[order].unsqueeze(1), groups)
 
 
-def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[Change | None], bias: Tensor | None) -> None:
+def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Changes, bias: Tensor | None) -> None:
     """y[t] += Σ_e weight_e · ΔW_e x[t] over the entries e of row t, in place (Hu et al., 2021).
 
     y [T, out] is W·x[t] + bias when it comes; x [T, in], bias [out]. table[slot] holds ΔW (see types), or None where
@@ -257,7 +267,7 @@ def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[Change | None], 
     _add(y, plan, table, effect)
 
 
-def lora_embedding_(y: Tensor, tokens: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+def lora_embedding_(y: Tensor, tokens: Tensor, plan: LoraPlan, table: Changes) -> None:
     """y[t] += Σ_e weight_e · ΔW_e[tokens[t]] over the entries e of row t, in place.
 
     y [T, out] is the embedding's row tokens[t] when it comes, in an embedding W [vocabulary, out].
@@ -272,7 +282,7 @@ def lora_embedding_(y: Tensor, tokens: Tensor, plan: LoraPlan, table: Sequence[C
     _add(y, plan, table, effect)
 
 
-def lora_vector_(y: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
+def lora_vector_(y: Tensor, plan: LoraPlan, table: Changes) -> None:
     """y[t] += Σ_e weight_e · Δw_e over the entries e of row t, in place; y [T, n], Δw [n] a Difference."""
 
     def effect(change: Change, rows: Tensor) -> Tensor:
@@ -291,7 +301,7 @@ def _low_rank(factors: LoraFactors, shrunk: Tensor, y: Tensor, rows: Tensor, bia
     return effect + factors.stretch * (base if bias is None else base - bias.float())
 
 
-def _add(y: Tensor, plan: LoraPlan, table: Sequence[Change | None], effect: Callable[[Change, Tensor], Tensor]) -> None:
+def _add(y: Tensor, plan: LoraPlan, table: Changes, effect: Callable[[Change, Tensor], Tensor]) -> None:
     """y[t] += Σ_e weight_e · effect(table[slot_e], t)."""
     if not any(table[slot] for slot, _ in plan.groups):
         return

@@ -1,6 +1,8 @@
 """What the ops are given besides plain tensors."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -57,6 +59,20 @@ class Difference:
 Change = LoraFactors | Difference
 
 
+class Changes(Protocol):
+    """What adapters change of one module, by slot; None where a slot leaves it alone."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, slot: int, /) -> Change | None: ...
+
+
+class ChangeTable(Changes, Protocol):
+    """Changes that come and go: a list, or what a backend's kernels read."""
+
+    def __setitem__(self, slot: int, change: Change | None, /) -> None: ...
+    def extend(self, changes: Iterable[Change | None], /) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
     """A weight [out, in] of integers, w[o, i] = scale[o] · codes[o, i], that are multiplied as such: see
@@ -78,4 +94,16 @@ class CodedWeight:
     group: int  # a multiple of 16
 
 
-Weight = Tensor | Int8Weight | CodedWeight
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """A CodedWeight of 4 bits as a device reads it, two codes a byte: of every 64 inputs, byte j holds the code of
+    input j in its low half and of input 32 + j in its high half. Inputs past the last have the code 0."""
+
+    codes: Tensor  # [out, 32 · inputs / 64 rounded up] uint8
+    scales: Tensor  # [out, inputs / group rounded up]
+    minima: Tensor | None  # as scales; without them a code is −8 to 7, as two's complement
+    inputs: int
+    group: int
+
+
+Weight = Tensor | Int8Weight | CodedWeight | Int4Weight

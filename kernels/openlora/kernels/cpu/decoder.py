@@ -14,7 +14,8 @@ from torch import Tensor
 from openlora.kernels.cpu import library as c
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.errors import KernelsUnavailable
-from openlora.kernels.types import Change, CodedWeight, Difference, Int8Weight, LoraFactors, Weight
+from openlora.kernels.quantised import unpack_int4
+from openlora.kernels.types import Change, CodedWeight, Difference, Int4Weight, Int8Weight, LoraFactors, Weight
 
 PAGE_TOKENS = 16  # the page size of the cache's layout
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -220,6 +221,8 @@ class CpuDecoder:
                         scales=pointer(scales, scales.dtype),
                         minima=pointer(minima, scales.dtype),
                     )
+                case Int4Weight():
+                    return values(unpack_int4(weight))
             return c.Values(format=c.DENSE, numbers=pointer(weight, torch.bfloat16))
 
         layers = (c.LayerWeights * shape.layers)()

@@ -1,9 +1,9 @@
-"""The Triton kernels as a backend. What is one product or rare a step stays torch's: its own kernels serve it well."""
+"""The Triton kernels as a backend. Plain products, and what is rare in a step, stay torch's: its kernels do well."""
 
 from dataclasses import replace
 
 from openlora.kernels.ops import BACKENDS
-from openlora.kernels.triton import attention, elementwise, lora
+from openlora.kernels.triton import attention, elementwise, linear, lora, lora_table
 
 TRITON = replace(
     BACKENDS["reference"],
@@ -19,4 +19,9 @@ TRITON = replace(
     lora_=lora.lora_,
     lora_embedding_=lora.lora_embedding_,
     lora_vector_=lora.lora_vector_,
+    lora_table=lora_table.FactorTable,
+    linear=linear.linear,
+    linear_int8=linear.linear_int8,
+    linear_coded=linear.linear_coded,
+    linear_int4=linear.linear_int4,
 )

@@ -9,7 +9,7 @@ An entry's effect is whole after `expand` (its weight and scale multiply A·x). 
 `expand` adds it to y; else `combine` first sums each row's effects in the order of its list. The bits are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,34 +18,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from openlora.kernels.types import Change, Difference, LoraEntries, LoraFactors
+from openlora.kernels.triton.lora_table import ALIGNMENT, FIELDS, RANK, SCALE, STRETCH, A, B, FactorTable, alone
+from openlora.kernels.types import Changes, Difference, LoraEntries
 
 TILE = 16  # entries a tile
 SPAN = 1024  # inputs that one program of `shrink` sums; the spans' sums are added in order
 BLOCK_RANK, BLOCK_IN, BLOCK_OUT = 16, 64, 64
-ALIGNMENT = tl.constexpr(16)  # bytes, of an adapter's factors: what one instruction reads
-
-
-# What a kernel reads of a group, the entries of one slot: six int64.
-A, B, RANK, SCALE, STRETCH, OFFSET = (tl.constexpr(i) for i in range(6))
-FIELDS = tl.constexpr(6)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The entries of one slot, start:stop of the sorted ones."""
+    """The entries of one slot, start:stop of the sorted ones, and their tiles."""
 
     slot: int
     start: int
     stop: int
+    tiles: slice
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
-    """All entries, sorted by slot; a plan serves every layer of one step."""
+    """All entries, sorted by slot; a plan serves every layer of one step.
 
-    groups: list[Group]
-    tiles: Tensor  # [tiles, 3] int32: group, first entry, entries
+    A captured graph's plan serves many: its tensors are as long as they may have to be and hold each step's entries in
+    turn, all of low rank; tiles that a step does not need have no entries.
+    """
+
+    groups: Sequence[Group]  # none in a captured graph's
+    slots: frozenset[int] | None  # None: a captured graph's, any
+    tiles: Tensor  # [tiles, 3] int32: slot, first entry, entries (none in a tile that is not used)
     entry: Tensor  # [E] int32; where the sorted entry stood
     row: Tensor  # [E] int32
     weight: Tensor  # [E] float32
@@ -53,29 +54,35 @@ class LoraPlan:
     alone: bool  # every row has one entry at most
 
 
+def sorted_by_slot(slots: Sequence[int]) -> tuple[list[int], list[Group], list[tuple[int, int, int]]]:
+    """The entries' order, then their groups and tiles."""
+    order = sorted(range(len(slots)), key=slots.__getitem__)
+    ordered = [slots[entry] for entry in order]
+    edges = [i for i in range(len(ordered) + 1) if i in (0, len(ordered)) or ordered[i] != ordered[i - 1]]
+    groups, tiles = [], list[tuple[int, int, int]]()
+    for start, stop in pairwise(edges):
+        before = len(tiles)
+        tiles += [(ordered[start], first, min(TILE, stop - first)) for first in range(start, stop, TILE)]
+        groups.append(Group(ordered[start], start, stop, slice(before, len(tiles))))
+    return order, groups, tiles
+
+
 def plan_lora(entries: LoraEntries) -> LoraPlan:
     device = entries.slot.device
-    indptr, slots = entries.indptr.int().contiguous(), entries.slot.cpu()
+    indptr = entries.indptr.int().contiguous()
     counts = indptr.diff()
     rows = torch.arange(len(counts), device=device).repeat_interleave(counts)
-    order = slots.sort(stable=True).indices
-    ordered = slots[order].tolist()
-    edges = [i for i in range(len(ordered) + 1) if i in (0, len(ordered)) or ordered[i] != ordered[i - 1]]
-    groups = [Group(ordered[a], a, b) for a, b in pairwise(edges)]
-    tiles = [
-        (index, first, min(TILE, group.stop - first))
-        for index, group in enumerate(groups)
-        for first in range(group.start, group.stop, TILE)
-    ]
-    order = order.to(device)
+    chosen, groups, tiles = sorted_by_slot(entries.slot.tolist())
+    order = torch.tensor(chosen, dtype=torch.int64, device=device)
     return LoraPlan(
         groups=groups,
+        slots=frozenset(entry.slot for entry in groups),
         tiles=torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 3),
         entry=order.int(),
         row=rows[order].int(),
         weight=entries.weight[order].float(),
         indptr=indptr,
-        alone=len(slots) == 0 or int(counts.max()) <= 1,
+        alone=not chosen or int(counts.max()) <= 1,
     )
 
 
@@ -84,18 +91,18 @@ def plan_lora(entries: LoraEntries) -> LoraPlan:
 
 @triton.jit
 def shrink_kernel(
-    x, sums, groups, tiles, rows, in_features, x_row, span_stride,
+    x, sums, table, tiles, rows, in_features, x_row, sums_row, span_stride, first_entry,
     FACTOR: tl.constexpr, SPAN: tl.constexpr,
     TILE: tl.constexpr, BLOCK_RANK: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """sums[span, entry, j] = Σ_i a[j, i] · x[row of the entry, i] over the inputs i of the span."""
+    """sums[span, entry − first_entry, j] = Σ_i a[j, i] · x[row of the entry, i] over the inputs i of the span."""
     tile = tiles + 3 * tl.program_id(0)
     start, count = tl.load(tile + 1), tl.load(tile + 2)
-    group = groups + FIELDS * tl.load(tile).to(tl.int64)
-    rank = tl.load(group + RANK).to(tl.int32)
-    if tl.program_id(1) * BLOCK_RANK >= rank:
+    change = table + FIELDS * tl.load(tile).to(tl.int64)
+    rank = tl.load(change + RANK).to(tl.int32)
+    if (tl.program_id(1) * BLOCK_RANK >= rank) | (count == 0):
         return
-    a = tl.multiple_of(tl.load(group + A).to(tl.pointer_type(FACTOR)), ALIGNMENT)
+    a = tl.multiple_of(tl.load(change + A).to(tl.pointer_type(FACTOR)), ALIGNMENT)
     m = tl.arange(0, TILE)
     j = tl.program_id(1) * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
     row = tl.load(rows + start + m, mask=m < count, other=0).to(tl.int64)
@@ -115,14 +122,34 @@ def shrink_kernel(
             total = tl.dot(inputs, factor, total)
         else:
             total = tl.dot(inputs.to(tl.float32), factor.to(tl.float32), total, input_precision="ieee")
-    place = tl.load(group + OFFSET) + (start + m).to(tl.int64)[:, None] * rank + j[None, :]
+    place = (start + m - first_entry).to(tl.int64)[:, None] * sums_row + j[None, :]
     inside = (m < count)[:, None] & (j < rank)[None, :]
     tl.store(sums + tl.program_id(2) * span_stride + place, total, mask=inside)
 
 
 @triton.jit
+def lookup_kernel(
+    tokens, sums, table, tiles, rows, vocabulary, sums_row,
+    FACTOR: tl.constexpr, TILE: tl.constexpr, BLOCK_RANK: tl.constexpr,
+):  # fmt: skip
+    """sums[0, entry, j] = a[j, token of the entry's row]: what `shrink` makes of a row that is one-hot."""
+    tile = tiles + 3 * tl.program_id(0)
+    start, count = tl.load(tile + 1), tl.load(tile + 2)
+    change = table + FIELDS * tl.load(tile).to(tl.int64)
+    rank = tl.load(change + RANK).to(tl.int32)
+    a = tl.load(change + A).to(tl.pointer_type(FACTOR))
+    m = tl.arange(0, TILE)
+    j = tl.program_id(1) * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
+    inside = (m < count)[:, None] & (j < rank)[None, :]
+    row = tl.load(rows + start + m, mask=m < count, other=0)
+    token = tl.load(tokens + row, mask=m < count, other=0).to(tl.int64)
+    column = tl.load(a + j[None, :].to(tl.int64) * vocabulary + token[:, None], mask=inside, other=0)
+    tl.store(sums + (start + m).to(tl.int64)[:, None] * sums_row + j[None, :], column.to(tl.float32), mask=inside)
+
+
+@triton.jit
 def expand_kernel(
-    y, bias, effects, sums, groups, tiles, rows, entries, weights, out_features, spans, y_row, span_stride,
+    y, bias, effects, sums, table, tiles, rows, entries, weights, out_features, spans, y_row, sums_row, span_stride,
     FACTOR: tl.constexpr, BIASED: tl.constexpr, ALONE: tl.constexpr, RANKS_OF_8: tl.constexpr,
     TILE: tl.constexpr, BLOCK_RANK: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -130,19 +157,19 @@ def expand_kernel(
     is alone in its row it is added to y[row] at once."""
     tile = tiles + 3 * tl.program_id(0)
     start, count = tl.load(tile + 1), tl.load(tile + 2)
-    group = groups + FIELDS * tl.load(tile).to(tl.int64)
-    rank = tl.load(group + RANK).to(tl.int32)
-    if rank == 0:  # the slot leaves this layer alone, or its effect comes from elsewhere
+    change = table + FIELDS * tl.load(tile).to(tl.int64)
+    rank = tl.load(change + RANK).to(tl.int32)
+    if (rank == 0) | (count == 0):  # the slot leaves this layer alone, or its effect comes from elsewhere
         return
     if RANKS_OF_8:
         rank = tl.multiple_of(rank, 8)  # rows of B are then whole vectors
-    b = tl.multiple_of(tl.load(group + B).to(tl.pointer_type(FACTOR)), ALIGNMENT)
+    b = tl.multiple_of(tl.load(change + B).to(tl.pointer_type(FACTOR)), ALIGNMENT)
     m = tl.arange(0, TILE)
     n = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = (m < count)[:, None] & (n < out_features)[None, :]
     weight = tl.load(weights + start + m, mask=m < count, other=0)
-    factor = weight * tl.load(group + SCALE).to(tl.int32).to(tl.float32, bitcast=True)
-    shrunk = sums + tl.load(group + OFFSET) + (start + m).to(tl.int64)[:, None] * rank
+    factor = weight * tl.load(change + SCALE).to(tl.int32).to(tl.float32, bitcast=True)
+    shrunk = sums + (start + m).to(tl.int64)[:, None] * sums_row
     effect = tl.zeros((TILE, BLOCK_OUT), tl.float32)
     for j0 in range(0, rank, BLOCK_RANK):
         j = j0 + tl.arange(0, BLOCK_RANK)
@@ -166,7 +193,7 @@ def expand_kernel(
             effect = tl.dot(s, outward.to(tl.float32), effect, input_precision="ieee")
     row = tl.load(rows + start + m, mask=m < count, other=0).to(tl.int64)
     own = y + row[:, None] * y_row + n[None, :]
-    stretch = tl.load(group + STRETCH)
+    stretch = tl.load(change + STRETCH)
     if stretch != 0:
         base = tl.load(own, mask=inside, other=0).to(tl.float32)
         if BIASED:
@@ -200,128 +227,107 @@ def combine_kernel(y, effects, indptr, out_features, y_row, BLOCK: tl.constexpr)
 # ---- ops ------------------------------------------------------------------------------------------------------------
 
 
-def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Sequence[Change | None], bias: Tensor | None) -> None:
-    changes = [table[group.slot] for group in plan.groups]
-    if not any(changes):
-        return
+def lora_(y: Tensor, x: Tensor, plan: LoraPlan, table: Changes, bias: Tensor | None) -> None:
+    changes = FactorTable.of(table, y.device)
     x = x if x.stride(1) == 1 else x.contiguous()
-    factors = [change if isinstance(change, LoraFactors) else None for change in changes]
     effects = _effects(y, plan, changes)
-    if any(factors):
-        spans = triton.cdiv(x.shape[1], SPAN)
-        groups, size = _describe(factors, plan)
-        sums = torch.empty(spans, size, device=y.device)
-        _shrink(sums, x, groups, [change.a for change in factors if change], plan)
-        _expand(y, bias, effects, sums, groups, factors, plan)
-    for group, change in zip(plan.groups, changes, strict=True):
-        if isinstance(change, Difference):
-            _product(effects, x, change.weight, group, plan)
+    if changes.low_rank(plan.slots):
+        sums = _sums(plan, changes, triton.cdiv(x.shape[1], SPAN), y.device)
+        _shrink(sums, x, changes.rows, plan.tiles, 0, changes.dtype, plan)
+        _expand(y, bias, effects, sums, changes, plan)
+    for group, weight in _whole(plan, changes):
+        _store(effects, _product(x, weight.contiguous(), group, plan), group, plan)
     _combine(y, effects, plan)
 
 
-def lora_embedding_(y: Tensor, tokens: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
-    changes = [table[group.slot] for group in plan.groups]
-    if not any(changes):
-        return
-    factors = [change if isinstance(change, LoraFactors) else None for change in changes]
-    effects, chosen = _effects(y, plan, changes), tokens[plan.row.long()]
-    if any(factors):
-        groups, size = _describe(factors, plan)
-        sums, offset = torch.empty(1, size, device=y.device), 0
-        for group, factor in zip(plan.groups, factors, strict=True):
-            if factor:
-                columns = factor.a.index_select(1, chosen[group.start : group.stop]).T.flatten()
-                sums[0, offset : offset + len(columns)] = columns
-                offset += len(columns)
-        _expand(y, None, effects, sums, groups, factors, plan)
-    for group, change in zip(plan.groups, changes, strict=True):
-        if isinstance(change, Difference):
-            rows = change.weight.index_select(0, chosen[group.start : group.stop])
-            _store(effects, rows.float(), group, plan)
-    _combine(y, effects, plan)
-
-
-def lora_vector_(y: Tensor, plan: LoraPlan, table: Sequence[Change | None]) -> None:
-    changes = [table[group.slot] for group in plan.groups]
-    if not any(changes):
-        return
+def lora_embedding_(y: Tensor, tokens: Tensor, plan: LoraPlan, table: Changes) -> None:
+    changes = FactorTable.of(table, y.device)
     effects = _effects(y, plan, changes)
-    for group, change in zip(plan.groups, changes, strict=True):
-        if change is not None:
-            assert isinstance(change, Difference), "a vector has no factors"
-            _store(effects, change.weight.float().expand(group.stop - group.start, -1), group, plan)
+    if changes.low_rank(plan.slots):
+        sums = _sums(plan, changes, 1, y.device)
+        _lookup(sums, tokens, changes, plan)
+        _expand(y, None, effects, sums, changes, plan)
+    for group, weight in _whole(plan, changes):
+        chosen = tokens[plan.row[group.start : group.stop].long()]
+        _store(effects, weight.index_select(0, chosen).float(), group, plan)
     _combine(y, effects, plan)
 
 
-def _effects(y: Tensor, plan: LoraPlan, changes: Sequence[Change | None]) -> Tensor | None:
-    """[E, out] float32, or None where `expand` may add to y at once."""
+def lora_vector_(y: Tensor, plan: LoraPlan, table: Changes) -> None:
+    changes = FactorTable.of(table, y.device)
+    assert not changes.low_rank(plan.slots), "a vector has no factors"
+    effects = _effects(y, plan, changes)
+    for group, weight in _whole(plan, changes):
+        _store(effects, weight.float().expand(group.stop - group.start, -1), group, plan)
+    _combine(y, effects, plan)
+
+
+def _effects(y: Tensor, plan: LoraPlan, changes: FactorTable) -> Tensor | None:
+    """[E, out] float32, or None where `expand` may add to y at once, or nothing is to be added."""
     if y.stride(1) != 1:
         raise ValueError("lora: a row of y must lie side by side")
-    if plan.alone and not any(isinstance(change, Difference) for change in changes):
-        return None
-    return torch.zeros(len(plan.row), y.shape[1], device=y.device)
+    if changes.whole(plan.slots) or (changes.low_rank(plan.slots) and not plan.alone):
+        return torch.zeros(len(plan.row), y.shape[1], device=y.device)
+    return None
 
 
-def _describe(factors: Sequence[LoraFactors | None], plan: LoraPlan) -> tuple[Tensor, int]:
-    """What the kernels read of each group, and how many numbers A·x takes; ValueError for what they cannot read."""
-    present = [change for change in factors if change]
-    if len({x.dtype for change in present for x in (change.a, change.b)}) > 1:
-        raise ValueError("lora: the adapters of one layer must share one dtype")
-    if not all(x.is_contiguous() for change in present for x in (change.a, change.b)):
-        raise ValueError("lora: an adapter's factors must be contiguous")
-    if any(x.data_ptr() % ALIGNMENT.value for change in present for x in (change.a, change.b)):
-        raise ValueError(f"lora: an adapter's factors must begin at a multiple of {ALIGNMENT.value} bytes")
-    described, size = [], 0
-    for group, change in zip(plan.groups, factors, strict=True):
-        if change is None:
-            described.append([0] * 6)
-            continue
-        rank = len(change.a)
-        scale = int(torch.tensor(change.scale, dtype=torch.float32).view(torch.int32))
-        stretch = 0 if change.stretch is None else change.stretch.data_ptr()
-        described.append([change.a.data_ptr(), change.b.data_ptr(), rank, scale, stretch, size - group.start * rank])
-        size += (group.stop - group.start) * rank
-    return torch.tensor(described, dtype=torch.int64).to(plan.row.device, non_blocking=True), size
+def _whole(plan: LoraPlan, changes: FactorTable) -> Iterator[tuple[Group, Tensor]]:
+    if changes.whole(plan.slots):
+        for group in plan.groups:
+            if isinstance(change := changes[group.slot], Difference):
+                yield group, change.weight
 
 
-def _shrink(sums: Tensor, x: Tensor, groups: Tensor, a: Sequence[Tensor], plan: LoraPlan) -> None:
-    most = max(len(factor) for factor in a)
-    shrink_kernel[(len(plan.tiles), triton.cdiv(most, BLOCK_RANK), len(sums))](
-        x, sums, groups, plan.tiles, plan.row, x.shape[1], x.stride(0), sums.stride(0),
-        FACTOR=_ELEMENT[a[0].dtype], SPAN=SPAN, TILE=TILE, BLOCK_RANK=BLOCK_RANK, BLOCK_IN=BLOCK_IN,
+def _sums(plan: LoraPlan, changes: FactorTable, spans: int, device: torch.device) -> Tensor:
+    """[spans, E, most rank]; a row is filled up to its own rank."""
+    return torch.empty(spans, len(plan.row), changes.most_rank, device=device)
+
+
+def _shrink(
+    sums: Tensor,
+    x: Tensor,
+    table: Tensor,
+    tiles: Tensor,
+    first_entry: int,
+    dtype: torch.dtype | None,
+    plan: LoraPlan,
+) -> None:
+    assert dtype is not None, "there are factors"
+    shrink_kernel[(len(tiles), triton.cdiv(sums.shape[2], BLOCK_RANK), len(sums))](
+        x, sums, table, tiles, plan.row, x.shape[1], x.stride(0), sums.stride(1), sums.stride(0), first_entry,
+        FACTOR=_ELEMENT[dtype], SPAN=SPAN, TILE=TILE, BLOCK_RANK=BLOCK_RANK, BLOCK_IN=BLOCK_IN,
+    )  # fmt: skip
+
+
+def _lookup(sums: Tensor, tokens: Tensor, changes: FactorTable, plan: LoraPlan) -> None:
+    assert changes.dtype is not None, "there are factors"
+    lookup_kernel[(len(plan.tiles), triton.cdiv(sums.shape[2], BLOCK_RANK))](
+        tokens, sums, changes.rows, plan.tiles, plan.row, changes.inputs, sums.stride(1),
+        FACTOR=_ELEMENT[changes.dtype], TILE=TILE, BLOCK_RANK=BLOCK_RANK,
     )  # fmt: skip
 
 
 def _expand(
-    y: Tensor,
-    bias: Tensor | None,
-    effects: Tensor | None,
-    sums: Tensor,
-    groups: Tensor,
-    factors: Sequence[LoraFactors | None],
-    plan: LoraPlan,
+    y: Tensor, bias: Tensor | None, effects: Tensor | None, sums: Tensor, changes: FactorTable, plan: LoraPlan
 ) -> None:
-    present = [change for change in factors if change]
+    assert changes.dtype is not None, "there are factors"
     expand_kernel[(len(plan.tiles), triton.cdiv(y.shape[1], BLOCK_OUT))](
-        y, y if bias is None else bias, y if effects is None else effects, sums, groups,
-        plan.tiles, plan.row, plan.entry, plan.weight, y.shape[1], len(sums), y.stride(0), sums.stride(0),
-        FACTOR=_ELEMENT[present[0].b.dtype], BIASED=bias is not None, ALONE=effects is None,
-        RANKS_OF_8=all(len(change.a) % 8 == 0 for change in present),
+        y, y if bias is None else bias, y if effects is None else effects, sums, changes.rows,
+        plan.tiles, plan.row, plan.entry, plan.weight, y.shape[1], len(sums), y.stride(0), *sums.stride()[1::-1],
+        FACTOR=_ELEMENT[changes.dtype], BIASED=bias is not None, ALONE=effects is None, RANKS_OF_8=changes.ranks_of_8,
         TILE=TILE, BLOCK_RANK=BLOCK_RANK, BLOCK_OUT=BLOCK_OUT,
     )  # fmt: skip
 
 
-def _product(effects: Tensor | None, x: Tensor, weight: Tensor, group: Group, plan: LoraPlan) -> None:
+def _product(x: Tensor, weight: Tensor, group: Group, plan: LoraPlan) -> Tensor:
     """A whole ΔW is an A of as many rows as there are outputs, with no B after it."""
-    alone = LoraFactors(weight.contiguous(), weight[:0], 1.0)
-    factors = [alone if other is group else None for other in plan.groups]
-    groups, size = _describe(factors, plan)
-    sums = torch.empty(triton.cdiv(x.shape[1], SPAN), size, device=x.device)
-    _shrink(sums, x, groups, [alone.a], plan)
+    sums = torch.empty(triton.cdiv(x.shape[1], SPAN), group.stop - group.start, len(weight), device=x.device)
+    tiles = plan.tiles[group.tiles]
+    _shrink(sums, x, alone(group.slot, weight), tiles, group.start, weight.dtype, plan)
     total = sums[0]
     for part in sums[1:]:
         total += part
-    _store(effects, total.view(-1, len(weight)), group, plan)
+    return total
 
 
 def _store(effects: Tensor | None, values: Tensor, group: Group, plan: LoraPlan) -> None:

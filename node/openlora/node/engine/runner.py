@@ -65,7 +65,7 @@ class OpsRunner:
         self.dtype = model.dtype
         self.form = model.form
         self.device = model.device
-        self.factors = LoraTables()
+        self.factors = LoraTables(lambda: ops.lora_table(model.device))
         self._model = model
         self._ops = ops
         self._page_tokens = page_tokens
