@@ -29,7 +29,7 @@ weights = "auto"                        # auto: as the file keeps them | full: i
 [engine]
 backend = {backend}                     # openlora: our own; vllm: answers that nobody can compute again, any GPU count
 devices = []                            # an engine on each: "cuda:0", or cores as "cpu:0-7"; []: one on all there is
-kv_tokens = 32768                       # capacity of the paged KV cache, in tokens
+kv_tokens = {kv_tokens}                 # capacity of the paged KV cache, in tokens
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass
 prefix_cache = true                     # requests of one tenant that begin alike compute the beginning once
@@ -148,6 +148,7 @@ def write_node_config(
         max_live_jobs=max_live_jobs,
         turn_s=turn_s,
         backend=engine.backend,
+        kv_tokens=engine.kv_tokens,
         vllm_python=engine.vllm.python,
         vllm_eager=engine.vllm.eager,
         listen=network.listen,

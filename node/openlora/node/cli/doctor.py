@@ -33,7 +33,7 @@ def show(output: Output, report: "Report") -> None:
     marks = {"critical": ("✗", "bold red"), "warning": ("!", "yellow")}
     for finding in report.findings:
         mark, style = marks[finding.severity]
-        output.line((f"{mark} {finding.code}", style), (f"  {finding.cause}", ""))
+        output.line((f"{mark} {finding.code}  ", style), (finding.cause, ""))
         output.line(("  → ", "green"), (finding.fix, ""))
     number = sum(finding.severity == "critical" for finding in report.findings)
     where = "and the node runs" if report.agent_runs else "and the node does not run: `openlora run` starts it"

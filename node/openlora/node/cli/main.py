@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from openlora.node.cli import adapter, devnet, doctor, job, model, network, operator, serve
+from openlora.node.cli import adapter, devnet, doctor, init, job, model, network, operator, serve
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 from openlora.node.secrecy import leave_no_core
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("serve", rich_help_panel="Inference")(serve.serve)
-app.command("init", rich_help_panel="Node operators")(operator.init)
+app.command("init", rich_help_panel="Node operators")(init.init)
 app.command("register", rich_help_panel="Node operators")(operator.register)
 app.command("run", rich_help_panel="Node operators")(operator.run)
 app.command("doctor", rich_help_panel="Node operators")(doctor.doctor)

@@ -1,4 +1,4 @@
-"""What a node operator types: init, run, status; and what everyone who is paid types: earnings, withdraw."""
+"""What a node operator types: register, run, status; and what everyone who is paid types: earnings, withdraw."""
 
 import asyncio
 import os
@@ -12,52 +12,6 @@ from eth_utils.address import is_checksum_address, is_hex_address, to_checksum_a
 
 from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, parse_tokens, tokens
 from openlora.node.errors import ConfigError
-
-
-def init(
-    rpc: Annotated[str, typer.Option(help="RPC URL of the chain.")],
-    chain_id: Annotated[int, typer.Option(help="The chain's id; every RPC must agree.")],
-    deployment: Annotated[Path, typer.Option(help="JSON file that names the contracts.")],
-    model: Annotated[Path, typer.Option(help="Base model: a Hugging Face directory or a GGUF file.")],
-    state: Annotated[Path, typer.Option(help="Folder for configuration, keys and journal.")] = Path("openlora-node"),
-    bootstrap: Annotated[list[str] | None, typer.Option(help="Multiaddr of a peer to join by. Repeatable.")] = None,
-    listen: Annotated[str, typer.Option(help="Multiaddr to listen on for peers.")] = "/ip4/0.0.0.0/tcp/4001",
-    json: JsonFlag = False,
-) -> None:
-    """Write node.toml, client configurations and keys into a folder, and say what to fund."""
-    from openlora.node.cli.engine_choice import recommended_engine
-    from openlora.node.config import NetworkConfig
-    from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
-    from openlora.node.keys import create_key
-
-    output = Output(json)
-    node_file, operator_file = state / "node.toml", state / "operator.toml"
-    if node_file.exists():
-        raise ConfigError(f"{node_file} exists already; choose another --state, or edit that file")
-    for path, flag in ((deployment, "--deployment"), (model, "--model")):
-        if not path.exists():
-            raise ConfigError(f"{path} does not exist; {flag} must name a file or folder that does")
-    hot_key, hot = create_key(state, "hot")
-    operator_key, operator = create_key(state, "operator")
-    chain = ChainEntry(chain_id, rpc, deployment.resolve())
-    content_dir = state / "content"
-    engine, why = recommended_engine()
-    write_node_config(
-        node_file,
-        chain,
-        model=model.resolve(),
-        key=hot_key,
-        state_dir=state,
-        content_dir=content_dir,
-        engine=engine,
-        network=NetworkConfig(listen=(listen,), bootstrap=tuple(bootstrap or ())),
-    )
-    write_client_config(operator_file, chain, key=operator_key, content_dir=content_dir, bootstrap=bootstrap or ())
-    output.say(f"{node_file} is the node's configuration; read it, then set your prices.")
-    output.say(f"engine       {engine.backend}: {why}")
-    output.say(f"hot key      {hot}   claims, commits and signs: send it a little gas money")
-    output.say(f"operator key {operator}   stakes and is paid: move operator.json and its password to another machine")
-    output.result({"config": str(node_file), "hot_key": hot, "operator": operator})
 
 
 def register(

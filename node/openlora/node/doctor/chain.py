@@ -316,5 +316,5 @@ def _gas(standing: Standing) -> Iterator[Finding]:
     yield severe(
         Code.HOT_KEY_UNFUNDED,
         f"the hot key {standing.hot_key} can pay for {jobs} more jobs at this gas price",
-        f"send it {missing_wei / COIN_WEI:.6f} of the chain's coin or more",
+        f"send it {missing_wei / COIN_WEI:.4f} of the chain's coin or more",
     )

@@ -1,6 +1,7 @@
 """The ports that the node listens on, the peers it joins by, and what else it speaks with."""
 
 import asyncio
+import os
 import secrets
 import socket
 from collections.abc import Iterator, Sequence
@@ -96,7 +97,7 @@ async def _unconnected(place: Place) -> str:
     except TimeoutError:
         return f"no answer in {TIMEOUT_S:g} s"
     except OSError as error:
-        return error.strerror or str(error)
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()
