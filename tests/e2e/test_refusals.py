@@ -34,8 +34,8 @@ def edit(path: Path, pattern: str, replacement: str) -> None:
     path.write_text(text)
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+def refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith("openlora: ")
@@ -73,7 +73,7 @@ def test_an_rpc_that_is_down(openlora, node_toml):
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     edit(node_toml, r"http://127\.0\.0\.1:\d+", f"http://127.0.0.1:{port}")
-    refused(openlora("run", "--config", node_toml), str(port))
+    refused(openlora("run", "--config", node_toml), str(port), code=75)
 
 
 def test_a_wrong_passphrase_journals_nothing(openlora, node_toml):

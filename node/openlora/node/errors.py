@@ -1,13 +1,13 @@
 """Every error the node raises on purpose, as one tree.
 
-    OpenLoraError                 a sentence for a person; exit code 2
+    OpenLoraError                 a sentence for a person; exit code 2, or 75 for what may pass by itself (*)
     ├── ConfigError               configuration, flags, keystores
     ├── ModelError                a base model that cannot be found, read or served
     ├── AdapterError              an adapter refused: schema, shapes, numbers, wrong base
     │   └── AdapterCheckFailed    the check died or took too long; it may be tried again
     ├── RequestError              an inference request refused (HTTP 4xx); carries a code
     │   └── Overloaded            the queue is full; try again later (HTTP 429)
-    ├── ChildDied                 a child process ended, or hangs, while it was needed
+    ├── ChildDied *               a child process ended, or hangs, while it was needed
     │   └── EngineDied            the engine
     ├── NetworkError              the peer-to-peer network: no peer answered, or it went away in the middle
     │   ├── PeerRefused           the peer answered with a refusal, which is the message
@@ -20,16 +20,18 @@
     ├── ContentError              content by CID
     │   └── ContentNotFound       nobody has it
     ├── ChainError                RPC, receipts, nonces
-    │   ├── RpcDown               no configured RPC answers
+    │   ├── RpcDown *             no configured RPC answers
     │   ├── RpcError              an RPC answered with an error; carries its code and data
     │   ├── WrongChain            the RPC serves another chain id
     │   └── Reverted              a call or transaction reverted; carries the decoded contract error
     ├── JournalError              the journal contradicts the chain or another agent holds it
-    │   └── JournalUnwritable     the disk is full or failing; may pass
+    │   └── JournalUnwritable *   the disk is full or failing; may pass
     └── AgentUnreachable          no agent listens on the socket
 
 A message says what is wrong and what to do, in one sentence, with no secret, prompt or output in it.
 """
+
+TEMPORARY = 75  # EX_TEMPFAIL in sysexits.h: a service manager may try again
 
 
 class OpenLoraError(Exception):
@@ -67,6 +69,8 @@ class Overloaded(RequestError):
 
 class ChildDied(OpenLoraError):
     """A child process ended or hangs; its supervisor restarts it."""
+
+    exit_code = TEMPORARY
 
 
 class EngineDied(ChildDied):
@@ -120,6 +124,8 @@ class ChainError(OpenLoraError):
 class RpcDown(ChainError):
     """No configured RPC answers."""
 
+    exit_code = TEMPORARY
+
 
 class RpcError(ChainError):
     """An RPC answered, with an error; `data` may hold a contract's revert data."""
@@ -148,6 +154,8 @@ class JournalError(OpenLoraError):
 
 class JournalUnwritable(JournalError):
     """The journal's disk is full or failing: nothing was recorded, so nothing is signed until it can be."""
+
+    exit_code = TEMPORARY
 
 
 class AgentUnreachable(OpenLoraError):

@@ -6,8 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write(path: Path, data: bytes, *, unfinished_in: Path | None = None, overwrite: bool = True) -> None:
-    """`path` holds what it held before or all of `data`, and on return durably the latter; its mode is 0600.
+def write(
+    path: Path, data: bytes, *, unfinished_in: Path | None = None, overwrite: bool = True, mode: int = 0o600
+) -> None:
+    """`path` holds what it held before or all of `data`, and on return durably the latter, with this mode.
 
     It is written in `unfinished_in`, a folder of the same file system, or beside `path` under a hidden name. With
     `overwrite` false a file that is there already stays as it is. Raises OSError, and then nothing is left behind.
@@ -16,6 +18,7 @@ def write(path: Path, data: bytes, *, unfinished_in: Path | None = None, overwri
     unfinished = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
             os.fsync(descriptor)

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from openlora.node.cli import adapter, devnet, doctor, init, job, model, network, operator, serve
+from openlora.node.cli import adapter, devnet, doctor, init, job, model, network, operator, serve, service
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 from openlora.node.secrecy import leave_no_core
@@ -29,6 +29,7 @@ app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earning
 app.command("withdraw", rich_help_panel="Everyone who is paid")(operator.withdraw)
 app.add_typer(job.app, name="job", rich_help_panel="Job submitters")
 app.add_typer(adapter.app, name="adapter", rich_help_panel="Adapter developers")
+app.add_typer(service.app, name="service", rich_help_panel="Node operators")
 app.add_typer(model.app, name="model", rich_help_panel="Inference")
 app.command("devnet", rich_help_panel="Trying it out")(devnet.devnet)
 app.command("demo", rich_help_panel="Trying it out")(devnet.demo)

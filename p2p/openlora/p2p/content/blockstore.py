@@ -22,6 +22,7 @@ _ABANDONED_AFTER_S: Final = 3600.0
 _COUNTED_FOR_S: Final = 600.0
 _FULL_FOR_S: Final = 1.0  # a full store is counted at most once a second: another process may have made room
 _UNFINISHED: Final = "unfinished"
+_MODE: Final = 0o640  # agent and network process may be two users, of one group
 
 
 class BlockStore:
@@ -98,7 +99,7 @@ class BlockStore:
 
     def _write(self, path: Path, block: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
-        durable.write(path, block, unfinished_in=self._unfinished)
+        durable.write(path, block, unfinished_in=self._unfinished, mode=_MODE)
 
     def _unlink(self, path: Path) -> None:
         with suppress(FileNotFoundError):
