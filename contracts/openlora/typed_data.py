@@ -17,6 +17,7 @@ DOMAIN_TYPE = "EIP712Domain(string name,string version,uint256 chainId,address v
 # Checked by nodes alone, never by a contract: what ties a libp2p peer (its binary id) to the keys that contracts know.
 NODE_PEER_TYPE = "NodePeer(address operator,bytes peerId)"
 WATCH_JOB_TYPE = "WatchJob(uint256 jobId,bytes peerId)"
+WATCH_SESSION_TYPE = "WatchSession(bytes32 sessionId,bytes peerId)"
 TELEMETRY_BIRTH_TYPE = "TelemetryBirth(address operator,bytes32 session,uint256 startedAt)"
 
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0  # of secp256k1
@@ -61,6 +62,11 @@ def node_peer_digest(domain: Domain, operator: str, peer_id: bytes) -> bytes:
 def watch_job_digest(domain: Domain, job_id: int, peer_id: bytes) -> bytes:
     """What a job's client signs to have its answer streamed to this peer; JobQueue's domain."""
     return domain.digest(keccak(keccak(WATCH_JOB_TYPE.encode()) + word(job_id) + keccak(peer_id)))
+
+
+def watch_session_digest(domain: Domain, session_id: bytes, peer_id: bytes) -> bytes:
+    """What a session's client signs to have this peer told how the session stands; Sessions' domain."""
+    return domain.digest(keccak(keccak(WATCH_SESSION_TYPE.encode()) + session_id + keccak(peer_id)))
 
 
 def telemetry_birth_digest(domain: Domain, operator: str, session: bytes, started_at_s: int) -> bytes:

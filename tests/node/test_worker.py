@@ -17,6 +17,7 @@ from openlora.node.absent import FORGET_S, Absent
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission, Funds
+from openlora.node.answering import Answerer
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import MarketConfig
 from openlora.node.content import BlockContent
@@ -26,7 +27,7 @@ from openlora.node.engine.client import in_process_engine
 from openlora.node.errors import AdapterError, ContentError, OpenLoraError, Reverted
 from openlora.node.job import JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
-from openlora.node.settlement import Settlement
+from openlora.node.settlement import Settlement, Signer
 from openlora.node.streams import JobStreams
 from openlora.node.turns import Contender, NotYet, Turns
 from openlora.node.worker import Worker
@@ -151,26 +152,26 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         journal.advance(block(100))
         async with in_process_engine(engine) as client:
             domain = Domain(IDENTITY.chain_id, QUEUE.address)
+            admission = Admission(
+                base_id=BASE_ID,
+                model=client.info,
+                text=tiny_text(tmp_path / "model"),
+                content=content,
+                market=MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5),
+                storage_dir=tmp_path,
+                min_free_bytes=1,
+            )
+            residency = AdapterResidency(fetcher, store, client, 1 << 30)
             yield Scene(
                 worker=Worker(
                     queue=QUEUE,
                     journal=journal,
                     facts=chain_facts,
-                    admission=Admission(
-                        base_id=BASE_ID,
-                        model=client.info,
-                        text=tiny_text(tmp_path / "model"),
-                        content=content,
-                        market=MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5),
-                        storage_dir=tmp_path,
-                        min_free_bytes=1,
-                    ),
+                    admission=admission,
                     turns=Turns(60.0, lambda: Contender(OPERATOR, (), crowded=False), lambda job, recipe: rivals),
                     sender=sender,
-                    residency=AdapterResidency(fetcher, store, client, 1 << 30),
-                    engine=client,
-                    settlement=Settlement(QUEUE, domain, OPERATOR, HOT_KEY, journal, sender, OWN),
-                    streams=JobStreams(),
+                    answerer=Answerer(admission, residency, client, JobStreams()),
+                    settlement=Settlement(QUEUE, Signer(domain, OPERATOR, HOT_KEY, OWN), journal, sender),
                     confirmations=1,
                 ),
                 journal=journal,
@@ -378,7 +379,7 @@ async def test_a_receipt_recorded_before_a_crash_is_the_one_that_is_signed(scene
         v=1, text="x", token_ids=(120,), finish_reason="stop", usage=documents.Usage(5, 1)
     )
     receipt = scene.worker.settlement.receipt(job, output)
-    digest = eip712.receipt_digest(scene.worker.settlement.domain, receipt)
+    digest = eip712.receipt_digest(scene.worker.settlement.signer.domain, receipt)
     scene.journal.record_receipt(JOB, digest, msgspec.json.encode(receipt))
     assert await scene.run() is JobState.COMMITTED
     assert scene.receipt() == receipt
@@ -404,7 +405,7 @@ async def test_a_reorganised_claim_is_answered_anew_with_its_new_seed(scene: Sce
             scene.engine.gate.set()
 
     moved = Moved()
-    scene.worker = replace(scene.worker, streams=moved)
+    scene.worker = replace(scene.worker, answerer=replace(scene.worker.answerer, streams=moved))
     assert await scene.run() is JobState.COMMITTED
     assert scene.receipt().seed == scene.journal.job(JOB).seed != first.seed
 

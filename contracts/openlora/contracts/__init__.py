@@ -82,10 +82,13 @@ from openlora.contracts.deploy import (
     deployment_steps,
 )
 from openlora.contracts.errors import ContractError, decode_revert
+from openlora.contracts.vouchers import MAX_LINES, Account, Charge, LineTotal, ReceiptTree
 from openlora.typed_data import Domain, InvalidSignature
 
 __all__ = [
+    "MAX_LINES",
     "AbiMismatch",
+    "Account",
     "Adapter",
     "AdapterDeprecated",
     "AdapterRegistered",
@@ -96,6 +99,7 @@ __all__ = [
     "BaseRegistered",
     "BondForfeited",
     "Call",
+    "Charge",
     "ContractError",
     "CreditsClaimed",
     "DatanetCreated",
@@ -128,6 +132,7 @@ __all__ = [
     "LeaseLapsed",
     "Leg",
     "Line",
+    "LineTotal",
     "MarketSettings",
     "MetadataSet",
     "Node",
@@ -138,6 +143,7 @@ __all__ = [
     "ParamsSet",
     "Paused",
     "Receipt",
+    "ReceiptTree",
     "Recipe",
     "RecipeRegistered",
     "Role",

@@ -104,6 +104,21 @@ def job_seed(spec_hash: bytes, claim_block_hash: bytes) -> int:
     return int.from_bytes(keccak(spec_hash + claim_block_hash)[:8], "big")
 
 
+def order_seed(order_digest: bytes) -> int:
+    """Sampling seed of the signed lane: the first 8 bytes, big-endian, of the order's digest."""
+    return int.from_bytes(order_digest[:8], "big")
+
+
+def order_nonce(session: bytes, number: int) -> int:
+    """The nonce that ties an order to its session (192 bits of its id), hence to one node, and numbers it there."""
+    return int.from_bytes(session[:24], "big") << 64 | number
+
+
+def order_number(session: bytes, nonce: int) -> int | None:
+    """The number of the order with this nonce; None for one of another session."""
+    return nonce & (1 << 64) - 1 if nonce >> 64 == int.from_bytes(session[:24], "big") else None
+
+
 def escrow_wei(spec: JobSpec) -> int:
     """ceil((max_in·pᵢ + max_out·pₒ) / 1000)"""
     return -(-_weigh(spec, spec.max_in_tokens, spec.max_out_tokens) // TOKENS_PER_PRICE)

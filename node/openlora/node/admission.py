@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from openlora.contracts import Recipe
+from openlora.contracts import JobSpec, Recipe
 from openlora.node import documents
 from openlora.node.absent import Absent
 from openlora.node.config import MarketConfig
@@ -52,7 +52,21 @@ class Admission:
 
     async def admit(self, job: Job, recipe: Recipe, funds: Funds, now_s: float) -> None:
         """Returns when the job should be claimed, else raises Skip."""
-        spec = job.spec
+        self._check_offer(job.spec, recipe, now_s)
+        if funds.gas_wei < CLAIM_AND_COMMIT_GAS * funds.gas_price_wei:
+            raise Skip(SkipCode.LOW_GAS)
+        if funds.free_stake_wei < funds.bond_wei:
+            raise Skip(SkipCode.NO_STAKE)
+        await self._check_input(job.spec, job.input)
+        await self._check_adapters(recipe)
+
+    async def admit_order(self, spec: JobSpec, document: bytes | None, recipe: Recipe, now_s: float) -> None:
+        """Returns when an order of the signed lane, which takes neither gas nor bond, may run; else raises Skip."""
+        self._check_offer(spec, recipe, now_s)
+        await self._check_input(spec, document)
+        await self._check_adapters(recipe)
+
+    def _check_offer(self, spec: JobSpec, recipe: Recipe, now_s: float) -> None:
         if recipe.base_id != self.base_id:
             raise Skip(SkipCode.MODEL_NOT_SERVED)
         asked = (self.market.min_in_price_wei_per_k, self.market.min_out_price_wei_per_k)
@@ -62,25 +76,19 @@ class Admission:
             raise Skip(SkipCode.DEADLINE_TOO_NEAR)
         if shutil.disk_usage(self.storage_dir).free < self.min_free_bytes:
             raise Skip(SkipCode.LOW_DISK)
-        if funds.gas_wei < CLAIM_AND_COMMIT_GAS * funds.gas_price_wei:
-            raise Skip(SkipCode.LOW_GAS)
-        if funds.free_stake_wei < funds.bond_wei:
-            raise Skip(SkipCode.NO_STAKE)
-        await self._check_input(job)
-        await self._check_adapters(recipe)
 
-    async def _check_input(self, job: Job) -> None:
-        digest = job.spec.input_digest
-        if job.input is None and digest in self.absent:
+    async def _check_input(self, spec: JobSpec, document: bytes | None) -> None:
+        digest = spec.input_digest
+        if document is None and digest in self.absent:
             raise Skip(SkipCode.INPUT_UNAVAILABLE)
         try:
-            prompt_ids = self.prompt_ids(await self.input(job))
+            prompt_ids = self.prompt_ids(await self.input(spec, document))
         except ContentError:
             self.absent.add(digest)
             raise Skip(SkipCode.INPUT_UNAVAILABLE) from None
         except RequestError:
             raise Skip(SkipCode.BAD_INPUT) from None
-        if len(prompt_ids) > job.spec.max_in_tokens or len(prompt_ids) + 1 > self.model.max_context:
+        if len(prompt_ids) > spec.max_in_tokens or len(prompt_ids) + 1 > self.model.max_context:
             raise Skip(SkipCode.OVER_CONTEXT)
 
     async def _check_adapters(self, recipe: Recipe) -> None:
@@ -94,10 +102,9 @@ class Admission:
                 self.absent.add(digest)
                 raise Skip(SkipCode.ADAPTER_UNAVAILABLE) from None
 
-    async def input(self, job: Job) -> InputDocument:
-        """The job's input, inline or by its digest. Raises ContentError and RequestError."""
-        data = job.input or await self.content.get_document(job.spec.input_digest)
-        return documents.decode_input(data)
+    async def input(self, spec: JobSpec, document: bytes | None) -> InputDocument:
+        """The spec's input: `document` where it came inline, else by its digest. Raises ContentError, RequestError."""
+        return documents.decode_input(document or await self.content.get_document(spec.input_digest))
 
     def prompt_ids(self, document: InputDocument) -> list[int]:
         """Token ids of the document's prompt under this model's tokenizer and chat template."""

@@ -3,6 +3,7 @@
     follow     the chain's events → journal
     dispatch   journal → jobs under way, within `max_live_jobs`
     settle     committed jobs whose window has passed → paid
+    sessions   orders that clients send directly → answered, and their vouchers → paid
     trust      the chain's stakes → whose presence counts
     announce   what this node is and holds → the network
     observe    stake, gas and machine → what the node says of itself
@@ -23,11 +24,12 @@ from typing import Final
 import msgspec
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, Vault
+from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, Sessions, Vault
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission
+from openlora.node.answering import Answerer
 from openlora.node.api.agent import create_agent_api, create_telemetry_api, serve_loopback, serve_unix
 from openlora.node.api.limits import Limits
 from openlora.node.base_model import base_model_id
@@ -64,7 +66,9 @@ from openlora.node.network.trusting import keep_trusted
 from openlora.node.network.wanted import Wanted
 from openlora.node.queue_events import QueueEvents
 from openlora.node.service_manager import ServiceManager
-from openlora.node.settlement import Settlement
+from openlora.node.sessions import SignedLane, signed_lane
+from openlora.node.sessions.routing import by_lane
+from openlora.node.settlement import Settlement, Signer
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
 from openlora.node.telemetry.alerts import Thresholds
@@ -121,6 +125,7 @@ class Node:
     events: QueueEvents
     worker: Worker
     dispatcher: Dispatcher
+    sessions: SignedLane
     network: NetworkClient
     announcer: Announcer
     directory: StakeDirectory
@@ -137,6 +142,7 @@ class Node:
             group.create_task(self._follow(), name="follow")
             group.create_task(self.dispatcher.run(), name="dispatch")
             group.create_task(self._settle(), name="settle")
+            group.create_task(self.sessions.run(), name="sessions")
             group.create_task(keep_trusted(self.network, self.directory), name="trust")
             group.create_task(self.announcer.run(), name="announce")
             group.create_task(self.observer.run(), name="observe")
@@ -173,6 +179,7 @@ class Node:
         for occurrence in batch.events:
             self.events.apply(occurrence.event, occurrence.block)
             self.claims.apply(occurrence.event)
+            self.sessions.settler.apply(occurrence.event)
 
     async def _settle(self) -> None:
         """Finalizes each committed job soon after its window; chain trouble only delays it."""
@@ -257,19 +264,23 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
         registry = AdapterRegistry(deployment.adapter_registry)
         streams, claims = JobStreams(), LiveClaims()
         facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
+        admission = Admission(
+            base_id=base_id,
+            model=engine.info,
+            text=text,
+            content=content,
+            market=config.market,
+            storage_dir=config.state_dir,
+            min_free_bytes=config.storage.min_free_bytes,
+        )
+        answerer = Answerer(admission, residency, engine, streams)
+        queue_domain = Domain(config.chain.chain_id, queue.address)
+        signer = Signer(queue_domain, operator, hot_key, engine_profile(engine.info))
         worker = Worker(
             queue=queue,
             journal=journal,
             facts=facts,
-            admission=Admission(
-                base_id=base_id,
-                model=engine.info,
-                text=text,
-                content=content,
-                market=config.market,
-                storage_dir=config.state_dir,
-                min_free_bytes=config.storage.min_free_bytes,
-            ),
+            admission=admission,
             turns=Turns(
                 config.market.turn_s,
                 lambda: Contender(
@@ -278,22 +289,23 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
                 lambda job, recipe: rivals(network.nodes(), claims, operator, job, recipe),
             ),
             sender=sender,
-            residency=residency,
-            engine=engine,
-            settlement=Settlement(
-                queue=queue,
-                domain=Domain(config.chain.chain_id, queue.address),
-                operator=operator,
-                hot_key=hot_key,
-                journal=journal,
-                sender=sender,
-                engine_profile=engine_profile(engine.info),
-            ),
-            streams=streams,
+            answerer=answerer,
+            settlement=Settlement(queue, signer, journal, sender),
             confirmations=config.chain.confirmations,
         )
         dispatcher = Dispatcher(worker, journal, config.market.max_live_jobs)
-        network.handle(INFER, Showing(journal, streams, worker.settlement.domain).answer)
+        sessions = signed_lane(
+            contract=Sessions(deployment.sessions),
+            chain=chain,
+            journal=journal,
+            sender=sender,
+            facts=facts,
+            answerer=replace(answerer, streams=JobStreams()),
+            signer=signer,
+            confirmations=config.chain.confirmations,
+            config=config.sessions,
+        )
+        network.handle(INFER, by_lane(Showing(journal, streams, queue_domain).answer, sessions.lane.answer))
         keeper = Keeper(
             network,
             BlockContent(config.storage.content_dir),
@@ -327,7 +339,7 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
             announcer=announcer,
             journal=journal,
             engine=engine,
-            engine_profile=worker.settlement.engine_profile,
+            engine_profile=signer.engine_profile,
             active_jobs=lambda: dispatcher.active,
             claims=claims,
             purse=Purse(chain, facts, nodes, Vault(deployment.vault), operator).read,
@@ -339,10 +351,17 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
             chain=chain,
             journal=journal,
             sender=sender,
-            follower=Follower(chain, journal, [queue.address], deployment.block, poll_s=config.chain.poll_s),
+            follower=Follower(
+                chain,
+                journal,
+                [queue.address, deployment.sessions],
+                deployment.block,
+                poll_s=config.chain.poll_s,
+            ),
             events=QueueEvents(journal, operator),
             worker=worker,
             dispatcher=dispatcher,
+            sessions=sessions,
             network=network,
             announcer=announcer,
             directory=directory,

@@ -88,6 +88,15 @@ class MarketConfig(Table, frozen=True):
     turn_s: float = 4.0  # what each node that is better placed for a job is given to claim it first
 
 
+class SessionsConfig(Table, frozen=True):
+    """The signed lane: orders that clients send directly, against a deposit for this node."""
+
+    max_orders: int = 4  # answered at once, of all sessions
+    max_unpaid_wei: int = 0  # a session's orders beyond the first may run unpaid while they may cost no more than this
+    settle_at_wei: int = 10**18  # unsettled payments of a session that are brought to the chain at once …
+    settle_every_s: int = 86_400  # … and smaller ones at the latest so long after the first of them
+
+
 class StorageConfig(Table, frozen=True):
     content_dir: Path  # the block store
     max_content_bytes: int = 50 << 30  # blocks: what jobs needed, what the node made, what it keeps for others
@@ -140,6 +149,7 @@ class NodeConfig(Table, frozen=True):
     storage: StorageConfig
     engine: EngineConfig = EngineConfig()
     market: MarketConfig = MarketConfig()
+    sessions: SessionsConfig = SessionsConfig()
     network: NetworkConfig = NetworkConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     log: LogConfig = LogConfig()

@@ -52,6 +52,12 @@ max_live_jobs = {max_live_jobs}         # claimed and not yet committed
 min_time_left_s = 15                    # a job whose deadline or lease ends sooner is not claimed
 turn_s = {turn_s}                       # what each node better placed for a job is given to claim it first
 
+[sessions]                              # orders that clients send directly, against a deposit for this node
+max_orders = 4                          # answered at once, of all sessions
+max_unpaid_wei = 0                      # a session's orders beyond the first may run unpaid while they may cost no more
+settle_at_wei = 1000000000000000000     # unsettled payments of a session that are brought to the chain at once
+settle_every_s = 86400                  # smaller ones at the latest so long after the first of them
+
 [network]
 listen = {listen}  # multiaddrs
 bootstrap = {bootstrap}                 # multiaddrs of peers to join by, each ending in /p2p/<peer id>

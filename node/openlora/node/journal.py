@@ -79,6 +79,23 @@ MIGRATIONS = (
     CREATE INDEX jobs_by_skip ON jobs (skip) WHERE skip IS NOT NULL;
     CREATE INDEX jobs_by_change ON jobs (changed_at);
     """,
+    """
+    -- The signed lane. An order is here before the engine has it, its receipt before it is signed; neither is deleted.
+    CREATE TABLE orders (
+        digest BLOB PRIMARY KEY, session BLOB NOT NULL, number INTEGER NOT NULL,
+        spec BLOB NOT NULL, signature BLOB NOT NULL, input BLOB, state TEXT NOT NULL, reason TEXT,
+        receipt_digest BLOB, receipt BLOB, receipt_signature BLOB, at REAL NOT NULL,
+        UNIQUE (session, number)
+    ) STRICT;
+    CREATE INDEX orders_by_state ON orders (session, state);
+
+    -- The last voucher of each session, and what it pays for.
+    CREATE TABLE vouchers (
+        session BLOB PRIMARY KEY, voucher BLOB NOT NULL, signature BLOB NOT NULL, account BLOB NOT NULL,
+        settled INTEGER NOT NULL, unsettled_since REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX vouchers_unsettled ON vouchers (settled) WHERE NOT settled;
+    """,
 )
 
 PAYMENT_UNIT_WEI = 10**12
@@ -96,7 +113,7 @@ class Identity:
     @classmethod
     def of(cls, deployment: Deployment, hot_key: str) -> Self:
         """The market's own contracts; the token is not one of them."""
-        names = ("vault", "node_registry", "adapter_registry", "job_queue")
+        names = ("vault", "node_registry", "adapter_registry", "job_queue", "sessions")
         return cls(deployment.chain_id, {name: getattr(deployment, name) for name in names}, hot_key)
 
     def named_parts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import msgspec
 from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import JobQueue, Receipt, eip712
+from openlora.contracts import JobQueue, JobSpec, Receipt, eip712
 from openlora.contracts import Settlement as JobSettlement
 from openlora.node import documents
 from openlora.node.chain.sender import Sender
@@ -30,31 +30,27 @@ FINALIZE_BATCH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
-    """Signs for one operator with its hot key and sends through the sole owner of that key's nonce."""
+class Signer:
+    """Makes and signs receipts of one lane for one operator. Whoever signs has journalled the digest before."""
 
-    queue: JobQueue
-    domain: Domain
+    domain: Domain  # JobQueue's or Sessions'
     operator: ChecksumAddress
     hot_key: LocalAccount
-    journal: Journal
-    sender: Sender
     engine_profile: int  # as in `openlora.node.engine.backends`
 
-    def receipt(self, job: Job, output: OutputDocument) -> Receipt:
-        """What this node stands by for a claimed job: counts, digests, seed and fee."""
-        spec, usage = job.spec, output.usage
-        assert job.seed is not None, "only a claimed job has an answer"
+    def receipt(self, spec: JobSpec, output: OutputDocument, work_id: bytes, spec_hash: bytes, seed: int) -> Receipt:
+        """What the node stands by: counts, digests, seed and fee."""
+        usage = output.usage
         return Receipt(
-            work_id=eip712.work_id(self.queue.address, job.id),
+            work_id=work_id,
             node=self.operator,
             recipe_id=spec.recipe_id,
-            spec_hash=job.spec_hash,
+            spec_hash=spec_hash,
             input_digest=spec.input_digest,
             output_digest=documents.digest(documents.encode(output)),
             in_tokens=usage.prompt_tokens,
             out_tokens=usage.completion_tokens,
-            seed=job.seed,
+            seed=seed,
             fingerprint_root=NO_ROOT,
             data_attr_root=NO_ROOT,
             engine_profile=self.engine_profile,
@@ -63,12 +59,31 @@ class Settlement:
             fee=eip712.fee_wei(spec, usage.prompt_tokens, usage.completion_tokens),
         )
 
+    def sign(self, receipt_digest: bytes) -> bytes:
+        return sign_digest(bytes(self.hot_key.key), receipt_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The queue lane's: signs, and sends through the sole owner of the hot key's nonce."""
+
+    queue: JobQueue
+    signer: Signer
+    journal: Journal
+    sender: Sender
+
+    def receipt(self, job: Job, output: OutputDocument) -> Receipt:
+        """What this node stands by for a claimed job: counts, digests, seed and fee."""
+        assert job.seed is not None, "only a claimed job has an answer"
+        return self.signer.receipt(
+            job.spec, output, eip712.work_id(self.queue.address, job.id), job.spec_hash, job.seed
+        )
+
     def sign(self, job: Job, receipt: Receipt) -> Job:
         """Fixes and signs the job's one receipt: → COMMITTING. Raises JournalError for a second, different one."""
-        digest = eip712.receipt_digest(self.domain, receipt)
+        digest = eip712.receipt_digest(self.signer.domain, receipt)
         self.journal.record_receipt(job.id, digest, msgspec.json.encode(receipt))
-        signature = sign_digest(bytes(self.hot_key.key), digest)
-        return self.journal.record_signature(job.id, digest, signature)
+        return self.journal.record_signature(job.id, digest, self.signer.sign(digest))
 
     async def commit(self, job: Job) -> TxReceipt:
         """Sends a job's receipt, signing it first where a crash came between, or waits for what was sent before.

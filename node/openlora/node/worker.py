@@ -8,22 +8,18 @@ same seed, which the claim has fixed.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from openlora.contracts import JobQueue, Recipe
 from openlora.node import documents
-from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.admission import Admission, Skip
+from openlora.node.answering import Answerer, Work
 from openlora.node.chain.sender import Sender
-from openlora.node.documents import InputDocument, OutputDocument
-from openlora.node.engine.client import InferenceEngine
-from openlora.node.engine.messages import AdapterUse, Sampling
-from openlora.node.engine.text import TextDelta, collect
 from openlora.node.errors import AdapterError, ContentError, EngineDied, LeaseTooShort, RequestError, Reverted
-from openlora.node.facts import WEIGHT_UNIT, ChainFacts
+from openlora.node.facts import ChainFacts
 from openlora.node.job import Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement
@@ -33,7 +29,6 @@ from openlora.node.turns import NotYet, Turns
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
-ENGINE_ATTEMPTS: Final = 3  # a job that ends the engine this often is given up
 ADAPTERS_SHARE: Final = 0.5  # of what is left of a lease: then the claim is given back for want of adapters
 ANSWER_SHARE: Final = 0.9  # of what is left then: the rest is for the transaction that commits, or gives it back
 MIN_DEPTH: Final = 2  # blocks: the queue takes no commit in the claim's own, whose hash makes the seed
@@ -50,11 +45,13 @@ class Worker:
     admission: Admission
     turns: Turns
     sender: Sender
-    residency: AdapterResidency
-    engine: InferenceEngine
+    answerer: Answerer
     settlement: Settlement
-    streams: JobStreams
     confirmations: int  # blocks, the claim's own included, before a receipt is signed
+
+    @property
+    def streams(self) -> JobStreams:
+        return self.answerer.streams
 
     async def run_job(self, job_id: JobId) -> None:
         """Takes a job to COMMITTED, or to an end whose code or reason is in the journal. Raises NotYet while nodes that
@@ -63,7 +60,7 @@ class Worker:
         if self._job(job_id).state in UNDECIDED and not await self._decide(job_id, recipe):
             return
         try:
-            async with self.residency.hold(recipe.adapters) as adapters_ready:
+            async with self.answerer.residency.hold(recipe.adapters) as adapters_ready:
                 if self._job(job_id).state is JobState.CLAIMING:
                     await self._claim(job_id)
                 while self._job(job_id).state is JobState.CLAIMED:
@@ -116,7 +113,9 @@ class Worker:
     async def _answer(self, job_id: JobId, recipe: Recipe) -> None:
         """→ COMMITTING with a signed receipt; stays CLAIMED when a reorganisation moved the claim, hence the seed."""
         job = self._job(job_id)
-        output = await self._generate(job, recipe)
+        assert job.seed is not None, "only a claimed job is answered"
+        document = await self.admission.input(job.spec, job.input)
+        output = await self.answerer.answer(Work(job.id, job.spec, recipe, job.seed, document))
         await self.admission.content.put_document(documents.encode(output))
         if await self._claim_stands(job):
             self.settlement.sign(job, self.settlement.receipt(job, output))
@@ -132,42 +131,6 @@ class Worker:
                 return True
             await asyncio.sleep(POLL_S)
         return False
-
-    async def _generate(self, job: Job, recipe: Recipe) -> OutputDocument:
-        for attempt in range(1, ENGINE_ATTEMPTS + 1):
-            self.streams.open(job.id)
-            try:
-                return await self._complete(job, recipe)
-            except EngineDied:
-                if attempt == ENGINE_ATTEMPTS:
-                    raise
-                log.warning("event=engine_died job_id=%d attempt=%d", job.id, attempt)
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _complete(self, job: Job, recipe: Recipe) -> OutputDocument:
-        document = await self.admission.input(job)
-        prompt_ids = self.admission.prompt_ids(document)
-        uses = [
-            AdapterUse(self.residency.key(digest), weight / WEIGHT_UNIT)
-            for digest, weight in zip(recipe.adapters, recipe.weights, strict=True)
-        ]
-        sampling = _sampling(job, document, len(prompt_ids), self.engine.info.max_context)
-        tenant = f"chain:{job.spec.client}"
-        deltas = self.admission.text.complete(self.engine, prompt_ids, sampling, uses, document.sampling.stop, tenant)
-        completion = await collect(self._published(job.id, deltas), len(prompt_ids))
-        return OutputDocument(
-            v=1,
-            text=completion.text,
-            token_ids=completion.token_ids,
-            finish_reason=completion.finish_reason,
-            usage=completion.usage,
-        )
-
-    async def _published(self, job_id: JobId, deltas: AsyncGenerator[TextDelta, None]) -> AsyncIterator[TextDelta]:
-        async with aclosing(deltas):
-            async for delta in deltas:
-                self.streams.publish(job_id, delta.text)
-                yield delta
 
     @asynccontextmanager
     async def _within_lease(self, job_id: JobId, share: float, failure: str) -> AsyncIterator[None]:
@@ -219,17 +182,3 @@ class Worker:
 
     def _job(self, job_id: JobId) -> Job:
         return self.journal.job(job_id)
-
-
-def _sampling(job: Job, document: InputDocument, prompt_tokens: int, max_context: int) -> Sampling:
-    asked = document.sampling
-    limit = min(job.spec.max_out_tokens, max_context - prompt_tokens)
-    assert job.seed is not None, "only a claimed job is generated"
-    return Sampling(
-        max_tokens=limit if asked.max_tokens is None else min(limit, asked.max_tokens),
-        temperature=asked.temperature,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        seed=job.seed,
-        ignore_eos=asked.ignore_eos,
-    )
