@@ -50,7 +50,7 @@ def journal(tmp_path) -> Iterator[Journal]:
 @asynccontextmanager
 async def dispatching(journal: Journal, worker: Worker, max_live: int = 8) -> AsyncIterator[Dispatcher]:
     duck: Any = worker
-    dispatcher = Dispatcher(duck, journal, max_live, retry_s=0.02, reconsider_s=0.02)
+    dispatcher = Dispatcher(duck, journal, lambda: max_live, retry_s=0.02, reconsider_s=0.02)
     async with task_group() as group:
         task = group.create_task(dispatcher.run())
         yield dispatcher
@@ -125,9 +125,15 @@ async def test_passed_over_jobs_are_looked_at_again_all_of_them_in_turn(journal)
     journal.move(JobId(8), JobState.SKIPPED, skip=SkipCode.TAKEN)
     worker = Worker(journal, stays=set(range(1, 9)))
     worker.go.set()
-    async with dispatching(journal, worker, max_live=2):
+    async with dispatching(journal, worker, max_live=2) as dispatcher:
         await until(lambda: all(worker.started.count(job_id) >= 2 for job_id in range(1, 7)))
-    assert not {7, 8} & set(worker.started)
+        assert not {7, 8} & set(worker.started)
+        dispatcher.terms_changed()
+        await until(lambda: 7 in worker.started)
+        (looks,) = {worker.started.count(7)}
+        await until(lambda: worker.started.count(1) >= 6)
+        assert worker.started.count(7) == looks == 1, "the price is what it was"
+    assert 8 not in worker.started
 
 
 async def test_a_job_whose_turn_comes_later_runs_then(journal):

@@ -19,7 +19,7 @@ def contender(name: str, *adapters: bytes, crowded: bool = False) -> Contender:
 
 
 def waits(me: Contender, *rivals: Contender, adapters: tuple[bytes, ...] = (PIRATE,), job: Job = SEEN) -> float:
-    turns = Turns(2.0, lambda: me, lambda job, recipe: rivals)
+    turns = Turns(lambda: 2.0, lambda: me, lambda job, recipe: rivals)
     return turns.wait_s(job, Recipe(b"", adapters, (), ()), now_s=1_000.0)
 
 

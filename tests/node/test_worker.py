@@ -20,7 +20,7 @@ from openlora.node.admission import Admission, Funds
 from openlora.node.answering import Answerer
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import MarketConfig
-from openlora.node.content import BlockContent
+from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.documents import InputDocument, JobSampling
 from openlora.node.engine.backends import OWN
 from openlora.node.engine.client import in_process_engine
@@ -29,6 +29,7 @@ from openlora.node.job import JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement, Signer
 from openlora.node.streams import JobStreams
+from openlora.node.terms import Terms
 from openlora.node.turns import Contender, NotYet, Turns
 from openlora.node.worker import Worker
 from openlora.typed_data import Domain, signer_of
@@ -157,9 +158,8 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                 model=client.info,
                 text=tiny_text(tmp_path / "model"),
                 content=content,
-                market=MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5),
+                terms=Terms(MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5), 1),
                 storage_dir=tmp_path,
-                min_free_bytes=1,
             )
             residency = AdapterResidency(fetcher, store, client, 1 << 30)
             yield Scene(
@@ -168,7 +168,9 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                     journal=journal,
                     facts=chain_facts,
                     admission=admission,
-                    turns=Turns(60.0, lambda: Contender(OPERATOR, (), crowded=False), lambda job, recipe: rivals),
+                    turns=Turns(
+                        lambda: 60.0, lambda: Contender(OPERATOR, (), crowded=False), lambda job, recipe: rivals
+                    ),
                     sender=sender,
                     answerer=Answerer(admission, residency, client, JobStreams()),
                     settlement=Settlement(QUEUE, Signer(domain, OPERATOR, HOT_KEY, OWN), journal, sender),
@@ -230,6 +232,14 @@ def other_base(scene: Scene) -> None:
     scene.facts.answer = Recipe(b"\x09" * 32, (), (), ())
 
 
+def only(**allowed: tuple[str, ...]) -> Callable[[Scene], None]:
+    def prepare(scene: Scene) -> None:
+        terms = scene.worker.admission.terms
+        terms.market = msgspec.structs.replace(terms.market, **allowed)
+
+    return prepare
+
+
 @pytest.mark.parametrize(
     ("code", "prepare", "changes"),
     [
@@ -241,6 +251,8 @@ def other_base(scene: Scene) -> None:
         (SkipCode.OVER_CONTEXT, None, {"max_in_tokens": 4}),
         (SkipCode.LOW_GAS, poor(gas_wei=1), {}),
         (SkipCode.NO_STAKE, poor(free_stake_wei=0), {}),
+        (SkipCode.CLIENT_NOT_ALLOWED, only(clients=(OPERATOR,)), {}),
+        (SkipCode.DRAINING, lambda scene: setattr(scene.worker.admission.terms, "draining", True), {}),
     ],
 )
 async def test_what_is_not_claimed_has_its_code(scene: Scene, code, prepare, changes):
@@ -250,6 +262,16 @@ async def test_what_is_not_claimed_has_its_code(scene: Scene, code, prepare, cha
     assert await scene.run() is JobState.SKIPPED
     assert scene.journal.job(JOB).skip is code
     assert scene.transactions.sent == []
+
+
+async def test_adapters_that_are_not_allowed_are_a_reason_not_to_claim(scene: Scene):
+    scene.submit()
+    scene.use(PIRATE)
+    only(adapters=(adapter_cid(bytes(32)),))(scene)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is SkipCode.ADAPTER_NOT_ALLOWED
+    only(adapters=(adapter_cid(PIRATE),))(scene)
+    assert await scene.run() is not JobState.SKIPPED
 
 
 async def test_an_adapter_that_nobody_has_is_a_reason_not_to_claim(scene: Scene, tmp_path: Path):

@@ -8,13 +8,13 @@ from typing import Final
 from openlora.contracts import JobSpec, Recipe
 from openlora.node import documents
 from openlora.node.absent import Absent
-from openlora.node.config import MarketConfig
 from openlora.node.content import Content, adapter_cid
 from openlora.node.documents import InputDocument
 from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import ContentError, RequestError
 from openlora.node.job import Job, SkipCode
+from openlora.node.terms import Terms
 
 CLAIM_AND_COMMIT_GAS: Final = 400_000  # what one job may cost the hot key, generously
 
@@ -45,9 +45,8 @@ class Admission:
     model: ModelInfo
     text: TextModel
     content: Content
-    market: MarketConfig
+    terms: Terms
     storage_dir: Path
-    min_free_bytes: int
     absent: Absent = field(default_factory=Absent)
 
     async def admit(self, job: Job, recipe: Recipe, funds: Funds, now_s: float) -> None:
@@ -67,14 +66,21 @@ class Admission:
         await self._check_adapters(recipe)
 
     def _check_offer(self, spec: JobSpec, recipe: Recipe, now_s: float) -> None:
+        market = self.terms.market
+        if self.terms.draining:
+            raise Skip(SkipCode.DRAINING)
         if recipe.base_id != self.base_id:
             raise Skip(SkipCode.MODEL_NOT_SERVED)
-        asked = (self.market.min_in_price_wei_per_k, self.market.min_out_price_wei_per_k)
+        if market.clients and spec.client not in market.clients:
+            raise Skip(SkipCode.CLIENT_NOT_ALLOWED)
+        if market.adapters and any(adapter_cid(digest) not in market.adapters for digest in recipe.adapters):
+            raise Skip(SkipCode.ADAPTER_NOT_ALLOWED)
+        asked = (market.min_in_price_wei_per_k, market.min_out_price_wei_per_k)
         if spec.in_price_per_k < asked[0] or spec.out_price_per_k < asked[1]:
             raise Skip(SkipCode.PRICE_TOO_LOW)
-        if min(spec.deadline - now_s, spec.lease_secs) < self.market.min_time_left_s:
+        if min(spec.deadline - now_s, spec.lease_secs) < market.min_time_left_s:
             raise Skip(SkipCode.DEADLINE_TOO_NEAR)
-        if shutil.disk_usage(self.storage_dir).free < self.min_free_bytes:
+        if shutil.disk_usage(self.storage_dir).free < self.terms.min_free_bytes:
             raise Skip(SkipCode.LOW_DISK)
 
     async def _check_input(self, spec: JobSpec, document: bytes | None) -> None:

@@ -19,6 +19,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -32,6 +33,7 @@ from openlora.node.admission import Admission
 from openlora.node.answering import Answerer
 from openlora.node.api.agent import create_agent_api, create_telemetry_api, serve_loopback, serve_unix
 from openlora.node.api.limits import Limits
+from openlora.node.api.steering import steering_router
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.follower import Batch, Follower
@@ -69,6 +71,7 @@ from openlora.node.service_manager import ServiceManager
 from openlora.node.sessions import SignedLane, signed_lane
 from openlora.node.sessions.routing import by_lane
 from openlora.node.settlement import Settlement, Signer
+from openlora.node.steering import Steering
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
 from openlora.node.telemetry.alerts import Thresholds
@@ -78,6 +81,7 @@ from openlora.node.telemetry.publisher import Broker, Publisher, Session
 from openlora.node.telemetry.purse import Purse
 from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import Place
+from openlora.node.terms import Terms
 from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
 from openlora.p2p.presence.record import Model, Presence, plain_text
@@ -88,8 +92,11 @@ log = logging.getLogger(__name__)
 MAX_ADAPTER_BYTES: Final = 512 << 20  # of one adapter's blocks
 
 
-async def run_node(config: NodeConfig, manager: ServiceManager) -> None:
-    """Runs the node until SIGTERM or SIGINT. Raises ConfigError, ModelError, ChainError, JournalError."""
+async def run_node(path: Path, config: NodeConfig, manager: ServiceManager) -> None:
+    """Runs the node until SIGTERM or SIGINT; SIGHUP has it read `path`, where `config` is from, again.
+
+    Raises ConfigError, ModelError, ChainError, JournalError.
+    """
     task = asyncio.current_task()
     assert task is not None, "runs in a task"
     stopping = False
@@ -103,7 +110,8 @@ async def run_node(config: NodeConfig, manager: ServiceManager) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     try:
-        async with opened(config, manager) as node:
+        async with opened(path, config, manager) as node:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.steering.reload_quietly)
             await node.run()
     except asyncio.CancelledError:
         if not stopping:
@@ -133,6 +141,7 @@ class Node:
     observer: Observer
     publisher: Publisher | None  # None where no broker is configured
     manager: ServiceManager
+    steering: Steering
 
     async def run(self) -> None:
         """Catches up with the chain, then runs the loops; the first that fails ends them all and leaves as itself."""
@@ -204,6 +213,7 @@ class Node:
 
     async def _serve(self) -> None:
         api = create_agent_api(self.journal, self.worker.streams, self.observer.snapshot, self.nodes)
+        api.include_router(steering_router(self.steering))
         await serve_unix(api, self.config.socket)
 
     async def _serve_telemetry(self) -> None:
@@ -218,7 +228,7 @@ class Node:
 
 
 @asynccontextmanager
-async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[Node]:
+async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> AsyncIterator[Node]:
     """Opens what a node is made of, cheapest refusal first, and closes it in reverse."""
     layout = DecoderConfig.from_path(config.model.path).modules()
     deployment = load_deployment(config.chain)
@@ -263,15 +273,15 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
         residency = AdapterResidency(fetcher, store, engine, adapter_bytes)
         registry = AdapterRegistry(deployment.adapter_registry)
         streams, claims = JobStreams(), LiveClaims()
+        terms = Terms(config.market, config.storage.min_free_bytes)
         facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
         admission = Admission(
             base_id=base_id,
             model=engine.info,
             text=text,
             content=content,
-            market=config.market,
+            terms=terms,
             storage_dir=config.state_dir,
-            min_free_bytes=config.storage.min_free_bytes,
         )
         answerer = Answerer(admission, residency, engine, streams)
         queue_domain = Domain(config.chain.chain_id, queue.address)
@@ -282,9 +292,9 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
             facts=facts,
             admission=admission,
             turns=Turns(
-                config.market.turn_s,
+                lambda: terms.market.turn_s,
                 lambda: Contender(
-                    operator, store.digests(), is_crowded(claims.of(operator), config.market.max_live_jobs)
+                    operator, store.digests(), is_crowded(claims.of(operator), terms.market.max_live_jobs)
                 ),
                 lambda job, recipe: rivals(network.nodes(), claims, operator, job, recipe),
             ),
@@ -293,7 +303,7 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
             settlement=Settlement(queue, signer, journal, sender),
             confirmations=config.chain.confirmations,
         )
-        dispatcher = Dispatcher(worker, journal, config.market.max_live_jobs)
+        dispatcher = Dispatcher(worker, journal, lambda: terms.market.max_live_jobs)
         sessions = signed_lane(
             contract=Sessions(deployment.sessions),
             chain=chain,
@@ -328,7 +338,7 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
                 max_context=engine.info.max_context,
                 engine=plain_text(engine.info.backend),
             ),
-            market=config.market,
+            terms=terms,
             residency=residency,
             store=store,
             workload=lambda: Workload(journal.counts()[JobState.SEEN], dispatcher.active),
@@ -371,6 +381,7 @@ async def opened(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[N
             if broker
             else None,
             manager=manager,
+            steering=Steering(path, config, terms, dispatcher.terms_changed),
         )
 
 

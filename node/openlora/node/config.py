@@ -3,15 +3,19 @@
 Every problem of a file is reported at once. Paths are relative to the file that names them.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
+from eth_utils.address import is_checksum_address
 
 from openlora.node.errors import ConfigError
+
+ADAPTER_CID: Final = re.compile("bafybei[a-z2-7]{52}")  # version 1, dag-pb, sha2-256
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +90,16 @@ class MarketConfig(Table, frozen=True):
     max_live_jobs: int = 8  # claimed and not yet committed
     min_time_left_s: int = 15  # a job whose deadline or lease is nearer is not claimed
     turn_s: float = 4.0  # what each node that is better placed for a job is given to claim it first
+    clients: tuple[str, ...] = ()  # addresses whose jobs alone are taken; (): everybody's
+    adapters: tuple[str, ...] = ()  # CIDs of the adapters that alone are served; (): any
+
+    def __post_init__(self) -> None:
+        if wrong := [client for client in self.clients if not is_checksum_address(client)]:
+            raise ValueError(f"clients: {', '.join(wrong)}: no address with its checksum")
+        if wrong := [cid for cid in self.adapters if not ADAPTER_CID.fullmatch(cid)]:
+            raise ValueError(f"adapters: {', '.join(wrong)}: no CID of a folder, as `openlora adapter list` shows it")
+        if min(self.min_in_price_wei_per_k, self.min_out_price_wei_per_k, self.max_live_jobs, self.turn_s) < 0:
+            raise ValueError("prices, max_live_jobs and turn_s must not be negative")
 
 
 class SessionsConfig(Table, frozen=True):
@@ -191,6 +205,17 @@ def load(path: Path, kind: type[Config]) -> Config:
 
 
 def _problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterator[str]:
+    """Of each key; and where every key is good by itself, of what they are together."""
+    found = list(_key_problems(raw, kind, prefix))
+    yield from found
+    if not found:
+        try:
+            msgspec.convert(raw, kind, dec_hook=_check_path)
+        except msgspec.ValidationError as error:
+            yield f"{prefix.rstrip('.') or 'the file'}: {error}"
+
+
+def _key_problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterator[str]:
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     for key in raw.keys() - fields.keys():
         yield f"unknown key {prefix}{key}"

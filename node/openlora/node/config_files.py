@@ -45,12 +45,14 @@ executor = "auto"                       # who starts the workers of several devi
 gpu_memory = 0.9                        # share of a device's memory for weights, cache and adapters
 eager = {vllm_eager}                    # start sooner and run slower: no CUDA graphs, no compiled layers
 
-[market]
+[market]                                # a running node takes changes here over: `openlora reload`
 min_in_price_wei_per_k = {in_price}     # ask: token wei per 1,000 prompt tokens
 min_out_price_wei_per_k = {out_price}   # ask: token wei per 1,000 output tokens
 max_live_jobs = {max_live_jobs}         # claimed and not yet committed
 min_time_left_s = 15                    # a job whose deadline or lease ends sooner is not claimed
 turn_s = {turn_s}                       # what each node better placed for a job is given to claim it first
+clients = []                            # addresses whose jobs alone are taken; []: everybody's
+adapters = []                           # CIDs of the adapters that alone are served; []: any
 
 [sessions]                              # orders that clients send directly, against a deposit for this node
 max_orders = 4                          # answered at once, of all sessions

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -31,23 +32,26 @@ PASSING: Final = frozenset(  # reasons that may pass while the deadline is ahead
         SkipCode.LOW_DISK,
         SkipCode.LOW_GAS,
         SkipCode.NO_STAKE,
+        SkipCode.DRAINING,
     }
 )
+BY_TERMS: Final = frozenset({SkipCode.PRICE_TOO_LOW, SkipCode.CLIENT_NOT_ALLOWED, SkipCode.ADAPTER_NOT_ALLOWED})
 
 
 @dataclass(slots=True)
 class Dispatcher:
-    """Keeps at most `max_live` jobs in `Worker.run_job`, each once. `wake` tells it that the journal has changed."""
+    """Keeps at most `max_live()` jobs in `Worker.run_job`, each once. `wake` tells it that the journal has changed."""
 
     worker: Worker
     journal: Journal
-    max_live: int
+    max_live: Callable[[], int]  # asked anew each time
     retry_s: float = RETRY_S
     reconsider_s: float = RECONSIDER_S
     _active: set[JobId] = field(default_factory=set)
     _not_before: dict[JobId, float] = field(default_factory=dict)  # job → monotonic seconds
     _again: deque[JobId] = field(default_factory=deque)  # passed over, to be looked at once more
     _look_again_at_s: float = 0.0
+    _second_looks: frozenset[SkipCode] = PASSING
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -58,12 +62,18 @@ class Dispatcher:
     def wake(self) -> None:
         self._changed.set()
 
+    def terms_changed(self) -> None:
+        """What the old terms passed over is looked at once more, at once."""
+        self._second_looks, self._look_again_at_s = PASSING | BY_TERMS, 0.0
+        self._again.clear()
+        self.wake()
+
     async def run(self) -> None:
         """Dispatches until cancelled. Raises JournalError but for a full disk, which may pass."""
         async with task_group() as group:
             while True:
                 self._changed.clear()
-                while len(self._active) < self.max_live and (job_id := self._next()) is not None:
+                while len(self._active) < self.max_live() and (job_id := self._next()) is not None:
                     self._active.add(job_id)
                     group.create_task(self._run(job_id), name=f"job-{job_id}")
                 with suppress(TimeoutError):  # then it is time to look for retries
@@ -85,6 +95,7 @@ class Dispatcher:
                     return job.id
         if not self._again and now_s >= self._look_again_at_s:
             self._again.extend(self._passed_over())
+            self._second_looks = PASSING
             self._look_again_at_s = now_s + self.reconsider_s
         while self._again:
             if (job_id := self._again.popleft()) not in self._active:
@@ -108,5 +119,5 @@ class Dispatcher:
         """Jobs whose reason may have passed, newest first."""
         now_s = time.time()
         jobs = self.journal.jobs(JobState.SKIPPED, JobState.LOST, limit=MAX_SECOND_LOOKS, newest_first=True)
-        hopeful = (job for job in jobs if job.state is JobState.LOST or job.skip in PASSING)
+        hopeful = (job for job in jobs if job.state is JobState.LOST or job.skip in self._second_looks)
         return [job.id for job in hopeful if job.spec.deadline > now_s]

@@ -49,6 +49,8 @@ class SkipCode(StrEnum):
     INPUT_UNAVAILABLE = "input_unavailable"
     BAD_INPUT = "bad_input"
     PRICE_TOO_LOW = "price_too_low"
+    CLIENT_NOT_ALLOWED = "client_not_allowed"  # not among market.clients
+    ADAPTER_NOT_ALLOWED = "adapter_not_allowed"  # one of the recipe's is not among market.adapters
     DEADLINE_TOO_NEAR = "deadline_too_near"
     OVER_CONTEXT = "over_context"
     NO_CAPACITY = "no_capacity"
@@ -58,7 +60,7 @@ class SkipCode(StrEnum):
     TAKEN = "taken"  # another node claimed it first
     SIGNED_BEFORE = "signed_before"  # a receipt was signed in an earlier lease; a second one would be equivocation
     BREAKER_OPEN = "breaker_open"  # too many failures lately
-    DRAINING = "draining"  # the node is shutting down
+    DRAINING = "draining"  # its operator told it to claim nothing
 
 
 _BEFORE_CLAIM = {JobState.SKIPPED, JobState.CLAIMING, JobState.CLAIMED, JobState.CANCELLED, JobState.EXPIRED}

@@ -42,15 +42,16 @@ class Contender:
 class Turns:
     """`me` and `rivals` say who contends now; a rival serves the recipe's base at the job's price and has room."""
 
-    turn_s: float  # what each better placed node is given, about two blocks
+    turn_s: Callable[[], float]  # what each better placed node is given now, about two blocks
     me: Callable[[], Contender]
     rivals: Callable[[Job, Recipe], Iterable[Contender]]
 
     def wait_s(self, job: Job, recipe: Recipe, now_s: float) -> float:
         """Seconds until this node's turn at a new job, from when it was seen. A job that came back waits for nobody:
         those who were better placed have had it."""
-        if job.state is not JobState.SEEN or self.turn_s <= 0:
+        turn_s = self.turn_s()
+        if job.state is not JobState.SEEN or turn_s <= 0:
             return 0.0
         mine = self.me().place(job.id, recipe.adapters)
         before = sum(rival.place(job.id, recipe.adapters) < mine for rival in self.rivals(job, recipe))
-        return job.changed_at + before * self.turn_s - now_s
+        return job.changed_at + before * turn_s - now_s

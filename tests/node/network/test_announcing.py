@@ -20,6 +20,7 @@ from openlora.node.network.messages import Announce
 from openlora.node.network.rivals import rivals
 from openlora.node.network.table import COLUMNS, node_view, table_rows
 from openlora.node.tasks import running
+from openlora.node.terms import Terms
 from openlora.p2p.presence.record import Ask, Hardware, Model, Presence
 from tests.node.facts import OPERATOR, RIVAL, claimed, spec, spec_hash
 from tests.node.network.fake_network import peer_id
@@ -88,7 +89,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
         binding=bytes(65),
         hardware=Hardware("a CPU", 2, 1 << 34, ()),
         model=Model(BASE.hex(), "smollm2", "bfloat16", 2048),
-        market=MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=7, max_live_jobs=4),
+        terms=Terms(MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=7, max_live_jobs=4), 1),
         residency=loaded,
         store=store,
         workload=lambda: scene.load,

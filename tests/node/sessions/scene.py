@@ -38,6 +38,7 @@ from openlora.node.sessions.settling import Settler
 from openlora.node.settlement import Signer
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import running
+from openlora.node.terms import Terms
 from openlora.typed_data import sign_digest, signer_of
 from tests.node.facts import IDENTITY, OPERATOR, block, open_journal
 from tests.node.fake_engine import FakeEngine
@@ -181,9 +182,8 @@ async def opened(
             model=client.info,
             text=tiny_text(folder / "model"),
             content=content,
-            market=MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5),
+            terms=Terms(MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5), 1),
             storage_dir=folder,
-            min_free_bytes=1,
         )
         answerer = Answerer(admission, AdapterResidency(no_fetcher, store, client, 1 << 30), client, JobStreams())
         signer = Signer(DOMAIN, OPERATOR, HOT_KEY, OWN)

@@ -19,6 +19,7 @@ from openlora.node.queue_events import QueueEvents
 from openlora.node.telemetry.alerts import Thresholds
 from openlora.node.telemetry.observer import NO_STATS, Observer
 from openlora.node.telemetry.snapshot import Stake
+from openlora.node.terms import Terms
 from openlora.p2p.presence.record import Hardware, Model
 from tests.node.facts import OPERATOR, RIVAL, block, open_journal
 from tests.node.fake_engine import FakeEngine
@@ -125,7 +126,7 @@ async def observed(folder: Path, gpus: tuple[Gpu, ...] = ()) -> AsyncIterator[Sc
                 binding=bytes(65),
                 hardware=Hardware("a CPU", 2, 1 << 34, ()),
                 model=Model("01" * 32, "smollm2", "bfloat16", 2048),
-                market=MarketConfig(max_live_jobs=4),
+                terms=Terms(MarketConfig(max_live_jobs=4), 1),
                 residency=fakes[1],
                 store=fakes[2],
                 workload=lambda: Workload(0, 0),

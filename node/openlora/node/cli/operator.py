@@ -53,7 +53,7 @@ def run(
 
     chosen = load(config, NodeConfig)
     set_up(chosen.log, os.environ)
-    asyncio.run(run_node(chosen, ServiceManager.of(os.environ, children)))
+    asyncio.run(run_node(config, chosen, ServiceManager.of(os.environ, children)))
 
 
 def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None:

@@ -11,11 +11,11 @@ from typing import Final
 from openlora.node import hardware
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
-from openlora.node.config import MarketConfig
 from openlora.node.content import adapter_cid
 from openlora.node.errors import NetworkDown
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.messages import Announce
+from openlora.node.terms import Terms
 from openlora.p2p.network import PeerId
 from openlora.p2p.presence.record import (
     MAX_LIFETIME_S,
@@ -57,7 +57,7 @@ class Announcer:
     binding: bytes
     hardware: Hardware
     model: Model
-    market: MarketConfig
+    terms: Terms
     residency: AdapterResidency
     store: AdapterStore
     workload: Callable[[], Workload]
@@ -99,13 +99,13 @@ class Announcer:
         )
 
     def status(self) -> Status:
-        load = self.workload()
+        load, market = self.workload(), self.terms.market
         return Status(
             hardware=self.hardware,
             models=(self.model,),
             adapters=Adapters.of(slots=newest(self.residency.loaded), ram=(), disk=newest(self.store.digests())),
-            ask=Ask(str(self.market.min_in_price_wei_per_k), str(self.market.min_out_price_wei_per_k)),
-            load=Load(load.queued, load.running, self.market.max_live_jobs),
+            ask=Ask(str(market.min_in_price_wei_per_k), str(market.min_out_price_wei_per_k)),
+            load=Load(load.queued, load.running, self.terms.capacity_jobs),
             version=self.version,
         )
 

@@ -182,7 +182,8 @@ class Observer:
         return shown.Queue(
             waiting_jobs=counts[JobState.SEEN],
             active_jobs=self.active_jobs(),
-            capacity_jobs=self.announcer.market.max_live_jobs,
+            capacity_jobs=self.announcer.terms.capacity_jobs,
+            draining=self.announcer.terms.draining,
             skipped_jobs={str(code): count for code, count in self.journal.skips().items()},
             live=tuple(self._live_job(job) for job in live),
         )

@@ -90,6 +90,7 @@ class Queue(Part, frozen=True):
     waiting_jobs: int  # submitted and undecided
     active_jobs: int  # under way here
     capacity_jobs: int
+    draining: bool  # its operator told it to claim nothing
     skipped_jobs: dict[str, int]  # by skip code
     live: tuple[LiveJob, ...]  # at most 256
 
