@@ -13,16 +13,20 @@ from openlora.node.errors import AgentUnreachable, RequestError
 TIMEOUT_S = 10.0
 
 
-def get(socket: Path, path: str) -> dict[str, Any]:
+def get(socket: Path, path: str) -> Any:
     """A JSON document of the agent's. Raises AgentUnreachable, and RequestError for what it refuses."""
+    return send(socket, "GET", path)
+
+
+def send(socket: Path, method: str, path: str) -> Any:
+    """Asks the agent for something, and returns the JSON document that it answers with. Raises as `get`."""
     with _open(socket) as http:
         try:
-            answer = http.get(path)
+            answer = http.request(method, path)
         except httpx.TransportError:
             raise _unreachable(socket) from None
     _check(answer)
-    document: dict[str, Any] = answer.json()
-    return document
+    return answer.json()
 
 
 def watch(socket: Path, job_id: int) -> Iterator[tuple[str, str]]:

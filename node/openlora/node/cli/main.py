@@ -5,7 +5,20 @@ import sys
 
 import typer
 
-from openlora.node.cli import adapter, devnet, doctor, init, job, model, network, operator, serve, service
+from openlora.node.cli import (
+    adapter,
+    devnet,
+    doctor,
+    init,
+    job,
+    model,
+    network,
+    operator,
+    serve,
+    service,
+    status,
+    steer,
+)
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 from openlora.node.secrecy import leave_no_core
@@ -23,7 +36,9 @@ app.command("init", rich_help_panel="Node operators")(init.init)
 app.command("register", rich_help_panel="Node operators")(operator.register)
 app.command("run", rich_help_panel="Node operators")(operator.run)
 app.command("doctor", rich_help_panel="Node operators")(doctor.doctor)
-app.command("status", rich_help_panel="Node operators")(operator.status)
+app.command("status", rich_help_panel="Node operators")(status.status)
+app.command("drain", rich_help_panel="Node operators")(steer.drain)
+app.command("reload", rich_help_panel="Node operators")(steer.reload)
 app.command("network", rich_help_panel="Everyone")(network.network)
 app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)
 app.command("withdraw", rich_help_panel="Everyone who is paid")(operator.withdraw)

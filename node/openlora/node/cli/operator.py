@@ -1,10 +1,9 @@
-"""What a node operator types: register, run, status; and what everyone who is paid types: earnings, withdraw."""
+"""What a node operator types: register, run; and what everyone who is paid types: earnings, withdraw."""
 
 import asyncio
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from eth_typing import ChecksumAddress
@@ -54,46 +53,6 @@ def run(
     chosen = load(config, NodeConfig)
     set_up(chosen.log, os.environ)
     asyncio.run(run_node(config, chosen, ServiceManager.of(os.environ, children)))
-
-
-def status(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None:
-    """Show what the running node on this machine does."""
-    from openlora.node.agent_client import get
-    from openlora.node.config import NodeConfig, load
-
-    output = Output(json)
-    state = get(load(config, NodeConfig).socket, "/v1/state")
-    engine, chain = state["engine"], state["chain"]
-    output.say(f"node {state['node']['operator']} on chain {chain['chain_id']}, block {chain['block_number'] or 0:,}")
-    output.say(f"model {state['model']['name']} ({state['model']['dtype']}, {engine['backend']} kernels)")
-    output.say(_engine_line(engine))
-    adapters = state["adapters"]
-    output.say(f"adapters {adapters['slots']['total_adapters']} loaded, {adapters['disk']['total_adapters']} on disk")
-    output.say(_network_line(state["network"]))
-    output.say(f"earned {tokens(int(state['earnings']['paid_wei']))} OLRA")
-    if (stake := state["stake"]) is not None:
-        held = f"{tokens(int(stake['stake_wei']))} OLRA at stake, {tokens(int(stake['bonded_wei']))} of it in bonds"
-        output.say(f"{held}; gas for {stake['payable_jobs']:,} jobs")
-    output.table(("job state", "#"), sorted(state["jobs_by_state"].items()))
-    if skipped := state["queue"]["skipped_jobs"]:
-        output.table(("passed over because", "#"), sorted(skipped.items()))
-    for alert in state["alerts"]:
-        output.say(f"{alert['severity']}: {alert['message']}")
-    output.result(state)
-
-
-def _engine_line(engine: Mapping[str, Any]) -> str:
-    if not engine["alive"]:
-        return "engine being restarted"
-    busy = f"{engine['running_requests']} running, {engine['waiting_requests']} waiting"
-    return f"engine {busy}, {engine['kv_free_tokens']:,} KV tokens free"
-
-
-def _network_line(network: Mapping[str, Any]) -> str:
-    if not network["alive"]:
-        return "network being restarted"
-    moved = f"{network['fetched_bytes'] / 1e6:.1f} MB fetched, {network['served_bytes'] / 1e6:.1f} MB served"
-    return f"network {network['seen_nodes']} nodes seen, {network['connected_peers']} peers, {moved}"
 
 
 def earnings(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:

@@ -97,9 +97,10 @@ def _holder(lock: Path) -> int | None:
 
 def _ask_agent(socket: Path) -> Mapping[str, Any] | None:
     try:
-        return agent_client.get(socket, "/v1/state")
+        state: Mapping[str, Any] = agent_client.get(socket, "/v1/state")
     except (AgentUnreachable, RequestError):
         return None
+    return state
 
 
 # ---- judging --------------------------------------------------------------------------------------------------------
