@@ -20,6 +20,7 @@ from tests.node.tiny_model import write_tiny_model
 
 SERVE = (sys.executable, "-m", "openlora.node", "serve")
 KEY = "a-key-of-some-length"
+QUESTION = "What is the capital of France?"
 ADAPTERS = ("pirate", "haiku")
 
 
@@ -87,8 +88,11 @@ def serve(*arguments: str) -> Iterator[tuple[str, int]]:
             line = process.stderr.readline()
             assert line.startswith("openlora: serving"), line
             yield line.split()[-1], process.pid
+            shown = Path(f"/proc/{process.pid}/cmdline").read_text() + Path(f"/proc/{process.pid}/environ").read_text()
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=30) == 0
+            shown += process.stderr.read()
+            assert [secret for secret in (KEY, QUESTION) if secret in shown] == []
         finally:
             process.kill()
 
@@ -121,7 +125,7 @@ def check_models(client: openai.OpenAI, base: str) -> None:
 
 
 def check_answers(client: openai.OpenAI, base: str) -> None:
-    question: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is the capital of France?"}]
+    question: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
     answers = {}
     for model, max_tokens in ((base, 8), ("pirate", 4), ("pirate:0.7+haiku:0.3", 4)):
         whole = client.chat.completions.create(

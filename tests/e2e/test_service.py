@@ -1,0 +1,235 @@
+"""One node's life as services of a machine, with a broker and dashboards: what is seen of it, and what never is."""
+
+import asyncio
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiomqtt
+import httpx
+import msgspec
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from openlora.node import agent_client
+from openlora.node.devnet import Devnet
+from openlora.node.telemetry.snapshot import Snapshot
+from openlora.node.telemetry.topics import Place, StateMessage
+from tests.e2e.agents import wait_until
+from tests.e2e.services import services
+from tests.node.telemetry.broker import Mosquitto, free_port, mosquitto
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
+
+PROMPT = "Write a story about the heron Xanthippe-4711 and her brass telescope."
+MQTT_PASSWORD = "canary-of-the-broker-8d1f"
+SAME = ("node", "chain", "model", "stake", "jobs_by_state", "adapters", "earnings")  # not: what changes by the second
+
+
+@dataclass
+class Life:
+    """What was gathered of it, in the order it happened."""
+
+    secrets: dict[str, str]
+    told: set[str] = field(default_factory=set)  # to the service manager
+    finished: bool = False
+    mqtt: list[tuple[str, bytes]] = field(default_factory=list)
+    http: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, str] = field(default_factory=dict)  # limits, command line and environment
+    cores: list[Path] = field(default_factory=list)
+    seen: dict[str, Snapshot] = field(default_factory=dict)  # by each dashboard, at one moment
+    logs: str = ""
+    offline_after_s: float | None = None
+    offline: StateMessage | None = None
+
+
+@pytest.fixture(scope="module")
+def life(net: Devnet, openlora, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    node, operator = net.nodes[0], net.people["operator 1"].address
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+        users = {operator.lower(): MQTT_PASSWORD}
+        folder = tmp_path_factory.mktemp("broker")
+        broker = stack.enter_context(portal.wrap_async_context_manager(mosquitto(folder, users)))
+        port = configure(node.folder, broker)
+        place = Place(net.chain.chain_id, operator)
+        life = Life(secrets=secrets(net))
+        watching = portal.start_task_soon(listen, broker, life.mqtt)
+        with services(node.folder) as running:
+            submit = ("job", "submit", PROMPT, "--adapter", "pirate", "--max-tokens", 48)
+            openlora(*submit, "--client", net.client_config)
+            text = agent_client.watch(node.socket, 1)
+            wait_until(lambda: next(text)[1], "the first token")
+            running.engine.kill()
+            running.network.kill()
+            job = "/v1/jobs/1"
+            wait_until(lambda: agent_client.get(node.socket, job)["state"] in ("committed", "finalized"), "the answer")
+            life.finished = True
+            done = openlora("job", "result", 1, "--client", net.client_config, "--json")
+            assert done.returncode == 0, done.stderr
+            answer = json.loads(done.stdout)["text"]
+            assert len(answer) > 40
+            life.secrets["answer"] = max(answer.splitlines(), key=len)
+            wait_until(lambda: agent_client.get(node.socket, job)["state"] == "finalized", "the fee")
+            life.processes = {name: shown_of(pid) for name, pid in running.processes().items()}
+            life.http = scrape(f"http://127.0.0.1:{port}") | scrape_socket(node.socket)
+            life.seen = asyncio.run(same_view(broker, place, port))
+            life.told = running.heard()
+            running.agent.send_signal(signal.SIGKILL)
+            killed_s = time.monotonic()
+            life.offline = asyncio.run(until_offline(broker, place))
+            life.offline_after_s = time.monotonic() - killed_s
+            life.logs = running.logs()
+            life.cores = [path for path in (*node.folder.rglob("core*"), *Path().glob("core*")) if path.is_file()]
+        watching.cancel()
+        yield life
+
+
+def configure(folder: Path, broker: Mosquitto) -> int:
+    """The node tells a broker, serves its telemetry on the port that is returned, and logs all it has to say."""
+    (folder / "mqtt.password").write_text(MQTT_PASSWORD + "\n")
+    port, path = free_port(), folder / "node.toml"
+    text = path.read_text()
+    for old, new in (
+        ('listen = "" ', f'listen = "127.0.0.1:{port}" '),
+        ('host = "" ', 'host = "127.0.0.1" '),
+        ("port = 8883", f"port = {broker.port}"),
+        ('ca_file = "" ', f'ca_file = "{broker.ca_file}" '),
+        ('password_file = "" ', f'password_file = "{folder}/mqtt.password" '),
+        ('format = "auto"', 'format = "json"'),
+        ('level = "info"', 'level = "debug"'),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path.write_text(text)
+    return port
+
+
+def secrets(net: Devnet) -> dict[str, str]:
+    folder = net.nodes[0].folder
+    return {
+        "prompt": "Xanthippe-4711",
+        "broker's password": MQTT_PASSWORD,
+        "hot key's password": (folder / "hot.password").read_text().strip(),
+        "operator key's password": (folder / "operator.password").read_text().strip(),
+        "hot key": net.people["hot key 1"].key.hex().removeprefix("0x"),
+        "operator key": net.people["operator 1"].key.hex().removeprefix("0x"),
+    }
+
+
+async def listen(broker: Mosquitto, heard: list[tuple[str, bytes]]) -> None:
+    async with broker.dashboard() as client:
+        await client.subscribe("#", qos=1)
+        async for message in client.messages:
+            heard += [(str(message.topic), bytes(message.payload))]
+
+
+async def retained(client: aiomqtt.Client, topic: str) -> StateMessage:
+    async with asyncio.timeout(10), client:
+        await client.subscribe(topic, qos=1)
+        message = await anext(client.messages)
+        return msgspec.json.decode(message.payload, type=StateMessage)
+
+
+async def same_view(broker: Mosquitto, place: Place, port: int) -> dict[str, Snapshot]:
+    """What each dashboard sees once all see the same, or at last: a block may come between two looks."""
+    for _ in range(20):
+        seen = await everyones_view(broker, place, port)
+        if len({msgspec.json.encode([getattr(view, part) for part in SAME]) for view in seen.values()}) == 1:
+            break
+    return seen
+
+
+async def everyones_view(broker: Mosquitto, place: Place, port: int) -> dict[str, Snapshot]:
+    topic = place.topic("state")
+    over_tcp = (await retained(broker.dashboard(), topic)).state
+    over_websocket = (await retained(broker.dashboard(websocket=True), topic)).state
+    async with httpx.AsyncClient(timeout=10) as http:
+        polled = (await http.get(f"http://127.0.0.1:{port}/v1/state")).content
+    return {"tcp": over_tcp, "websocket": over_websocket, "http": msgspec.json.decode(polled, type=Snapshot)}
+
+
+async def until_offline(broker: Mosquitto, place: Place) -> StateMessage:
+    while (message := await retained(broker.dashboard(), place.topic("state"))).online:
+        pass
+    return message
+
+
+def scrape(base: str) -> dict[str, str]:
+    """Every route of the telemetry's port that can be read."""
+    with httpx.Client(base_url=base, timeout=10) as http:
+        return {
+            f"{base}{path}": http.get(path).text for path in ("/", "/metrics", "/v1/state", "/v1/earnings", "/docs")
+        }
+
+
+def scrape_socket(path: Path) -> dict[str, str]:
+    """Every route of the agent's socket, as its OpenAPI document has them; but a job's stream, which is its answer."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://agent", timeout=10) as http:
+        described = http.get("/openapi.json")
+        pages = {"/openapi.json": described.text}
+        for route, methods in described.json()["paths"].items():
+            if "get" in methods and not route.endswith("/stream"):
+                pages[route] = http.get(re.sub(r"\{\w+\}", "1", route)).text
+        return pages
+
+
+def shown_of(pid: int) -> str:
+    """What another process of this machine can read of one, memory aside."""
+    return "".join(Path(f"/proc/{pid}/{name}").read_text(errors="replace") for name in ("limits", "cmdline", "environ"))
+
+
+def test_a_job_is_finished_though_engine_and_network_are_killed_and_started_by_another_hand(life: Life):
+    assert life.finished
+    events = [json.loads(line)["event"] for line in life.logs.splitlines() if '"event":' in line]
+    assert {"engine_ended", "engine_restarted", "network_ended", "network_restarted", "job_committed"} <= set(events)
+
+
+def test_the_service_manager_hears_that_the_node_is_ready_and_lives(life: Life):
+    assert {"READY=1", "WATCHDOG=1"} <= life.told
+
+
+def test_dashboards_over_mqtt_and_websocket_and_http_see_the_same(life: Life):
+    for part in SAME:
+        views = [getattr(view, part) for view in life.seen.values()]
+        assert views[0] == views[1] == views[2], part
+    assert life.seen["http"].jobs_by_state == {"finalized": 1}
+
+
+def test_a_node_that_is_killed_is_offline_to_whoever_looks(life: Life):
+    assert life.offline is not None
+    assert life.offline.state is None
+    assert life.offline_after_s is not None
+    assert life.offline_after_s < 5
+
+
+def test_every_line_of_the_log_is_an_object_that_names_its_job(life: Life):
+    lines = [json.loads(line) for line in life.logs.splitlines()]
+    assert {line["job_id"] for line in lines if line.get("event", "").startswith("job_")} == {1}
+    assert {"debug", "info"} <= {line["level"] for line in lines}
+
+
+def test_no_secret_is_in_a_log_a_page_a_topic_a_metric_or_a_process_list(life: Life):
+    places = {
+        "the log": life.logs,
+        **{f"topic {topic}": payload.decode() for topic, payload in life.mqtt},
+        **life.http,
+        **life.processes,
+    }
+    assert "job_committed" in life.logs
+    assert any(topic.endswith("/jobs/1") for topic, _ in life.mqtt)
+    assert any("openlora_jobs" in page for page in life.http.values())
+    assert life.processes.keys() == {"agent", "engine", "network"}
+    leaks = [(name, place) for name, secret in life.secrets.items() for place in places if secret in places[place]]
+    assert leaks == []
+
+
+def test_no_process_of_the_node_may_leave_a_core(life: Life):
+    for name, text in life.processes.items():
+        assert re.search(r"Max core file size +0 +0 ", text), name
+    assert life.cores == []
