@@ -10,6 +10,7 @@ from eth_utils.crypto import keccak
 
 from openlora.contracts import (
     AbiMismatch,
+    AdapterRegistered,
     JobQueue,
     JobSpec,
     JobState,
@@ -90,6 +91,14 @@ def test_logs_decode_by_their_first_topic() -> None:
     assert decode_log(topics, data) == JobSubmitted(7, CLIENT, b"\4" * 32, SPEC, b"doc")
     paid = decode_log([Paid.TOPIC, word(CLIENT), word(2), word(9)], word(5))
     assert paid == Paid(payee=CLIENT, role=Role.DATANET, recipe_id=9, amount=5)
+
+
+def test_a_name_that_is_not_utf_8_is_read_all_the_same() -> None:
+    """Anybody may register one, and nobody's reading of the registry may end with it."""
+    data = encode(["string"], ["ab"]).replace(b"ab", b"\xff\xfe")
+    event = decode_log([AdapterRegistered.TOPIC, word(1), word(2), word(CLIENT)], data)
+    assert isinstance(event, AdapterRegistered)
+    assert event.name == "\ufffd\ufffd"
 
 
 def test_foreign_logs_are_none() -> None:

@@ -4,11 +4,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from eth_abi.abi import decode, encode
+from eth_abi.abi import encode
+from eth_abi.codec import ABIDecoder
+from eth_abi.decoding import StringDecoder
 from eth_abi.exceptions import DecodingError
+from eth_abi.registry import BaseEquals, registry
 from eth_typing import ChecksumAddress
 
 T = TypeVar("T")
+
+
+def _lenient() -> ABIDecoder:
+    """The EVM does not check that a string is UTF-8, so a stranger's name may be anything: it is read all the same."""
+    lenient = registry.copy()
+    lenient.unregister_decoder("string")
+    text = StringDecoder(handle_string_errors="replace")
+    lenient.register_decoder(BaseEquals("string", with_sub=False), text, label="string")
+    return ABIDecoder(lenient)
+
+
+_decoder = _lenient()
 
 
 class AbiMismatch(ValueError):
@@ -41,9 +56,9 @@ def encode_call(selector: bytes, types: Sequence[str], values: Sequence[Any]) ->
 
 
 def decode_values(types: Sequence[str], data: bytes) -> tuple[Any, ...]:
-    """The ABI-decoded values; raises AbiMismatch."""
+    """The ABI-decoded values; bytes that are not UTF-8 become U+FFFD in strings. Raises AbiMismatch."""
     try:
-        return decode(types, data)
+        return _decoder.decode(types, data)
     except (DecodingError, OverflowError) as error:
         raise AbiMismatch(f"{len(data)} bytes are not ({','.join(types)}): {error}") from error
 
