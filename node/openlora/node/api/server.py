@@ -15,12 +15,15 @@ from openlora.node.api.limits import Limits
 from openlora.node.errors import ConfigError
 
 _GRACEFUL_SHUTDOWN_S = 10
+_MAX_WEBSOCKET_MESSAGE_BYTES = 4096  # of a client's: nothing that they say is read
 
 
 def bind(host: str, port: int, limits: Limits) -> socket.socket:
     """Claim the address before anything slow happens. Raises ConfigError."""
     family, address = _resolve(host, port)
-    sock = socket.socket(family)
+    # The protocol is named because asyncio sends small writes at once (TCP_NODELAY) on sockets that name it alone:
+    # a body that follows its headers would else wait 40 ms for the reader's delayed acknowledgement.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Inherited by every connection: the kernel drops a reader that takes none of what is buffered for it.
@@ -76,7 +79,8 @@ class Server:
         config = uvicorn.Config(
             app,
             http="h11",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
             lifespan="off",
             loop="none",
             log_config=None,
