@@ -28,6 +28,12 @@ int nvmlDeviceGetMemoryInfo(void *device, memory_t *memory) {
     memory->total = 85899345920ULL + ((unsigned long)device & 0xff);
     return 0;
 }
+typedef struct { unsigned gpu, memory; } utilization_t;
+int nvmlDeviceGetUtilizationRates(void *device, utilization_t *busy) {
+    if (device != (void *)0x100000000UL) return 3; /* NVML_ERROR_NOT_SUPPORTED */
+    busy->gpu = 87;
+    return 0;
+}
 """
 
 
@@ -65,5 +71,6 @@ def test_gpus_by_nvml(tmp_path: Path, init: int) -> None:
     source, library = tmp_path / "nvml.c", tmp_path / f"libnvidia-ml.{init}.so"
     source.write_text(STUB)
     subprocess.run(["cc", "-shared", "-fPIC", f"-DINIT={init}", "-o", library, source], check=True, timeout=60)
-    present = (Gpu(0, "NVIDIA H100 80GB HBM3", 80 << 30, "550.54.15"), Gpu(2, "Tesla �", (80 << 30) + 2, "550.54.15"))
+    first = Gpu(0, "NVIDIA H100 80GB HBM3", 80 << 30, "550.54.15", busy_percent=87)
+    present = (first, Gpu(2, "Tesla �", (80 << 30) + 2, "550.54.15"))
     assert read_gpus(str(library)) == (present if init == 0 else ())

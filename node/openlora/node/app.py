@@ -7,7 +7,9 @@
     trust      the chain's stakes → whose presence counts
     announce   what this node is and holds → the network
     observe    stake, gas and machine → what the node says of itself
-    serve      agent.sock, and /metrics where a port is set
+    sample     the same every few seconds, for graphs
+    feed       what changed → whoever listens
+    serve      agent.sock, and the dashboard where a port is set
     publish    what the node says of itself → an MQTT broker, where one is set
 
 A stop, however rude, loses nothing: what is under way is in the journal, and the next start takes it up.
@@ -16,7 +18,8 @@ A stop, however rude, loses nothing: what is under way is in the journal, and th
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +34,8 @@ from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission
 from openlora.node.answering import Answerer
-from openlora.node.api.agent import create_agent_api, create_telemetry_api, serve_loopback, serve_unix
+from openlora.node.api.agent import create_agent_api, create_dashboard_api, serve_dashboard, serve_unix
+from openlora.node.api.keys import read_keys
 from openlora.node.api.limits import Limits
 from openlora.node.api.steering import steering_router
 from openlora.node.base_model import base_model_id
@@ -48,6 +52,7 @@ from openlora.node.engine.supervisor import supervised_engines
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import ChainError, ConfigError, JournalUnwritable, Reverted
 from openlora.node.facts import ChainFacts
+from openlora.node.fees import Fees
 from openlora.node.hardware import read_hardware
 from openlora.node.job import JobId, JobState
 from openlora.node.journal import Identity, Journal
@@ -67,6 +72,7 @@ from openlora.node.network.supervisor import supervised_network
 from openlora.node.network.trusting import keep_trusted
 from openlora.node.network.wanted import Wanted
 from openlora.node.queue_events import QueueEvents
+from openlora.node.registered import Registered
 from openlora.node.service_manager import ServiceManager
 from openlora.node.sessions import SignedLane, signed_lane
 from openlora.node.sessions.routing import by_lane
@@ -75,6 +81,9 @@ from openlora.node.steering import Steering
 from openlora.node.streams import JobStreams
 from openlora.node.tasks import task_group
 from openlora.node.telemetry.alerts import Thresholds
+from openlora.node.telemetry.board import Board
+from openlora.node.telemetry.feed import Feed
+from openlora.node.telemetry.history import History
 from openlora.node.telemetry.observer import Observer
 from openlora.node.telemetry.outbox import Outbox
 from openlora.node.telemetry.publisher import Broker, Publisher, Session
@@ -84,7 +93,7 @@ from openlora.node.telemetry.topics import Place
 from openlora.node.terms import Terms
 from openlora.node.turns import Contender, Turns
 from openlora.node.worker import Worker
-from openlora.p2p.presence.record import Model, Presence, plain_text
+from openlora.p2p.presence.record import Model, plain_text
 from openlora.typed_data import Domain
 
 log = logging.getLogger(__name__)
@@ -139,6 +148,11 @@ class Node:
     directory: StakeDirectory
     claims: LiveClaims
     observer: Observer
+    fees: Fees
+    registered: Registered
+    board: Board
+    feed: Feed
+    dashboard_keys: Collection[str]
     publisher: Publisher | None  # None where no broker is configured
     manager: ServiceManager
     steering: Steering
@@ -156,7 +170,9 @@ class Node:
             group.create_task(self.announcer.run(), name="announce")
             group.create_task(self.observer.run(), name="observe")
             group.create_task(self._serve(), name="serve")
-            group.create_task(self._serve_telemetry(), name="serve-telemetry")
+            group.create_task(self._serve_dashboard(), name="serve-dashboard")
+            group.create_task(self.board.history.run(), name="sample")
+            group.create_task(self.feed.run(), name="feed")
             if self.publisher is not None:
                 group.create_task(self.publisher.run(), name="publish")
             if self.manager.watchdog_s is not None:
@@ -187,6 +203,8 @@ class Node:
     def _apply(self, batch: Batch) -> None:
         for occurrence in batch.events:
             self.events.apply(occurrence.event, occurrence.block)
+            self.fees.apply(occurrence.event, occurrence.block)
+            self.registered.apply(occurrence.event, occurrence.block)
             self.claims.apply(occurrence.event)
             self.sessions.settler.apply(occurrence.event)
 
@@ -212,19 +230,15 @@ class Node:
             await asyncio.sleep(self.config.chain.poll_s)
 
     async def _serve(self) -> None:
-        api = create_agent_api(self.journal, self.worker.streams, self.observer.snapshot, self.nodes)
+        api = create_agent_api(self.journal, self.worker.streams, self.board, self.feed)
         api.include_router(steering_router(self.steering))
         await serve_unix(api, self.config.socket)
 
-    async def _serve_telemetry(self) -> None:
-        if self.config.telemetry.listen:
+    async def _serve_dashboard(self) -> None:
+        if address := self.config.telemetry.listen:
             limits = Limits()
-            api = create_telemetry_api(self.observer.snapshot, limits)
-            await serve_loopback(api, self.config.telemetry.listen, limits)
-
-    def nodes(self) -> Sequence[Presence]:
-        """Every live node, this one included."""
-        return (*self.network.nodes(), self.announcer.record())
+            api = create_dashboard_api(self.board, self.feed, limits, self.dashboard_keys)
+            await serve_dashboard(api, address, limits, keyed=bool(self.dashboard_keys))
 
 
 @asynccontextmanager
@@ -240,6 +254,8 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
         stack.push_async_callback(chain.close)
         queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
         operator = await _operator(chain, nodes, hot_key.address)
+        key_file = config.telemetry.key_file
+        dashboard_keys = read_keys(Path(key_file), "telemetry.key_file") if key_file else ()
         broker = Broker.of(config.telemetry.mqtt, operator) if config.telemetry.mqtt.host else None
         options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
         sender = Sender(chain, journal, hot_key, identity.contracts, options)
@@ -353,7 +369,18 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             active_jobs=lambda: dispatcher.active,
             claims=claims,
             purse=Purse(chain, facts, nodes, Vault(deployment.vault), operator).read,
+            block_time=lambda number: _block_time(chain, number),
             thresholds=Thresholds(disk_free_bytes=config.storage.min_free_bytes),
+        )
+        fees, registered = Fees(journal), Registered(journal)
+        board = Board(
+            observe=observer.snapshot,
+            nodes=lambda: (*network.nodes(), announcer.record()),
+            journal=journal,
+            fees=fees,
+            registered=registered,
+            facts=facts,
+            history=History(observer.snapshot, time.time),
         )
         yield Node(
             config=config,
@@ -364,7 +391,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             follower=Follower(
                 chain,
                 journal,
-                [queue.address, deployment.sessions],
+                [queue.address, deployment.sessions, registry.address],
                 deployment.block,
                 poll_s=config.chain.poll_s,
             ),
@@ -377,6 +404,11 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             directory=directory,
             claims=claims,
             observer=observer,
+            fees=fees,
+            registered=registered,
+            board=board,
+            feed=Feed(board),
+            dashboard_keys=dashboard_keys,
             publisher=_publisher(config, observer, broker, Session.begin(operator, hot_key, domain))
             if broker
             else None,
@@ -410,6 +442,10 @@ def _content(config: NodeConfig, network: NetworkClient) -> Content:
     if config.storage.kubo_rpc:
         return KuboContent(config.storage.kubo_rpc)
     return NetworkContent(BlockContent(config.storage.content_dir), network)
+
+
+async def _block_time(chain: ChainClient, number: int) -> int:
+    return (await chain.block(number)).timestamp
 
 
 async def _operator(chain: ChainClient, nodes: NodeRegistry, hot_key: ChecksumAddress) -> ChecksumAddress:

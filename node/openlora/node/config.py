@@ -140,7 +140,8 @@ class MqttConfig(Table, frozen=True):
 
 
 class TelemetryConfig(Table, frozen=True):
-    listen: str = ""  # host:port, of this machine alone, for /metrics and /v1/state; "": on agent.sock only
+    listen: str = ""  # host:port of the dashboard, of /v1 and of /metrics; "": none, and /v1 on agent.sock only
+    key_file: str = ""  # full path of API keys, one a line; where `listen` is not of this machine alone, it must be set
     mqtt: MqttConfig = MqttConfig()
 
 

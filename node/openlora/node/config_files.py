@@ -76,7 +76,8 @@ min_free_bytes = 2147483648             # below this, no job is claimed
 kubo_rpc = ""                           # multiaddr of a Kubo's RPC to fetch and publish through, if any
 
 [telemetry]
-listen = ""                             # 127.0.0.1:9464, say, for /metrics and /v1/state; "": on agent.sock only
+listen = {dashboard}                    # of the dashboard, /v1 and /metrics: 127.0.0.1:9464, say; "": agent.sock only
+key_file = ""                           # full path of API keys, one a line; needed where others can reach `listen`
 
 [telemetry.mqtt]
 host = ""                               # of a broker that is told what this node does; "": none
@@ -140,8 +141,9 @@ def write_node_config(
     turn_s: float = 4.0,
     engine: EngineConfig = ENGINE,
     network: NetworkConfig = NETWORK,
+    dashboard: str = "",
 ) -> None:
-    """Writes a complete `node.toml`."""
+    """Writes a complete `node.toml`. `dashboard` is telemetry.listen."""
     _write(
         path,
         NODE_TOML,
@@ -164,6 +166,7 @@ def write_node_config(
         announce=network.announce,
         mdns=network.mdns,
         nat=network.nat,
+        dashboard=dashboard,
     )
 
 

@@ -44,6 +44,11 @@ class ChainFacts:
         """A registered adapter; all zero for one that is not."""
         return await self._chain.call(self._registry.adapter(digest))
 
+    async def datanet_payees(self, datanet_id: int) -> frozenset[str]:
+        """Who is paid a share of a datanet's part. Raises Reverted("UnknownDatanet")."""
+        shares = await self._chain.call(self._registry.datanet_shares(datanet_id))
+        return frozenset(str(share.payee) for share in shares)
+
     async def is_open(self, job_id: int) -> bool:
         """Whether a job can be claimed now, an elapsed lease included."""
         return (await self._chain.call(self._queue.job(job_id))).state is JobState.OPEN

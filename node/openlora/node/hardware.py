@@ -18,6 +18,7 @@ class Gpu:
     memory_bytes: int
     driver: str
     memory_used_bytes: int = 0  # at the time of reading, by every process
+    busy_percent: int | None = None  # of the time just before the reading; None where the driver does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,12 @@ class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
+class _Utilization(ctypes.Structure):
+    """nvmlUtilization_t: percent of the last sample period"""
+
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
 def read_gpus(library: str = NVML) -> tuple[Gpu, ...]:
     """NVIDIA GPUs by the driver's own library; none where it is not installed or does not answer."""
     try:
@@ -120,7 +127,9 @@ def _gpu(nvml: ctypes.CDLL, index: int, driver: str) -> Gpu | None:
     if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) != 0:
         return None
     nvml.nvmlDeviceGetName(device, name, _TEXT_BYTES)
-    return Gpu(index, _text(name), int(memory.total), driver, int(memory.used))
+    busy = _Utilization()
+    told = nvml.nvmlDeviceGetUtilizationRates(device, ctypes.byref(busy)) == 0
+    return Gpu(index, _text(name), int(memory.total), driver, int(memory.used), int(busy.gpu) if told else None)
 
 
 def _text(buffer: "ctypes.Array[ctypes.c_char]") -> str:

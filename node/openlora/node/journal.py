@@ -96,6 +96,28 @@ MIGRATIONS = (
     ) STRICT;
     CREATE INDEX vouchers_unsettled ON vouchers (settled) WHERE NOT settled;
     """,
+    """
+    -- The time of the payment's block, unix seconds; NULL until the chain has been asked.
+    ALTER TABLE payments ADD COLUMN at_s INTEGER;
+    CREATE INDEX payments_by_time ON payments (at_s);
+
+    -- Every job's fee that the queue divided, in the chain's order, with the recipe's fees before it: what each leg
+    -- got follows from the two. Amounts are decimal text.
+    CREATE TABLE fees (
+        seq INTEGER PRIMARY KEY, job_id INTEGER NOT NULL, recipe_id INTEGER NOT NULL, fee_wei TEXT NOT NULL,
+        before_wei TEXT NOT NULL, block_number INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX fees_by_job ON fees (job_id);
+    CREATE INDEX fees_by_recipe ON fees (recipe_id, seq);
+    CREATE INDEX fees_by_block ON fees (block_number);
+
+    -- What the registry's events tell of bases, adapters, datanets and recipes.
+    CREATE TABLE registered (
+        kind TEXT NOT NULL, id TEXT NOT NULL, document BLOB NOT NULL, block_number INTEGER NOT NULL,
+        PRIMARY KEY (kind, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX registered_by_block ON registered (block_number);
+    """,
 )
 
 PAYMENT_UNIT_WEI = 10**12
@@ -195,7 +217,8 @@ class Journal(Database):
             db.execute(old, (block.number - KEPT_BLOCKS, CHECKPOINT_EVERY))
 
     def unwind(self, ancestor: int) -> None:
-        """Takes back what blocks above `ancestor` caused: the cursor, transitions, payments, mined transactions.
+        """Takes back what blocks above `ancestor` caused: the cursor, transitions, money, registrations, mined
+        transactions.
 
         Our own decisions, intents, signed bytes and receipts stay: they cannot be unsaid.
         """
@@ -206,6 +229,8 @@ class Journal(Database):
             db.execute("DELETE FROM blocks WHERE number > ?", (ancestor,))
             db.execute("DELETE FROM transitions WHERE block_number > ? AND state != ?", (ancestor, JobState.SEEN))
             db.execute("DELETE FROM payments WHERE block_number > ?", (ancestor,))
+            db.execute("DELETE FROM fees WHERE block_number > ?", (ancestor,))
+            db.execute("DELETE FROM registered WHERE block_number > ?", (ancestor,))
             gone = "UPDATE jobs SET submitted_number = NULL, submitted_hash = NULL WHERE submitted_number > ?"
             db.execute(gone, (ancestor,))
             # The sender looks for these anew, and sends their bytes again if it must.
@@ -305,6 +330,23 @@ class Journal(Database):
         order = " ORDER BY id DESC LIMIT ?" if newest_first else " ORDER BY id LIMIT ?"
         return [_to_job(row) for row in self.rows(_SELECT_JOB + where + order, wanted, limit)]
 
+    def page(
+        self,
+        *,
+        limit: int,
+        before: int | None = None,
+        state: JobState | None = None,
+        skip: SkipCode | None = None,
+    ) -> list[Job]:
+        """The newest jobs first, by id: those below `before`, in `state`, passed over because of `skip`."""
+        conditions = {"id < ?": before, "state = ?": state, "skip = ?": skip}
+        wanted = {sql: value for sql, value in conditions.items() if value is not None}
+        where = " WHERE " + " AND ".join(wanted) if wanted else ""
+        return [
+            _to_job(row)
+            for row in self.rows(_SELECT_JOB + where + " ORDER BY id DESC LIMIT ?", *wanted.values(), limit)
+        ]
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
         found = dict(self.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
@@ -345,6 +387,27 @@ class Journal(Database):
         """Payments and their sum in token wei, by role."""
         sums = "SELECT role, count(*), sum(high), sum(low) FROM payments GROUP BY role ORDER BY role"
         return {role: (count, high * PAYMENT_UNIT_WEI + low) for role, count, high, low in self.rows(sums)}
+
+    def paid_over_time(self, since_s: int, bucket_s: int) -> dict[int, dict[str, int]]:
+        """Token wei by the start of its bucket, from `since_s` on, and by role."""
+        sums = (
+            "SELECT at_s / ? * ?, role, sum(high), sum(low) FROM payments WHERE at_s >= ? GROUP BY 1, role"
+            " ORDER BY 1, role"
+        )
+        found: dict[int, dict[str, int]] = {}
+        for start_s, role, high, low in self.rows(sums, bucket_s, bucket_s, since_s):
+            found.setdefault(start_s, {})[role] = high * PAYMENT_UNIT_WEI + low
+        return found
+
+    def untimed_payment_blocks(self, limit: int) -> list[int]:
+        """The newest blocks that paid and whose time nobody has asked for yet."""
+        sql = "SELECT DISTINCT block_number FROM payments WHERE at_s IS NULL ORDER BY block_number DESC LIMIT ?"
+        return [number for (number,) in self.rows(sql, limit)]
+
+    def time_payments(self, block_number: int, at_s: int) -> None:
+        """Records when a block was; a reorganisation takes the payments and their times back together."""
+        with self.transaction() as db:
+            db.execute("UPDATE payments SET at_s = ? WHERE block_number = ?", (at_s, block_number))
 
     def _check(self, job_id: JobId, to: JobState) -> None:
         state = self.job(job_id).state

@@ -77,6 +77,9 @@ class Purse:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     silent: bool = False
 
+    async def block_time(self, number: int) -> int:
+        return 12 * number
+
     async def read(self) -> Stake:
         self.asked.set()
         if self.silent:
@@ -141,6 +144,7 @@ async def observed(folder: Path, gpus: tuple[Gpu, ...] = ()) -> AsyncIterator[Sc
                 active_jobs=lambda: 2,
                 claims=claims,
                 purse=purse.read,
+                block_time=purse.block_time,
                 thresholds=Thresholds(disk_free_bytes=0),
                 gpus=lambda: gpus,
                 clock=lambda: scene.now_s,

@@ -2,15 +2,10 @@
 
 from pathlib import Path
 
-import httpx
 import msgspec
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from openlora.contracts import Paid, Role
-from openlora.node.api.agent import create_telemetry_api, serve_loopback
-from openlora.node.api.limits import Limits
-from openlora.node.errors import ConfigError
 from openlora.node.telemetry.metrics import metrics
 from openlora.node.telemetry.snapshot import Snapshot
 from tests.node.facts import OPERATOR, claimed, submitted
@@ -70,34 +65,3 @@ async def test_a_node_of_which_little_is_known_has_a_page_too(tmp_path: Path):
     page = samples(metrics(msgspec.structs.replace(state, engine=idle, stake=None), NOW_S))
     assert page["openlora_engine_up", ()] == 0
     assert ("openlora_stake_wei", ()) not in page
-
-
-async def test_http_shows_the_same_state_and_no_other_route(tmp_path: Path):
-    state = await some_state(tmp_path)
-
-    async def observe() -> Snapshot:
-        return state
-
-    transport = httpx.ASGITransport(create_telemetry_api(observe, Limits()))
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://127.0.0.1", trust_env=False, verify=False
-    ) as http:
-        assert msgspec.json.decode((await http.get("/v1/state")).content, type=Snapshot) == state
-        assert (await http.get("/v1/earnings")).json()["paid_wei"] == "7"
-        page = await http.get("/metrics")
-        assert page.headers["content-type"].startswith("text/plain")
-        assert samples(page.content).keys() == samples(metrics(state, NOW_S)).keys()
-        assert (await http.get("/v1/jobs")).status_code == 404
-        rebound = await http.get("/v1/state", headers={"Host": "evil.example"})
-        assert rebound.status_code == 403, "a web page that resolves its own name to this machine"
-
-
-@pytest.mark.parametrize("address", ["0.0.0.0:9464", "9464", "127.0.0.1", "127.0.0.1:x", "[::]:1"])
-async def test_nobody_else_can_reach_the_port(address: str, tmp_path: Path):
-    state = await some_state(tmp_path)
-
-    async def observe() -> Snapshot:
-        return state
-
-    with pytest.raises(ConfigError):
-        await serve_loopback(create_telemetry_api(observe, Limits()), address, Limits())

@@ -21,7 +21,7 @@ from tests.node.facts import OPERATOR, RIVAL, claimed, committed, finalized, sub
 from tests.node.telemetry.scene import CHAIN_ID, RICH, observed
 
 UNITS = ("_s", "_bytes", "_tokens", "_wei", "_jobs", "_requests", "_total", "_adapters", "_nodes", "_peers", "_cores")
-UNITS += ("_messages", "_processes", "jobs_by_state", "_number", "_version", "_id", "index", "profile")
+UNITS += ("_messages", "_percent", "_processes", "jobs_by_state", "_number", "_version", "_id", "index", "profile")
 
 
 def paid(role: Role, amount: int, payee: str = OPERATOR) -> Paid:

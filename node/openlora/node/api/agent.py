@@ -1,57 +1,64 @@
-"""The agent's own routes, on `agent.sock`: what this node is and does.
+"""The agent's own faces: every route on `agent.sock`, and for dashboards a port with the page.
 
-None of them shows a prompt and, but for the stream of one job, none shows an answer.
+None of them shows a prompt and, but for the stream of one job on the socket, none shows an answer.
 """
 
 import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import StreamingResponse
 
 from openlora.node.api.app import create_bare_app
+from openlora.node.api.dashboard import STRUCTS, create_dashboard_router, create_session_router
+from openlora.node.api.errors import install_error_handlers
+from openlora.node.api.events import create_events_router
+from openlora.node.api.keys import BrowserSessions
 from openlora.node.api.limits import Limits
+from openlora.node.api.openapi import DescribedApi
+from openlora.node.api.page import create_page_router, is_page
 from openlora.node.api.server import Server, bind, is_loopback
-from openlora.node.errors import ConfigError, JournalError
-from openlora.node.job import Job, JobId
+from openlora.node.errors import ConfigError, JournalError, RequestError
+from openlora.node.job import JobId
 from openlora.node.journal import Journal
-from openlora.node.network.table import node_view
 from openlora.node.progress import Progress, progress, until_known
 from openlora.node.streams import JobStreams
-from openlora.node.telemetry.metrics import CONTENT_TYPE, metrics
-from openlora.node.telemetry.snapshot import Snapshot
-from openlora.p2p.presence.record import Presence
-
-Observe = Callable[[], Awaitable[Snapshot]]
-Nodes = Callable[[], Sequence[Presence]]
+from openlora.node.telemetry.board import Board
+from openlora.node.telemetry.feed import Feed
 
 
-def create_agent_api(journal: Journal, streams: JobStreams, observe: Observe, nodes: Nodes) -> FastAPI:
-    """The application; `observe` is the one source of /v1/state, `nodes`, this one included, of /v1/network."""
-    app = FastAPI(title="OpenLoRA agent", openapi_url="/openapi.json", docs_url=None, redoc_url=None)
-    app.add_exception_handler(JournalError, _not_found)
-    app.include_router(_router(journal, streams, nodes))
-    app.include_router(_telemetry_router(observe))
+def create_agent_api(journal: Journal, streams: JobStreams, board: Board, feed: Feed) -> FastAPI:
+    """Everything that the agent tells, for whoever may open its socket."""
+    app = DescribedApi("OpenLoRA agent", "What a node is and does.", STRUCTS)
+    install_error_handlers(app, Limits().retry_after_s)
+    app.include_router(create_dashboard_router(board))
+    app.include_router(create_events_router(feed))
+    app.include_router(_stream_router(journal, streams))
     return app
 
 
-def create_telemetry_api(observe: Observe, limits: Limits) -> FastAPI:
-    """/v1/state, /v1/earnings and /metrics alone, for a loopback port that answers to local host names only."""
-    app = create_bare_app(limits, keys=())
-    app.include_router(_telemetry_router(observe))
+def create_dashboard_api(board: Board, feed: Feed, limits: Limits, keys: Collection[str] = ()) -> FastAPI:
+    """The page and what it reads. Without `keys` it answers to local host names only; with them, to nobody without."""
+    sessions = BrowserSessions()
+    app = create_bare_app(limits, keys, sessions=sessions, public=is_page, structs=STRUCTS)
+    app.include_router(create_dashboard_router(board))
+    app.include_router(create_events_router(feed))
+    app.include_router(create_session_router(sessions))
+    app.include_router(create_page_router())
     return app
 
 
-async def serve_loopback(app: FastAPI, address: str, limits: Limits) -> None:
-    """Serves on `host:port` until cancelled. Raises ConfigError for one that others could reach, or that is in use."""
+async def serve_dashboard(app: FastAPI, address: str, limits: Limits, *, keyed: bool) -> None:
+    """Serves on `host:port` until cancelled. Raises ConfigError for an address that is in use, and for one that others
+    can reach unless the app is `keyed`."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    if not port.isdigit() or not is_loopback(host):
-        raise ConfigError(f"telemetry.listen {address} must be host:port of this machine alone, as 127.0.0.1:9464")
+    if not port.isdigit() or not host:
+        raise ConfigError(f"telemetry.listen {address} must be host:port, as 127.0.0.1:9464")
+    if not keyed and not is_loopback(host):
+        raise ConfigError(f"telemetry.listen {address} can be reached from other machines: set telemetry.key_file")
     with bind(host, int(port), limits) as sock:
         await Server().serve(app, sock, limits)
 
@@ -71,79 +78,25 @@ async def serve_unix(app: FastAPI, path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _router(journal: Journal, streams: JobStreams, nodes: Nodes) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+def _stream_router(journal: Journal, streams: JobStreams) -> APIRouter:
+    router = APIRouter()
 
-    @router.get("/network")
-    async def network() -> Mapping[str, Any]:
-        """The nodes whose presence is alive, this one included."""
-        return {"nodes": [node_view(record) for record in nodes()]}
-
-    @router.get("/jobs")
-    async def jobs(limit: int = Query(100, ge=1, le=1000)) -> list[Mapping[str, Any]]:
-        """The newest jobs first."""
-        return [_job_view(job) for job in journal.jobs(limit=limit, newest_first=True)]
-
-    @router.get("/jobs/{job_id}")
-    async def job(job_id: int) -> Mapping[str, Any]:
-        return _job_view(journal.job(JobId(job_id)))
-
-    @router.get("/jobs/{job_id}/stream")
+    @router.get("/v1/jobs/{job_id}/stream", response_class=StreamingResponse)
     async def stream(job_id: int) -> StreamingResponse:
         """Server-sent events {"state", "text"} until this node is done with the job; `text` is what was added.
 
         A null `text` begins the answer anew: the engine was restarted. A job just submitted is waited for.
         """
-        await until_known(journal, JobId(job_id))
+        try:
+            await until_known(journal, JobId(job_id))
+        except JournalError as error:
+            raise RequestError("unknown_job", f"{error}.", "job_id") from None
         steps = progress(journal, streams, JobId(job_id))
         return StreamingResponse(_server_sent(steps), media_type="text/event-stream")
 
     return router
 
 
-def _telemetry_router(observe: Observe) -> APIRouter:
-    """What dashboards read: nothing in it is a prompt, an answer or a secret."""
-    router = APIRouter()
-
-    @router.get("/v1/state")
-    async def state() -> Response:
-        """The node at this moment, as `openlora.node.telemetry.snapshot` describes it."""
-        return _json(await observe())
-
-    @router.get("/v1/earnings")
-    async def earnings() -> Response:
-        """What the chain has paid this node's operator, by role."""
-        return _json((await observe()).earnings)
-
-    @router.get("/metrics")
-    async def page() -> Response:
-        """Prometheus."""
-        return Response(metrics(await observe(), time.time()), media_type=CONTENT_TYPE)
-
-    return router
-
-
-def _json(document: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(document), media_type="application/json")
-
-
 async def _server_sent(steps: AsyncIterator[Progress]) -> AsyncIterator[bytes]:
     async for step in steps:
         yield b"data: " + msgspec.json.encode(step) + b"\n\n"
-
-
-def _job_view(job: Job) -> Mapping[str, Any]:
-    return {
-        "job_id": job.id,
-        "state": job.state,
-        "skip_code": job.skip,
-        "reason": job.reason,
-        "recipe_id": job.spec.recipe_id,
-        "client": job.spec.client,
-        "claim_block": job.claim.number if job.claim else None,
-        "changed_at": job.changed_at,
-    }
-
-
-async def _not_found(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": {"code": "unknown_job", "message": str(error)}}, status_code=404)

@@ -1,15 +1,18 @@
 """The HTTP application of `openlora serve`; the agent mounts the same routers beside its own."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from openlora.node.api.adapters import create_adapter_router
 from openlora.node.api.errors import install_error_handlers
 from openlora.node.api.guard import LOOPBACK_NAMES, Guard
+from openlora.node.api.keys import BrowserSessions
 from openlora.node.api.limits import Limits
 from openlora.node.api.openai import create_openai_router
+from openlora.node.api.openapi import DescribedApi
 from openlora.node.api.service import TextService
 from openlora.node.engine.client import InferenceEngine
 
@@ -33,11 +36,19 @@ def create_app(
     return app
 
 
-def create_bare_app(limits: Limits, keys: Collection[str], host_names: Collection[str] = LOOPBACK_NAMES) -> FastAPI:
-    """No routes yet: errors in OpenAI's shape, and the guard before everything. No page of it loads foreign scripts."""
-    app = FastAPI(title="OpenLoRA", docs_url=None, redoc_url=None)
+def create_bare_app(
+    limits: Limits,
+    keys: Collection[str],
+    host_names: Collection[str] = LOOPBACK_NAMES,
+    *,
+    sessions: BrowserSessions | None = None,
+    public: Callable[[str], bool] = lambda path: False,
+    structs: Collection[type[msgspec.Struct]] = (),
+) -> FastAPI:
+    """No routes yet: errors in OpenAI's shape, and the guard before everything. `structs` are what routes answer."""
+    app = DescribedApi("OpenLoRA", "An OpenLoRA node over HTTP.", structs)
     install_error_handlers(app, limits.retry_after_s)
-    app.add_middleware(Guard, limits=limits, keys=keys, host_names=host_names)
+    app.add_middleware(Guard, limits=limits, keys=keys, host_names=host_names, sessions=sessions, public=public)
     return app
 
 

@@ -8,11 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from openlora.node.errors import EngineDied, OpenLoraError, Overloaded, RequestError
+from openlora.node.errors import ChainError, EngineDied, OpenLoraError, Overloaded, RequestError
 
 log = logging.getLogger(__name__)
 
-_NOT_FOUND = ("model_not_found", "adapter_not_found", "not_enabled")
+_NOT_FOUND = ("model_not_found", "adapter_not_found", "not_enabled", "unknown_job", "no_receipt")
 
 
 class ClientGone(Exception):
@@ -32,6 +32,8 @@ def describe(error: OpenLoraError) -> tuple[int, dict[str, object]]:
             return 404, error_body(str(error), "invalid_request_error", error.param, code)
         case RequestError(code=code):
             return 400, error_body(str(error), "invalid_request_error", error.param, code)
+        case ChainError():
+            return 503, error_body(str(error), "server_error", None, "chain_unavailable")
         case EngineDied():
             return 503, error_body(str(error), "server_error", None, "engine_unavailable")
         case _:

@@ -1,8 +1,7 @@
 """What every request passes before any route: who asks, from where, and how much he sends."""
 
 import asyncio
-import hmac
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 
 from fastapi.responses import JSONResponse
@@ -10,23 +9,34 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openlora.node.api.errors import error_body
+from openlora.node.api.keys import COOKIE, BrowserSessions, KeyRing
 from openlora.node.api.limits import Limits
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Guard:
-    """ASGI middleware. With `keys`, every route wants `Authorization: Bearer <key>`, compared in constant time.
+    """ASGI middleware. With `keys`, every route but the `public` ones wants `Authorization: Bearer <key>`, or the
+    cookie of one of `sessions`, which a browser got for a key.
 
     Whose request it is stands in `scope["state"]["tenant"]`: a digest of the key, "local" without keys.
 
     Without keys only `host_names` are answered: a web page that has its own name resolve to 127.0.0.1 (DNS rebinding)
-    would otherwise reach a server that is open on loopback from a browser on the same machine.
+    would otherwise reach a server that is open on loopback from a browser on the same machine. A WebSocket that a page
+    of another origin opens is refused: browsers send it the cookie, and let that page read it.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, keys: Collection[str], host_names: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        keys: Collection[str],
+        host_names: Collection[str],
+        sessions: BrowserSessions | None = None,
+        public: Callable[[str], bool] = lambda path: False,
+    ) -> None:
         self._app, self._limits = app, limits
-        self._key_digests = [sha256(key.encode()).digest() for key in keys]
+        self._keys, self._sessions, self._public = KeyRing(keys), sessions, public
         self._host_names = frozenset(host_names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,32 +50,34 @@ class Guard:
         elif scope["type"] == "http":
             await refusal(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1008})
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if sum(len(name) + len(value) + 4 for name, value in headers) > self._limits.max_header_bytes:
             return _refuse(431, f"The request's headers exceed {self._limits.max_header_bytes} bytes.")
         given = dict(headers)  # of a repeated header the last counts
-        if self._key_digests:
-            if not self._is_key(given.get(b"authorization", b"")):
+        if self._keys:
+            if not self._public(scope["path"]) and not self._may(given):
                 return _refuse(401, "Wrong or missing API key: send 'Authorization: Bearer <key>'.", "invalid_api_key")
         elif _host_name(given.get(b"host", b"")) not in self._host_names:
             return _refuse(403, "This server answers to local host names only; start it with --api-key-file.")
+        if scope["type"] == "websocket" and not _same_origin(given):
+            return _refuse(403, "A page of another origin may not listen here.")
         if (declared := _content_length(given)) is not None and declared > self._limits.max_body_bytes:
             return _refuse(413, _too_large(self._limits))
         return None
 
-    def _is_key(self, authorization: bytes) -> bool:
-        digest = sha256(_token(authorization)).digest()
-        # Every key is compared, so that time does not tell which one was nearly right.
-        found = [hmac.compare_digest(digest, known) for known in self._key_digests]
-        return authorization[:7].lower() == b"bearer " and any(found)
+    def _may(self, given: Mapping[bytes, bytes]) -> bool:
+        authorization = given.get(b"authorization", b"")
+        if authorization[:7].lower() == b"bearer " and self._keys.has(_token(authorization)):
+            return True
+        return self._sessions is not None and self._sessions.has(session_token(given.get(b"cookie", b"")))
 
     def _tenant(self, scope: Scope) -> str:
-        if not self._key_digests:
+        if not self._keys:
             return "local"
-        return "key:" + sha256(_token(dict(scope["headers"])[b"authorization"])).hexdigest()[:32]
+        return "key:" + sha256(_token(dict(scope["headers"]).get(b"authorization", b""))).hexdigest()[:32]
 
     def _bounded(self, receive: Receive) -> Receive:
         """`receive` with a limit on the body's bytes and time, for bodies that declare no length or a wrong one."""
@@ -96,6 +108,21 @@ def _refuse(status: int, message: str, code: str | None = None) -> JSONResponse:
 
 def _token(authorization: bytes) -> bytes:
     return authorization.partition(b" ")[2].strip()
+
+
+def session_token(cookies: bytes) -> str:
+    """The browser session's token among the cookies that were sent; empty without one."""
+    for cookie in cookies.decode("latin-1").split(";"):
+        name, _, value = cookie.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""
+
+
+def _same_origin(given: Mapping[bytes, bytes]) -> bool:
+    """Only browsers send an origin, and always; "null" is a page that has none."""
+    origin = given.get(b"origin")
+    return origin is None or origin.lower().partition(b"://")[2] == given.get(b"host", b"").lower()
 
 
 def _host_name(host: bytes) -> str:

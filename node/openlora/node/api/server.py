@@ -80,6 +80,7 @@ class Server:
             app,
             http="h11",
             ws="websockets-sansio",
+            ws_per_message_deflate=False,
             ws_max_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
             lifespan="off",
             loop="none",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from openlora.node.cli.output import JsonFlag, Output, tokens
@@ -53,4 +54,4 @@ async def _look(client: Path, wait_s: float) -> Sequence[Mapping[str, Any]]:
             if len(peer.network.nodes()) > known:
                 known, since_s = len(peer.network.nodes()), now_s
             await asyncio.sleep(POLL_S)
-        return [node_view(record) for record in peer.network.nodes()]
+        return [msgspec.to_builtins(node_view(record)) for record in peer.network.nodes()]

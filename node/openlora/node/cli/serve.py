@@ -14,6 +14,7 @@ import typer
 
 from openlora.node.api.app import create_app
 from openlora.node.api.catalog import Catalog, ServedAdapter, check_name
+from openlora.node.api.keys import read_keys
 from openlora.node.api.limits import Limits
 from openlora.node.api.server import Server, bind, is_loopback
 from openlora.node.api.service import TextService
@@ -29,7 +30,6 @@ from openlora.node.tasks import running
 
 DTYPES = ("auto", "bfloat16", "float32")
 WEIGHTS = ("auto", "full", "int8", "int4")
-MIN_KEY_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def serve(
         raise ConfigError(f"--weights {weights} is unknown; choose {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
     if not model.exists():
         raise ModelError(f"--model {model} does not exist; give a Hugging Face directory or a GGUF file")
-    keys = () if api_key_file is None else _read_keys(api_key_file)
+    keys = () if api_key_file is None else read_keys(api_key_file, "--api-key-file")
     if not keys and not is_loopback(host):
         raise ConfigError(f"--host {host} can be reached from other machines; protect it with --api-key-file FILE")
     options = ServeOptions(
@@ -157,15 +157,3 @@ def _refuse_same_names(options: ServeOptions) -> None:
 
 def _name_of(model: Path) -> str:
     return model.stem if model.is_file() else model.absolute().name
-
-
-def _read_keys(path: Path) -> tuple[str, ...]:
-    try:
-        keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path} cannot be read: {error}") from None
-    if not keys or any(len(key) < MIN_KEY_CHARS or not key.isascii() or " " in key for key in keys):
-        raise ConfigError(
-            f"--api-key-file {path} must hold a key of at least {MIN_KEY_CHARS} letters and digits on each line"
-        )
-    return keys

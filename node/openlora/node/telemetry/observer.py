@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CHAIN_EVERY_S: Final = 10.0  # how often stake, gas and credits are read
 MACHINE_EVERY_S: Final = 5.0
+PAYMENTS_EVERY_S: Final = 1.0
+PAYMENT_BLOCKS: Final = 16  # whose times are asked for at once
 CHILD_TIMEOUT_S: Final = 1.0  # for a child's figures; those of the last time do until then
 ON_CHAIN: Final = (JobState.CLAIMED, JobState.COMMITTING)  # a lease runs
 
@@ -62,6 +64,7 @@ class Observer:
     active_jobs: Callable[[], int]
     claims: LiveClaims
     purse: Callable[[], Awaitable[shown.Stake]]
+    block_time: Callable[[int], Awaitable[int]]  # of a block's number, in unix seconds
     thresholds: Thresholds
     gpus: Callable[[], Collection[Gpu]] = read_gpus
     clock: Callable[[], float] = time.time
@@ -77,6 +80,7 @@ class Observer:
         async with task_group() as group:
             group.create_task(self._keep(self._look_at_chain, CHAIN_EVERY_S), name="observe-chain")
             group.create_task(self._keep(self._look_at_machine, MACHINE_EVERY_S), name="observe-machine")
+            group.create_task(self._keep(self._time_payments, PAYMENTS_EVERY_S), name="time-payments")
 
     async def _keep(self, look: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
@@ -94,6 +98,12 @@ class Observer:
             if self._chain_answers:
                 log.warning("event=stake_unknown reason=%r", str(error))
             self._chain_answers = False
+
+    async def _time_payments(self) -> None:
+        """Asks when blocks that paid were, for earnings over time; an RPC that does not answer is asked again."""
+        with suppress(ChainError):
+            for number in self.journal.untimed_payment_blocks(PAYMENT_BLOCKS):
+                self.journal.time_payments(number, await self.block_time(number))
 
     async def _look_at_machine(self) -> None:
         self._machine = await asyncio.to_thread(self._read_machine)
@@ -253,4 +263,5 @@ def _gpu(gpu: Gpu) -> shown.Gpu:
         driver=gpu.driver,
         memory_bytes=gpu.memory_bytes,
         memory_used_bytes=gpu.memory_used_bytes,
+        busy_percent=gpu.busy_percent,
     )

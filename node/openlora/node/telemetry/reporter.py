@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from openlora.node.job import Job
+from openlora.node.telemetry.changed_jobs import ChangedJobs
 from openlora.node.telemetry.outbox import Outbox, Waiting
 from openlora.node.telemetry.snapshot import Snapshot
 from openlora.node.telemetry.topics import (
@@ -22,8 +23,6 @@ from openlora.node.telemetry.topics import (
 )
 
 LOOK_EVERY_S: Final = 0.4  # with the way to the broker, a change is out within a second
-OVERLAP_S: Final = 5.0  # a clock that steps back by less than this hides no job
-MAX_JOBS: Final = 512  # told at one look; the rest at the next
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,12 +36,14 @@ class Reporter:
     look_every_s: float = LOOK_EVERY_S
     clock: Callable[[], float] = time.time
     _told: dict[str, Waiting] = field(default_factory=dict)  # topic → what is retained there
-    _since_s: float = 0.0
-    _told_jobs: dict[int, float] = field(default_factory=dict)  # job → the change that was told
+    _changed_jobs: ChangedJobs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._changed_jobs = ChangedJobs(self.jobs_changed_since, 0.0)
 
     async def run(self) -> None:
         """Looks until cancelled."""
-        self._since_s = self.clock()
+        self._changed_jobs.since_s = self.clock()
         while True:
             self.report(await self.observe())
             self.report_jobs()
@@ -59,16 +60,9 @@ class Reporter:
 
     def report_jobs(self) -> None:
         """Puts each job that changed since the last look."""
-        changed = self.jobs_changed_since(self._since_s - OVERLAP_S, MAX_JOBS)
-        for job in changed:
-            if self._told_jobs.get(job.id) != job.changed_at:
-                self._told_jobs[job.id] = job.changed_at
-                topic = self.place.topic(f"jobs/{job.id}")
-                self.outbox.put(Waiting(topic, JobMessage, {"job": JobPart.of(job), "at_s": job.changed_at}, False))
-        if changed:
-            self._since_s = changed[-1].changed_at
-        recent = self._since_s - OVERLAP_S
-        self._told_jobs = {job_id: at_s for job_id, at_s in self._told_jobs.items() if at_s >= recent}
+        for job in self._changed_jobs.next():
+            topic = self.place.topic(f"jobs/{job.id}")
+            self.outbox.put(Waiting(topic, JobMessage, {"job": JobPart.of(job), "at_s": job.changed_at}, False))
 
     def repeat(self) -> None:
         """Puts everything that is retained once more: the broker may have lost it, or published the last will."""

@@ -112,6 +112,7 @@ class Gpu(Part, frozen=True):
     driver: str
     memory_bytes: int
     memory_used_bytes: int
+    busy_percent: int | None = None  # of the time just before; None where the driver does not tell
 
 
 class Machine(Part, frozen=True):
