@@ -186,8 +186,11 @@ class ClientConfig(Table, frozen=True):
 Config = TypeVar("Config", NodeConfig, ClientConfig)
 
 
-def load(path: Path, kind: type[Config]) -> Config:
-    """Reads a TOML file. Raises ConfigError naming every unknown, missing or ill-typed key of the file."""
+def load(path: Path, kind: type[Config], base: Path | None = None) -> Config:
+    """Reads a TOML file, whose paths are relative to `base`, by default its own folder.
+
+    Raises ConfigError naming every unknown, missing or ill-typed key of the file.
+    """
     try:
         raw = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -197,7 +200,7 @@ def load(path: Path, kind: type[Config]) -> Config:
     problems = list(_problems(raw, kind, prefix=""))
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(problems))
-    base = path.resolve().parent
+    base = base or path.resolve().parent
 
     def from_toml(target: type, value: object) -> object:
         return (base / Path(str(value)).expanduser()) if target is Path else value

@@ -26,6 +26,7 @@
     │   └── Reverted              a call or transaction reverted; carries the decoded contract error
     ├── JournalError              the journal contradicts the chain or another agent holds it
     │   └── JournalUnwritable *   the disk is full or failing; may pass
+    ├── BackupError               a backup that cannot be made, read or restored
     └── AgentUnreachable          no agent listens on the socket
 
 A message says what is wrong and what to do, in one sentence, with no secret, prompt or output in it.
@@ -156,6 +157,10 @@ class JournalUnwritable(JournalError):
     """The journal's disk is full or failing: nothing was recorded, so nothing is signed until it can be."""
 
     exit_code = TEMPORARY
+
+
+class BackupError(OpenLoraError):
+    """A backup cannot be made, read or restored; nothing was overwritten."""
 
 
 class AgentUnreachable(OpenLoraError):

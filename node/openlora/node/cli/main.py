@@ -7,6 +7,7 @@ import typer
 
 from openlora.node.cli import (
     adapter,
+    backup,
     devnet,
     doctor,
     init,
@@ -39,6 +40,8 @@ app.command("doctor", rich_help_panel="Node operators")(doctor.doctor)
 app.command("status", rich_help_panel="Node operators")(status.status)
 app.command("drain", rich_help_panel="Node operators")(steer.drain)
 app.command("reload", rich_help_panel="Node operators")(steer.reload)
+app.command("backup", rich_help_panel="Node operators")(backup.backup)
+app.command("restore", rich_help_panel="Node operators")(backup.restore)
 app.command("network", rich_help_panel="Everyone")(network.network)
 app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)
 app.command("withdraw", rich_help_panel="Everyone who is paid")(operator.withdraw)

@@ -15,10 +15,9 @@ from openlora.node.config import NodeConfig
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import AgentUnreachable, RequestError
 from openlora.node.journal import MIGRATIONS, Identity
+from openlora.node.journal_view import next_nonce, read_only
 
 SQLITE_STEPS: Final = 20_000  # between two looks at the clock
-NONCES: Final = "SELECT max(nonce) FROM attempts UNION ALL SELECT max(nonce) FROM foreign_transactions"
-FIRST_NONCE: Final = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'first nonce'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +49,6 @@ def look_at_journal(config: NodeConfig, deadline_s: float) -> JournalFacts:
             return JournalFacts(path, True, holder, state, schema, recorded, next_nonce(db), damage)
     except sqlite3.Error as error:
         return JournalFacts(path, True, holder, state, damage=str(error))
-
-
-def read_only(path: Path) -> sqlite3.Connection:
-    """A connection that writes nothing, beside the agent's own. Raises sqlite3.Error."""
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1.0)
-
-
-def next_nonce(db: sqlite3.Connection) -> int | None:
-    """The first nonce that a journal does not know to be used; None in one whose hot key was never compared."""
-    first = db.execute(FIRST_NONCE).fetchone()
-    if first is None:
-        return None
-    return max(int(first[0]), *(int(nonce) + 1 for (nonce,) in db.execute(NONCES) if nonce is not None), 0)
 
 
 def _damage(db: sqlite3.Connection, deadline_s: float) -> str:
