@@ -1,6 +1,7 @@
 """Weights of fewer bits: how they are made, stacked and widened again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -93,6 +94,17 @@ def rows_of(weight: Weight, rows: slice) -> Weight:
         case Int4Weight(codes, scales, minima, inputs, group):
             return Int4Weight(codes[rows], scales[rows], None if minima is None else minima[rows], inputs, group)
     return weight[rows]
+
+
+def to_device(weight: Weight, device: torch.device) -> Weight:
+    """The same weight in a device's memory."""
+    match weight:
+        case Tensor():
+            return weight.to(device)
+        case Int8Weight(codes, scale):
+            return Int8Weight(codes.to(device), scale.to(device))
+    minima = None if weight.minima is None else weight.minima.to(device)
+    return replace(weight, codes=weight.codes.to(device), scales=weight.scales.to(device), minima=minima)
 
 
 def stack(weights: Sequence[Weight]) -> Weight:

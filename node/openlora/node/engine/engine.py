@@ -37,7 +37,7 @@ from openlora.node.engine.messages import (
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.prefix_cache import root_key
 from openlora.node.engine.runner import Outputs, Runner
-from openlora.node.engine.runners import best_runner
+from openlora.node.engine.runners import best_device, best_runner
 from openlora.node.engine.sampling import to_events
 from openlora.node.engine.scheduler import Scheduler
 from openlora.node.engine.sequence import Chunk, Sequence
@@ -98,15 +98,18 @@ class Engine:
         weights: str = "auto",
         limits: EngineLimits | None = None,
         cache_dir: Path | None = None,
+        device: torch.device | None = None,
     ) -> "Engine":
         """Load a Hugging Face directory or a GGUF file, as `load_weights` has `dtype` and `weights`. Raises ModelError.
 
         `cache_dir` keeps compiled kernels from one start to the next; without it only the reference serves.
+        On a GPU where there is one, unless `device` names another.
         """
         limits = limits or EngineLimits()
         config = DecoderConfig.from_path(path)
         checkpoint = Checkpoint(path, config)
-        runner = best_runner(config, load_weights(path, config, dtype, weights), limits, cache_dir)
+        loaded = load_weights(path, config, dtype, weights, device or best_device())
+        runner = best_runner(config, loaded, limits, cache_dir)
         return cls(config, runner, limits, checkpoint)
 
     @property

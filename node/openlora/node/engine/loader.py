@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openlora.kernels.quantised import dequantise, quantise_int4, quantise_int8, stack
+from openlora.kernels.quantised import dequantise, quantise_int4, quantise_int8, stack, to_device
 from openlora.kernels.types import CodedWeight, Int8Weight, Weight
 from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
 from openlora.node.engine.models.config import DecoderConfig
@@ -33,8 +33,14 @@ class TensorSource(Protocol):
     def coded(self, name: str) -> CodedWeight | None: ...  # a matrix as the checkpoint keeps it, if in fewer bits
 
 
-def load_weights(path: Path, config: DecoderConfig, dtype: str, form: str = "auto") -> DecoderWeights:
-    """Read the checkpoint at `path`; dtype is "bfloat16", "float32" or "auto" (see `choose_dtype`).
+CPU = torch.device("cpu")
+
+
+def load_weights(
+    path: Path, config: DecoderConfig, dtype: str, form: str = "auto", device: torch.device = CPU
+) -> DecoderWeights:
+    """Read the checkpoint at `path` into the device's memory; dtype is "bfloat16", "float32" or "auto" (see
+    `choose_dtype`).
 
     `form` is what the matrices are kept in: "full", all in the dtype; "int8" or "int4", rounded by the rules of
     openlora.kernels.quantised, except that "int4" leaves alone what has 4 bits already, and gives the head 8; "auto",
@@ -47,9 +53,9 @@ def load_weights(path: Path, config: DecoderConfig, dtype: str, form: str = "aut
     _check_tensors(source, config)
     if form not in FORMS:
         raise ModelError(f"weights {form!r} are not served; {', '.join(map(repr, FORMS))} are")
-    chosen = choose_dtype(dtype, source, f"{config.names.embedding}.weight")
+    chosen = choose_dtype(dtype, source, f"{config.names.embedding}.weight", device)
     kept = "full" if form == "auto" and chosen == torch.float32 else form
-    return _Builder(source, config, chosen, kept).weights()
+    return _Builder(source, config, chosen, kept, device).weights()
 
 
 def open_source(path: Path, config: DecoderConfig) -> TensorSource:
@@ -87,18 +93,20 @@ def _stamps(path: Path) -> list[tuple[int, int, int]]:
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
-def choose_dtype(wanted: str, source: TensorSource, embedding: str) -> torch.dtype:
-    """ "auto": bfloat16 where neither the checkpoint nor the processor loses by it, else float32."""
+def choose_dtype(wanted: str, source: TensorSource, embedding: str, device: torch.device = CPU) -> torch.dtype:
+    """ "auto": bfloat16 where neither the checkpoint nor the device loses by it, else float32."""
     if wanted == "auto":
         exact = source.is_float32(embedding)
-        wanted = "float32" if exact or not _bfloat16_is_fast() else "bfloat16"
+        wanted = "float32" if exact or not _bfloat16_is_fast(device) else "bfloat16"
     if wanted not in ("bfloat16", "float32"):
         raise ModelError(f"dtype {wanted!r} is not served; 'auto', 'bfloat16' and 'float32' are")
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
-def _bfloat16_is_fast() -> bool:
-    """Whether torch's products take bfloat16 on this processor without emulating it."""
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether torch's products take bfloat16 there without emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
@@ -116,13 +124,16 @@ def _check_tensors(source: TensorSource, config: DecoderConfig) -> None:
 
 
 class _Builder:
-    """Stacks and casts the checkpoint's tensors, one at a time."""
+    """Stacks, casts and moves the checkpoint's tensors, one at a time."""
 
-    def __init__(self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype, form: str) -> None:
+    def __init__(
+        self, source: TensorSource, config: DecoderConfig, dtype: torch.dtype, form: str, device: torch.device
+    ) -> None:
         self._source = source
         self._config = config
         self._dtype = dtype
         self._form = form
+        self._device = device
         self._shapes = config.tensors()
         self._head_names = {f"{config.names.head}.weight", f"{config.names.embedding}.weight"}  # of a tied head
 
@@ -155,11 +166,12 @@ class _Builder:
     def _tied_head(self, embedding: Tensor) -> Projection:
         weight = self._reduced(f"{self._config.names.embedding}.weight")
         rows = slice(0, self._config.vocab_size)
-        return Projection(embedding if weight is None else weight, None, ((self._config.names.head, rows),))
+        moved = embedding if weight is None else to_device(weight, self._device)
+        return Projection(moved, None, ((self._config.names.head, rows),))
 
     def _norm(self, module: str) -> Norm:
-        bias = self._source.tensor(f"{module}.bias").float() if self._config.layer_norms else None
-        return Norm(module, self._source.tensor(f"{module}.weight").float() + self._config.norm_offset, bias)
+        bias = self._float(f"{module}.bias") if self._config.layer_norms else None
+        return Norm(module, self._float(f"{module}.weight") + self._config.norm_offset, bias)
 
     def _optional_norm(self, prefix: str, name: str | None) -> Norm | None:
         return None if name is None else self._norm(prefix + name)
@@ -180,7 +192,7 @@ class _Builder:
         weights: list[Weight] = []
         for name in names:
             reduced = self._reduced(name)
-            weights.append(self._one(name) if reduced is None else reduced)
+            weights.append(self._one(name) if reduced is None else to_device(reduced, self._device))
         if len({type(weight) for weight in weights}) > 1:
             weights = [dequantise(weight).to(self._dtype) for weight in weights]
         return stack(weights)
@@ -199,7 +211,10 @@ class _Builder:
         return coded
 
     def _one(self, name: str) -> Tensor:
-        return self._source.tensor(name).to(self._dtype)
+        return self._source.tensor(name).to(self._device, self._dtype)
+
+    def _float(self, name: str) -> Tensor:
+        return self._source.tensor(name).to(self._device, torch.float32)
 
 
 class SafetensorsSource:

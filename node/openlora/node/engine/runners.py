@@ -10,41 +10,66 @@ from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.ops import BACKENDS, Ops
 from openlora.kernels.quantised import dequantise
 from openlora.kernels.types import CodedWeight
+from openlora.node.engine.choice import checks_file, kernels_digest, passed_checks
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.decoder import Decoder, DecoderWeights, Layer, Projection
+from openlora.node.engine.models.decoder import Decoder, DecoderWeights, Projection, with_projections
 from openlora.node.engine.runner import OpsRunner, Runner
 
+LEAST_CAPABILITY = (8, 0)  # matrix instructions for bfloat16
 log = logging.getLogger(__name__)
 
 
+def best_device() -> torch.device:
+    """The GPU that this process is confined to, or the first it sees; else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def best_runner(config: DecoderConfig, weights: DecoderWeights, limits: EngineLimits, cache_dir: Path | None) -> Runner:
-    """The compiled decoder where it can serve, else the op-by-op one on the reference, and the log says why."""
-    if cache_dir is not None and weights.embedding.dtype == torch.bfloat16:
-        try:
+    """For the device that the weights lie on: the Triton kernels on a GPU, the compiled decoder on a processor. Where
+    they cannot serve, the op-by-op runner on the reference, and the log says why."""
+    try:
+        if weights.embedding.device.type == "cuda":
+            return cuda_runner(config, weights, limits, cache_dir)
+        if cache_dir is not None and weights.embedding.dtype == torch.bfloat16:
             return CompiledRunner(config, weights, limits, cache_dir)
-        except KernelsUnavailable as error:
-            log.warning("the compiled kernels cannot serve: %s; the slower reference serves", error)
+    except KernelsUnavailable as error:
+        log.warning("the compiled kernels cannot serve: %s; the slower reference serves", error)
     ops = Ops(BACKENDS["reference"])
     return OpsRunner(Decoder(config, _widened(weights), ops), ops, limits.pages, limits.page_tokens)
+
+
+def cuda_runner(config: DecoderConfig, weights: DecoderWeights, limits: EngineLimits, cache_dir: Path | None) -> Runner:
+    """Raises KernelsUnavailable, naming what is missing."""
+    try:
+        from openlora.kernels.triton.attention import DECODE_QUERIES
+        from openlora.kernels.triton.backend import TRITON
+        from openlora.node.engine.cuda import CudaRunner, packed
+    except ImportError as error:
+        raise KernelsUnavailable(f"{error.name} is not installed") from error
+    from openlora.kernels.flashinfer import with_flashinfer
+    from openlora.node.engine.graphs import CudaGraphs
+
+    if config.heads // config.kv_heads > DECODE_QUERIES:
+        raise KernelsUnavailable(f"more than {DECODE_QUERIES} query heads share a key-value head")
+    device = weights.embedding.device
+    if (capability := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
+        raise KernelsUnavailable(f"the GPU's compute capability is {capability[0]}.{capability[1]}, and 8.0 is needed")
+    card = torch.cuda.get_device_name(device)
+    checks = [] if cache_dir is None else passed_checks(checks_file(cache_dir), kernels_digest())
+    if card not in {check.card for check in checks}:
+        log.warning("the CUDA kernels have not passed their check on %s; `make gpu-check` makes it", card)
+    ops = Ops(with_flashinfer(TRITON, device))
+    return CudaRunner(Decoder(config, packed(weights), ops), ops, limits, CudaGraphs())
 
 
 def _widened(weights: DecoderWeights) -> DecoderWeights:
     """Codes replaced by the numbers they stand for, which the reference would make again at every step."""
 
-    def projection(one: Projection) -> Projection:
+    def widen(one: Projection) -> Projection:
         if not isinstance(one.weight, CodedWeight):
             return one
         return replace(one, weight=dequantise(one.weight).to(weights.embedding.dtype))
 
-    def layer(one: Layer) -> Layer:
-        return replace(
-            one,
-            qkv=projection(one.qkv),
-            o=projection(one.o),
-            gate_up=projection(one.gate_up),
-            down=projection(one.down),
-        )
-
-    return replace(weights, layers=tuple(map(layer, weights.layers)), head=projection(weights.head))
+    return with_projections(weights, widen)

@@ -1,7 +1,7 @@
 """The decoder of DecoderConfig, written in the ops of `openlora.kernels`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,15 @@ class DecoderWeights:
     norm: Norm
     head: Projection  # the embedding's own memory where the head is tied
     form: str = "full"  # what the matrices were rounded to at loading: "full" (not at all), "int8" or "int4"
+
+
+def with_projections(weights: DecoderWeights, change: Callable[[Projection], Projection]) -> DecoderWeights:
+    """The weights with another form of each matrix."""
+
+    def layer(one: Layer) -> Layer:
+        return replace(one, qkv=change(one.qkv), o=change(one.o), gate_up=change(one.gate_up), down=change(one.down))
+
+    return replace(weights, layers=tuple(map(layer, weights.layers)), head=change(weights.head))
 
 
 class Decoder:
