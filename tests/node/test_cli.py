@@ -1,8 +1,8 @@
 import pytest
 
 from openlora.node.catalogue import RegisteredAdapter
+from openlora.node.cli.hand import parse_address
 from openlora.node.cli.job import parse_price, parse_term
-from openlora.node.cli.operator import parse_address
 from openlora.node.cli.output import Output, parse_tokens, tokens
 from openlora.node.errors import ConfigError
 

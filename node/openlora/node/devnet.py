@@ -41,7 +41,7 @@ ASK_OUT_WEI_PER_K: Final = OLRA // 5
 STAKE_WEI: Final = 100 * OLRA
 PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_secs=3_600, max_duration_secs=86_400)
 UNSTAKE_DELAY_S: Final = 60
-CLOSE_DELAY_S: Final = 60
+CLOSE_DELAY_S: Final = 15
 BLOCK_TIME_S: Final = 1
 TURN_S: Final = 2.0
 MAX_LIVE_JOBS: Final = 4  # of each node: all share one machine

@@ -23,7 +23,7 @@
     │   ├── RpcDown *             no configured RPC answers
     │   ├── RpcError              an RPC answered with an error; carries its code and data
     │   ├── WrongChain            the RPC serves another chain id
-    │   └── Reverted              a call or transaction reverted; carries the decoded contract error
+    │   └── Reverted              a call or transaction reverted; carries the decoded contract error; exit code 3
     ├── JournalError              the journal contradicts the chain or another agent holds it
     │   └── JournalUnwritable *   the disk is full or failing; may pass
     ├── BackupError               a backup that cannot be made, read or restored
@@ -143,6 +143,8 @@ class WrongChain(ChainError):
 
 class Reverted(ChainError):
     """A call or transaction reverted; `name` is the contract error's name, empty when unknown."""
+
+    exit_code = 3
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)

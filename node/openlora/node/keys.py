@@ -3,9 +3,12 @@
 import json
 import secrets
 from pathlib import Path
+from typing import Any
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
+from eth_utils.address import is_hex_address, to_checksum_address
 
 from openlora.node.config import KeyConfig
 from openlora.node.errors import ConfigError
@@ -15,27 +18,57 @@ SCRYPT_N = 1 << 18  # the cost of one guess
 
 def load_key(config: KeyConfig) -> LocalAccount:
     """Unlocks a keystore. Raises ConfigError for a missing or malformed file and for a wrong password."""
+    keystore = _keystore(config.keystore)
+    password = read_password(config.password_file)
+    return _decrypted(config.keystore, keystore, password, f"the password in {config.password_file}")
+
+
+def read_password(path: Path) -> str:
+    """Raises ConfigError."""
     try:
-        keystore = json.loads(config.keystore.read_text())
-        password = config.password_file.read_text().rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{error.filename} does not exist; `openlora init` makes a keystore and its password"
-        ) from None
+        return path.read_text().rstrip("\r\n")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `openlora init` makes a keystore and its password") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{config.keystore} cannot be read as a keystore: {error}") from None
+        raise ConfigError(f"{path} cannot be read as a password: {error}") from None
+
+
+def unlock(path: Path, password: str, called: str = "the password") -> LocalAccount:
+    """The key in a keystore. `called` names the password to people. Raises ConfigError."""
+    return _decrypted(path, _keystore(path), password, called)
+
+
+def _decrypted(path: Path, keystore: dict[str, Any], password: str, called: str) -> LocalAccount:
     try:
         private_key = Account.decrypt(keystore, password)
     except ValueError as error:
         if "MAC mismatch" in str(error):
-            raise ConfigError(
-                f"the password in {config.password_file} does not open {config.keystore}; put the right one there"
-            ) from None
-        raise ConfigError(f"{config.keystore} is not a keystore v3 file: {error}") from None
+            raise ConfigError(f"{called} does not open {path}; put the right one there") from None
+        raise ConfigError(f"{path} is not a keystore v3 file: {error}") from None
     except (KeyError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"{config.keystore} is not a keystore v3 file ({type(error).__name__})") from None
+        raise ConfigError(f"{path} is not a keystore v3 file ({type(error).__name__})") from None
     account: LocalAccount = Account.from_key(private_key)
     return account
+
+
+def address_in(path: Path) -> ChecksumAddress:
+    """Whose keystore it says it is, which takes no password. Raises ConfigError when it does not say."""
+    address = _keystore(path).get("address")
+    if not isinstance(address, str) or not is_hex_address(address):
+        raise ConfigError(f"{path} does not name its address; give it as --from")
+    return to_checksum_address(address)
+
+
+def _keystore(path: Path) -> dict[str, Any]:
+    try:
+        keystore = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `openlora init` makes a keystore and its password") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a keystore: {error}") from None
+    if not isinstance(keystore, dict):
+        raise ConfigError(f"{path} is not a keystore v3 file")
+    return keystore
 
 
 def create_key(folder: Path, name: str, private_key: bytes | None = None) -> tuple[KeyConfig, str]:

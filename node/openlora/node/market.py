@@ -10,29 +10,24 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
-from eth_typing import ChecksumAddress
 
 from openlora.contracts import (
     AdapterRegistry,
     Call,
     DatanetCreated,
     Deployment,
-    DevToken,
-    HotKeyConsent,
     Job,
     JobCancelled,
     JobCommitted,
     JobQueue,
     JobSpec,
     JobSubmitted,
-    NodeRegistry,
     Paid,
     RecipeRegistered,
     Share,
-    Vault,
     eip712,
 )
 from openlora.node import documents
@@ -45,16 +40,14 @@ from openlora.node.chain.transact import transact
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import ClientConfig, load
 from openlora.node.content import BlockContent, Content
+from openlora.node.deeds import Deed, Desk
 from openlora.node.deployment import load_deployment
 from openlora.node.documents import InputDocument, OutputDocument
 from openlora.node.errors import ChainError
 from openlora.node.facts import WEIGHT_UNIT
 from openlora.node.keys import load_key
-from openlora.typed_data import Domain
 
 E = TypeVar("E")
-
-CONSENT_S: Final = 3_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +85,8 @@ class Market:
         self.deployment = deployment
         self.key = key
         self.content = content
-        self.token = DevToken(deployment.token)
-        self.vault = Vault(deployment.vault)
-        self.nodes = NodeRegistry(deployment.node_registry)
+        self.desk = Desk(chain, deployment, key.address)
+        self.token, self.vault, self.nodes = self.desk.token, self.desk.vault, self.desk.nodes
         self.registry = AdapterRegistry(deployment.adapter_registry)
         self.queue = JobQueue(deployment.job_queue)
 
@@ -103,28 +95,21 @@ class Market:
 
     # ---- money ----
 
+    async def carry_out(self, deeds: Sequence[Deed]) -> list[TxReceipt]:
+        """Sends each once the one before it is mined."""
+        return [await self.transact(deed.call) for deed in deeds]
+
     async def deposit(self, amount_wei: int) -> None:
         """Moves tokens of the key's own into its Vault balance."""
-        await self.transact(self.token.approve(self.vault.address, amount_wei))
-        await self.transact(self.vault.deposit(self.key.address, amount_wei))
-
-    async def credits(self) -> int:
-        """What this key has earned and not yet withdrawn, in token wei."""
-        return await self.chain.call(self.vault.credits_of(self.key.address))
-
-    async def withdraw_credits(self, to: ChecksumAddress) -> int:
-        """Sends all credits to `to`. Returns the amount in token wei."""
-        amount_wei = await self.credits()
-        if amount_wei:
-            await self.transact(self.vault.claim_credits(to))
-        return amount_wei
+        await self.carry_out(self.desk.deposit(amount_wei))
 
     async def earned(self) -> Mapping[str, int]:
-        """Token wei that finalized jobs have paid this key, by role."""
+        """Token wei that jobs and sessions have paid this key, by role."""
         by_role: Counter[str] = Counter()
-        for event in await self._events(self.queue.address):
-            if isinstance(event, Paid) and event.payee == self.key.address:
-                by_role[event.role.name.lower()] += event.amount
+        for lane in (self.queue.address, self.desk.sessions.address):
+            for event in await self._events(lane):
+                if isinstance(event, Paid) and event.payee == self.key.address:
+                    by_role[event.role.name.lower()] += event.amount
         return dict(by_role)
 
     # ---- nodes ----
@@ -134,23 +119,7 @@ class Market:
 
         Takes up where an earlier call was interrupted; tokens come from the key's Vault balance first.
         """
-        known = await self.chain.call(self.nodes.node(self.key.address))
-        if int(known.hot_key, 16) == 0:
-            await self.transact(self.nodes.register(await self._consent(hot_key), bytes(32), bytes(32), b""))
-        elif known.hot_key != hot_key.address:
-            await self.transact(self.nodes.set_hot_key(await self._consent(hot_key)))
-        missing_wei = stake_wei - known.stake
-        if missing_wei > 0:
-            balance_wei = await self.chain.call(self.vault.balance_of(self.key.address))
-            if balance_wei < missing_wei:
-                await self.deposit(missing_wei - balance_wei)
-            await self.transact(self.nodes.stake(missing_wei))
-
-    async def _consent(self, hot_key: LocalAccount) -> HotKeyConsent:
-        """The hot key's signature that it serves this operator, good for long enough to be mined."""
-        domain = Domain(self.deployment.chain_id, self.nodes.address)
-        deadline = (await self.chain.block("latest")).timestamp + CONSENT_S
-        return eip712.hot_key_consent(bytes(hot_key.key), domain, self.key.address, deadline)
+        await self.carry_out(await self.desk.register(await self.desk.consent(hot_key), stake_wei))
 
     # ---- models, data, adapters ----
 

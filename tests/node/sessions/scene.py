@@ -94,13 +94,12 @@ class Transactions:
     reverts: dict[str, str] = field(default_factory=dict)  # deed → the contract's error
 
     async def send(self, key: str, call: Call[Any]) -> TxReceipt:
-        deed, session, *rest = key.split(":")
+        deed, session, settled = key.split(":")
         if deed in self.reverts:
             raise Reverted(self.reverts[deed], f"{call.name}: {self.reverts[deed]}")
         self.sent.append(key)
-        known = self.facts.known[bytes.fromhex(session)]
-        changed = replace(known, settled=int(rest[0])) if rest else replace(known, state=SessionState.CLOSED)
-        self.facts.known[bytes.fromhex(session)] = changed
+        id_ = bytes.fromhex(session)
+        self.facts.known[id_] = replace(self.facts.known[id_], settled=int(settled))
         return TxReceipt(bytes(32), block(1), True, 1, Wei(1), None, ())
 
 

@@ -12,11 +12,10 @@ from openlora.node.config import SessionsConfig
 from openlora.node.errors import Reverted
 from openlora.node.tasks import running
 from tests.node.facts import open_journal
-from tests.node.sessions.scene import SESSION, Scene, answer, new_scene, opened, paid_order, signed
+from tests.node.sessions.scene import SESSION, Scene, new_scene, opened, paid_order
 
 FEE = 38
 SETTLE = f"settle:{SESSION.hex()}"
-CLOSE = f"close:{SESSION.hex()}"
 
 
 @pytest.fixture
@@ -49,20 +48,9 @@ async def test_many_receipts_are_settled_in_one_transaction_when_the_client_leav
     await order(scene, 3)
     scene.change(state=SessionState.CLOSING, close_at=int(scene.now_s) + 60)
     await sweep(scene)
-    assert scene.transactions.sent == [f"{SETTLE}:{3 * FEE}", CLOSE]
+    assert scene.transactions.sent == [f"{SETTLE}:{3 * FEE}"]
     await sweep(scene)
-    assert len(scene.transactions.sent) == 2
-
-
-async def test_a_session_that_owes_is_not_closed_early(scene: Scene):
-    conversation = scene.conversation()
-    await order(scene)
-    await conversation.start(scene.now_s)
-    _, unpaid = signed(conversation, scene.now_s)
-    await answer(conversation, unpaid)
-    scene.change(state=SessionState.CLOSING)
-    await sweep(scene)
-    assert scene.transactions.sent == [f"{SETTLE}:{FEE}"]
+    assert len(scene.transactions.sent) == 1
 
 
 @pytest.mark.parametrize("later_s", [86_410, 30 * 86_400 - 60])
@@ -111,9 +99,9 @@ async def test_a_killed_node_settles_after_its_restart(tmp_path: Path):
         async with opened(tmp_path, journal) as scene:
             scene.change(state=SessionState.CLOSING)
             async with running(scene.settler.run(), "settler"), asyncio.timeout(5):
-                while CLOSE not in scene.transactions.sent:  # noqa: ASYNC110 - it announces nothing
+                while not scene.transactions.sent:  # noqa: ASYNC110 - it announces nothing
                     await asyncio.sleep(0.005)
-            assert scene.transactions.sent == [f"{SETTLE}:{2 * FEE}", CLOSE]
+            assert scene.transactions.sent == [f"{SETTLE}:{2 * FEE}"]
 
 
 async def test_a_wish_to_close_is_heard_at_once(scene: Scene):

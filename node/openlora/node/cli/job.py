@@ -1,7 +1,6 @@
 """`openlora job`: submit a job to the queue, watch its answer come, read the result."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, printable, tokens
+from openlora.node.cli.hand import parse_address
+from openlora.node.cli.output import ClientFile, Ink, JsonFlag, Output, parse_tokens, tokens
 from openlora.node.content import document_cid
 from openlora.node.documents import MAX_INLINE_BYTES, ChatMessage, InputDocument, JobSampling, encode
 from openlora.node.errors import ConfigError, RequestError
@@ -38,10 +38,16 @@ def submit(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
     deadline: Annotated[int, typer.Option(min=1, help="Seconds until the job expires.")] = 600,
     watch: Annotated[bool, typer.Option("--watch", help="Stay, and print the answer as it comes.")] = False,
+    session: Annotated[
+        bool, typer.Option("--session", help="Order from the node of an open session, at once; see `openlora session`.")
+    ] = False,
+    node: Annotated[
+        str | None, typer.Option(help="With --session: the operator's address, if there are several.")
+    ] = None,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Escrow the most a job can cost and put it into the queue."""
+    """Escrow the most a job can cost and put it into the queue; or order it from a session's node, at once."""
     from openlora.node.market import Offer, open_market
     from openlora.node.network.participant import participant
 
@@ -56,6 +62,15 @@ def submit(
         out_price_wei_per_k=out_price_wei,
         deadline_s=deadline,
     )
+
+    async def order() -> None:
+        from openlora.node.cli.ordered import show_ordered
+
+        async with participant(client) as peer:
+            catalogue = await peer.market.catalogue()
+            terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
+            recipe_id = await peer.market.recipe(catalogue.base(base).base_id, terms)
+            await show_ordered(peer, None if node is None else parse_address(node), recipe_id, document, offer, output)
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
@@ -74,7 +89,9 @@ def submit(
             if peer and watch:
                 await _show(peer, job.job_id, output)
 
-    asyncio.run(run())
+    if node is not None and not session:
+        raise ConfigError("--node goes with --session: any node may claim a job of the queue")
+    asyncio.run(order() if session else run())
 
 
 @app.command()
@@ -122,19 +139,13 @@ def result(
 async def _show(peer: "Participant", job_id: int, output: Output) -> None:
     from openlora.node.network.watching import follow_answer
 
-    printed = state = ""
+    ink, state, text = Ink(), "", ""
     async for state, text in follow_answer(peer.market, peer.network, job_id):
         if output.as_json:
             output.result({"job_id": job_id, "state": state, "text": text})
-            continue
-        if not text.startswith(printed):  # the answer began anew, perhaps with another node
-            sys.stdout.write("\n")
-            printed = ""
-        sys.stdout.write(printable(text[len(printed) :]))
-        sys.stdout.flush()
-        printed = text
-    if printed:
-        output.say("")
+        else:
+            ink.show(text)
+    ink.end()
     output.say(f"job {job_id} is {state}")
 
 

@@ -13,10 +13,12 @@ from openlora.node.cli import (
     init,
     job,
     model,
+    money,
     network,
     operator,
     serve,
     service,
+    session,
     status,
     steer,
 )
@@ -34,7 +36,10 @@ app = typer.Typer(
 )
 app.command("serve", rich_help_panel="Inference")(serve.serve)
 app.command("init", rich_help_panel="Node operators")(init.init)
-app.command("register", rich_help_panel="Node operators")(operator.register)
+app.command("register", rich_help_panel="Node operators")(money.register)
+app.command("stake", rich_help_panel="Node operators")(money.stake)
+app.command("unstake", rich_help_panel="Node operators")(money.unstake)
+app.command("rotate-hot-key", rich_help_panel="Node operators")(money.rotate_hot_key)
 app.command("run", rich_help_panel="Node operators")(operator.run)
 app.command("doctor", rich_help_panel="Node operators")(doctor.doctor)
 app.command("status", rich_help_panel="Node operators")(status.status)
@@ -43,9 +48,10 @@ app.command("reload", rich_help_panel="Node operators")(steer.reload)
 app.command("backup", rich_help_panel="Node operators")(backup.backup)
 app.command("restore", rich_help_panel="Node operators")(backup.restore)
 app.command("network", rich_help_panel="Everyone")(network.network)
-app.command("earnings", rich_help_panel="Everyone who is paid")(operator.earnings)
-app.command("withdraw", rich_help_panel="Everyone who is paid")(operator.withdraw)
+app.command("earnings", rich_help_panel="Everyone who is paid")(money.earnings)
+app.add_typer(money.withdraw, name="withdraw", rich_help_panel="Everyone who is paid")
 app.add_typer(job.app, name="job", rich_help_panel="Job submitters")
+app.add_typer(session.app, name="session", rich_help_panel="Job submitters")
 app.add_typer(adapter.app, name="adapter", rich_help_panel="Adapter developers")
 app.add_typer(service.app, name="service", rich_help_panel="Node operators")
 app.add_typer(model.app, name="model", rich_help_panel="Inference")

@@ -1,6 +1,7 @@
 """What a command prints: for people by default, one JSON document a line with --json."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -14,12 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from openlora.node.errors import ConfigError
+from openlora.node.wei import TOKEN_WEI, tokens
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 NodeFile = Annotated[Path, typer.Option("--config", help="The node's configuration.")]
 ClientFile = Annotated[Path, typer.Option("--client", help="The configuration of the key to act for.")]
 
-TOKEN_WEI = 10**18
+__all__ = ["ClientFile", "Ink", "JsonFlag", "NodeFile", "Output", "parse_tokens", "printable", "tokens"]
+
 MAX_WEI = 10**9 * TOKEN_WEI
 
 
@@ -53,10 +56,25 @@ class Output:
             print(json.dumps(plain, default=_hex), flush=True)
 
 
-def tokens(wei: int) -> str:
-    """Token wei as a decimal number of tokens, all digits kept."""
-    text = f"{Decimal(wei) / TOKEN_WEI:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+class Ink:
+    """An answer on the terminal as it grows."""
+
+    def __init__(self) -> None:
+        self._printed = ""
+
+    def show(self, text: str) -> None:
+        """The answer so far."""
+        if not text.startswith(self._printed):  # it began anew, perhaps with another node
+            sys.stdout.write("\n")
+            self._printed = ""
+        sys.stdout.write(printable(text[len(self._printed) :]))
+        sys.stdout.flush()
+        self._printed = text
+
+    def end(self) -> None:
+        if self._printed:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 def printable(text: str) -> str:

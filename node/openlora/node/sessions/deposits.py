@@ -1,81 +1,76 @@
 """A client's deposits on chain: one node each."""
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eth_typing import ChecksumAddress
-
-from openlora.contracts import Domain, Session, SessionOpened, Sessions, eip712
+from openlora.contracts import Domain, Session, SessionOpened, SessionState
 from openlora.node.chain.history import events
+from openlora.node.deeds import Deed, Desk
 from openlora.node.errors import ConfigError
-from openlora.node.market import Market
 
 
 @dataclass(frozen=True, slots=True)
 class Deposit:
-    """A session of the market key's own, as the chain sees it now."""
+    """A session of the desk's address, as the chain sees it now."""
 
     id: bytes
     session: Session
 
     @property
-    def unsettled_wei(self) -> int:
+    def left_wei(self) -> int:
+        """Of the deposit, less what was settled; vouchers that the node holds may have taken more."""
         return self.session.deposit - self.session.settled
 
 
 @dataclass(frozen=True, slots=True)
 class Deposits:
-    """Every method raises ChainError, or Reverted with the contract's reason."""
+    """Every method raises ChainError."""
 
-    market: Market
-
-    @property
-    def contract(self) -> Sessions:
-        return Sessions(self.market.deployment.sessions)
+    desk: Desk
 
     @property
     def domain(self) -> Domain:
-        return Domain(self.market.deployment.chain_id, self.contract.address)
-
-    async def open(self, node: ChecksumAddress, deposit_wei: int) -> bytes:
-        """Puts a deposit up for `node`, from the Vault balance and then from the key's tokens. Returns its id."""
-        nonce = secrets.randbits(256)
-        await self._cover(deposit_wei)
-        await self.market.transact(self.contract.open(node, deposit_wei, nonce))
-        return eip712.session_id(self.domain, self.market.key.address, node, nonce)
-
-    async def top_up(self, session_id: bytes, amount_wei: int) -> None:
-        await self._cover(amount_wei)
-        await self.market.transact(self.contract.top_up(session_id, amount_wei))
-
-    async def request_close(self, session_id: bytes) -> None:
-        await self.market.transact(self.contract.request_close(session_id))
-
-    async def close(self, session_id: bytes) -> None:
-        await self.market.transact(self.contract.close(session_id))
+        return Domain(self.desk.deployment.chain_id, self.desk.sessions.address)
 
     async def read(self, session_id: bytes) -> Deposit:
-        return Deposit(session_id, await self.market.chain.call(self.contract.session(session_id)))
+        return Deposit(session_id, await self.desk.chain.call(self.desk.sessions.session(session_id)))
 
     async def mine(self) -> Sequence[Deposit]:
-        """All that this key ever opened, oldest first."""
-        market = self.market
-        found = await events(market.chain, self.contract.address, market.deployment.block)
-        opened = [event for event in found if isinstance(event, SessionOpened)]
-        return [await self.read(event.session_id) for event in opened if event.client == market.key.address]
+        """All that the address ever opened, oldest first."""
+        desk = self.desk
+        found = await events(desk.chain, desk.sessions.address, desk.deployment.block)
+        opened = [event for event in found if isinstance(event, SessionOpened) and event.client == desk.address]
+        return [await self.read(event.session_id) for event in opened]
+
+    async def open_now(self, node: str | None = None) -> Sequence[Deposit]:
+        """Those that orders can be charged to, with `node` where one is named; the largest rest first."""
+        usable = [
+            deposit
+            for deposit in await self.mine()
+            if deposit.session.state is SessionState.OPEN and node in (None, deposit.session.node)
+        ]
+        return sorted(usable, key=lambda deposit: -deposit.left_wei)
 
     async def named(self, text: str) -> Deposit:
         """The one whose id is, or begins with, `text`. Raises ConfigError."""
         wanted = text.lower().removeprefix("0x")
-        found = [deposit for deposit in await self.mine() if deposit.id.hex().startswith(wanted)]
-        if len(found) != 1 or not wanted:
+        found = [deposit for deposit in await self.mine() if wanted and deposit.id.hex().startswith(wanted)]
+        if len(found) != 1:
             counted = "no session" if not found else f"{len(found)} sessions"
-            raise ConfigError(f"{counted} of this key begin with {text}; `openlora session status` lists them")
+            raise ConfigError(
+                f"{counted} of {self.desk.address} begin with {text}; `openlora session status` lists them"
+            )
         return found[0]
 
-    async def _cover(self, amount_wei: int) -> None:
-        market = self.market
-        missing_wei = amount_wei - await market.chain.call(market.vault.balance_of(market.key.address))
-        if missing_wei > 0:
-            await market.deposit(missing_wei)
+    async def closing(self, deposit: Deposit) -> Sequence[Deed]:
+        """What brings a session to its end from where it is. Raises ConfigError while there is nothing to do."""
+        match deposit.session.state:
+            case SessionState.OPEN:
+                return await self.desk.request_close_session(deposit.id)
+            case SessionState.CLOSING:
+                now_s = (await self.desk.chain.block("latest")).timestamp
+                if now_s < deposit.session.close_at:
+                    wait_s = deposit.session.close_at - now_s
+                    raise ConfigError(f"the node may settle for another {wait_s} s; close the session again then")
+                return self.desk.close_session(deposit.id)
+        raise ConfigError(f"session 0x{deposit.id.hex()} is {deposit.session.state.name.lower()} already")

@@ -70,8 +70,6 @@ class Settler:
             self.ledger.mark_settled(payment.voucher)
         elif self._is_due(payment, session):
             await self._settle(payment)
-            if session.state is SessionState.CLOSING:
-                await self._close(payment.voucher.session_id)
 
     def _is_due(self, payment: Payment, session: Session) -> bool:
         now_s = self.clock()
@@ -96,11 +94,3 @@ class Settler:
             receipts = sum(total.tree.count for total in payment.account.totals.values())
             log.info("event=session_settled session=%s receipts=%d", session[:16], receipts)
         self.ledger.mark_settled(voucher)
-
-    async def _close(self, session_id: bytes) -> None:
-        """Gives a client that has paid, and wants to go, the rest of its deposit at once instead of after the delay."""
-        if not self.ledger.outstanding(session_id):
-            try:
-                await self.sender.send(f"close:{session_id.hex()}", self.sessions.close(session_id))
-            except Reverted as refusal:  # somebody was first
-                log.info("event=close_refused session=%s reason=%r", session_id.hex()[:16], str(refusal))

@@ -1,0 +1,115 @@
+"""Whose hand signs a command's transactions: a configuration's key, an operator's keystore, or somebody elsewhere."""
+
+import asyncio
+import getpass
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from eth_typing import ChecksumAddress
+from eth_utils.address import is_checksum_address, is_hex_address, to_checksum_address
+
+from openlora.node.cli.output import Output
+from openlora.node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eth_account.signers.local import LocalAccount
+
+    from openlora.node.deeds import Deed, Desk
+
+OperatorKeystore = Annotated[
+    Path | None, typer.Option(help="Keystore v3 file to sign with, in place of the configuration's key.")
+]
+PasswordFile = Annotated[Path | None, typer.Option(help="Its password; asked for on the terminal if none is given.")]
+UnsignedFlag = Annotated[
+    bool, typer.Option("--unsigned", help="Print the transactions as JSON, to be signed elsewhere; send nothing.")
+]
+FromAddress = Annotated[
+    str | None, typer.Option("--from", help="With --unsigned: whose transactions; read from the keystore if not given.")
+]
+
+Drawn = Callable[["Desk"], Awaitable[Sequence["Deed"]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """The options that every money command takes."""
+
+    client: Path
+    keystore: Path | None = None
+    password_file: Path | None = None
+    unsigned: bool = False
+    sender: str | None = None
+
+    def carry_out(self, draw: Drawn, output: Output, said: Mapping[str, Any] | None = None) -> None:
+        """Has the deeds that `draw` draws up sent one after another, or prints them unsigned.
+
+        `said` goes into the JSON of what was sent, as it is by then. Raises ConfigError, ChainError, Reverted.
+        """
+        asyncio.run(self._carry_out(draw, output, {} if said is None else said))
+
+    async def _carry_out(self, draw: Drawn, output: Output, said: Mapping[str, Any]) -> None:
+        from openlora.node.chain.transact import transact
+
+        async with self.desk() as (desk, key):
+            deeds = await draw(desk)
+            if key is None:
+                Output(as_json=True).result([draft.as_json() for draft in await desk.unsigned(deeds)])
+                return
+            sent = []
+            for deed in deeds:
+                receipt = await transact(desk.chain, key, deed.call)
+                output.say(f"done: {deed.does}")
+                sent.append({"hash": receipt.tx_hash, "block": receipt.block.number, "does": deed.does})
+            if not deeds:
+                output.say("there is nothing to do")
+            output.result({"address": desk.address, **said, "transactions": sent})
+
+    @asynccontextmanager
+    async def desk(self) -> AsyncIterator[tuple["Desk", "LocalAccount | None"]]:
+        """The desk of the address that acts, and its key unless it is elsewhere."""
+        from openlora.node.chain.client import ChainClient
+        from openlora.node.config import ClientConfig, load
+        from openlora.node.deeds import Desk
+        from openlora.node.deployment import load_deployment
+
+        config = load(self.client, ClientConfig)
+        if self.sender is not None and not self.unsigned:
+            raise ConfigError("--from goes with --unsigned: whoever signs here acts for its own address")
+        key = None if self.unsigned else self._key(config.key)
+        address = self._address(config.key) if key is None else key.address
+        deployment = load_deployment(config.chain)
+        chain = await ChainClient.connect(config.chain.rpc_urls, config.chain.chain_id, deployment)
+        try:
+            yield Desk(chain, deployment, address), key
+        finally:
+            await chain.close()
+
+    def _key(self, configured: Any) -> "LocalAccount":
+        from openlora.node.keys import load_key, read_password, unlock
+
+        if self.keystore is None:
+            return load_key(configured)
+        if self.password_file is not None:
+            return unlock(self.keystore, read_password(self.password_file), f"the password in {self.password_file}")
+        if not sys.stdin.isatty():
+            raise ConfigError(f"no terminal to ask for the password of {self.keystore} on; give --password-file")
+        return unlock(self.keystore, getpass.getpass(f"password of {self.keystore}: "))
+
+    def _address(self, configured: Any) -> ChecksumAddress:
+        from openlora.node.keys import address_in
+
+        return parse_address(self.sender) if self.sender else address_in(self.keystore or configured.keystore)
+
+
+def parse_address(text: str) -> ChecksumAddress:
+    """An address whose checksum, if it has one, is right: money sent to a mistyped one is gone. Raises ConfigError."""
+    digits = text.removeprefix("0x")
+    unmarked = digits in (digits.lower(), digits.upper())
+    if not is_hex_address(text) or not (unmarked or is_checksum_address(text)):
+        raise ConfigError(f"{text} is no address, or is mistyped: its checksum does not fit")
+    return to_checksum_address(text)

@@ -1,0 +1,181 @@
+"""Money commands: register, stake, unstake, withdraw, rotate-hot-key, earnings.
+
+Each draws up its transactions and has them signed here, or prints them for a key that is elsewhere.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
+from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, parse_tokens, tokens
+from openlora.node.config import KeyConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openlora.node.deeds import Deed, Desk
+
+withdraw = typer.Typer(help="Take out earnings, Vault balance, or what has left the stake.", no_args_is_help=True)
+
+OPERATOR_TOML = Path("operator.toml")
+CLIENT_TOML = Path("client.toml")
+Amount = Annotated[str, typer.Argument(help="Tokens, such as 12.5.")]
+Receiver = Annotated[str | None, typer.Option(help="Address that receives the tokens; the key's own by default.")]
+
+
+def register(
+    stake: Annotated[str, typer.Option(help="Tokens to put at stake; a claim locks a part of them.")],
+    config: NodeFile = Path("node.toml"),
+    client: ClientFile = OPERATOR_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Make the operator's key an operator whose hot key is the node's, and stake."""
+    from openlora.node.config import NodeConfig, load
+    from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
+    from openlora.node.keys import load_key
+
+    stake_wei = parse_tokens(stake, "--stake")
+    hot_key = load_key(load(config, NodeConfig).hot_key)
+
+    async def draw(desk: "Desk") -> "Sequence[Deed]":
+        consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S)
+        return await desk.register(consent, stake_wei)
+
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(draw, Output(json), {"hot_key": hot_key.address, "stake_wei": stake_wei})
+
+
+def stake(
+    amount: Amount,
+    client: ClientFile = OPERATOR_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Add tokens to the operator's stake, from its Vault balance first."""
+    amount_wei = parse_tokens(amount, "AMOUNT")
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(lambda desk: desk.stake(amount_wei), Output(json), {"amount_wei": amount_wei})
+
+
+def unstake(
+    amount: Amount,
+    client: ClientFile = OPERATOR_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Begin to take tokens out of the stake; `withdraw stake` fetches them once the exit delay is over."""
+    amount_wei = parse_tokens(amount, "AMOUNT")
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(lambda desk: desk.unstake(amount_wei), Output(json), {"amount_wei": amount_wei})
+
+
+@withdraw.command("stake")
+def withdraw_stake(
+    client: ClientFile = OPERATOR_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Move what has left the stake to the Vault balance; `withdraw balance` sends it on."""
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(lambda desk: desk.withdraw_stake(), Output(json))
+
+
+@withdraw.command("credits")
+def withdraw_credits(
+    to: Receiver = None,
+    client: ClientFile = CLIENT_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Send everything earned to an address."""
+    receiver = parse_address(to) if to else None
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(lambda desk: desk.withdraw_credits(receiver or desk.address), Output(json))
+
+
+@withdraw.command("balance")
+def withdraw_balance(
+    amount: Annotated[str | None, typer.Option(help="Tokens; all of the balance if none is given.")] = None,
+    to: Receiver = None,
+    client: ClientFile = CLIENT_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Send the Vault balance, which is neither in a job nor in a session nor at stake, to an address."""
+    receiver = parse_address(to) if to else None
+    amount_wei = None if amount is None else parse_tokens(amount, "--amount")
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(lambda desk: desk.withdraw_balance(receiver or desk.address, amount_wei), Output(json))
+
+
+def rotate_hot_key(
+    new_hot_key: Annotated[Path, typer.Option(help="Keystore v3 file of the key that takes over.")],
+    new_password_file: Annotated[Path, typer.Option(help="Its password.")],
+    client: ClientFile = OPERATOR_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Give the operator another hot key. The node needs it in its configuration, and a state folder of its own."""
+    from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
+    from openlora.node.keys import load_key
+
+    hot_key = load_key(KeyConfig(keystore=new_hot_key, password_file=new_password_file))
+
+    async def draw(desk: "Desk") -> "Sequence[Deed]":
+        return await desk.rotate_hot_key(await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S))
+
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(draw, Output(json), {"hot_key": hot_key.address})
+
+
+def earnings(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
+    """Show what this key has earned, by role, and what it can take out."""
+    from openlora.node.market import open_market
+
+    output = Output(json)
+
+    async def show() -> None:
+        async with open_market(client) as person:
+            earned = await person.earned()
+            credits_wei, balance_wei = await person.desk.credits(), await person.desk.balance()
+            node = await person.chain.call(person.nodes.node(person.key.address))
+        output.table(("role", "OLRA"), [(role, tokens(wei)) for role, wei in earned.items()])
+        output.say(f"{tokens(credits_wei)} OLRA earned can be withdrawn by {person.key.address}")
+        output.say(f"{tokens(balance_wei)} OLRA in its Vault balance, {tokens(node.stake)} OLRA at stake")
+        output.result(
+            {
+                "address": person.key.address,
+                "earned_wei": earned,
+                "withdrawable_wei": credits_wei,
+                "balance_wei": balance_wei,
+                "stake_wei": node.stake,
+                "unstaking_wei": node.unstaking,
+            }
+        )
+
+    asyncio.run(show())

@@ -1,0 +1,192 @@
+"""What people do with their money on chain, as transactions that nobody has signed yet.
+
+A deed is one transaction and one plain sentence of what it does. Whoever has the key carries deeds out in their order;
+whoever keeps it elsewhere is given them to sign there.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
+
+from openlora.contracts import (
+    Call,
+    Deployment,
+    DevToken,
+    Domain,
+    HotKeyConsent,
+    NodeRegistry,
+    Sessions,
+    Vault,
+    eip712,
+)
+from openlora.node.chain.client import ChainClient
+from openlora.node.chain.transact import GAS_MARGIN
+from openlora.node.chain.types import to_hex
+from openlora.node.errors import ConfigError, Reverted
+from openlora.node.wei import tokens
+
+CONSENT_S: Final = 3_600  # a consent given now is good for so long
+UNSIGNED_CONSENT_S: Final = 7 * 86_400  # and one whose transaction is signed elsewhere
+LATER_GAS: Final = 400_000  # of a transaction that cannot be simulated before those ahead of it, generously
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    call: Call[Any]
+    does: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """A transaction as wallets take it; `gas` is a limit. Deeds are to be sent in their order."""
+
+    sender: ChecksumAddress
+    to: ChecksumAddress
+    data: str
+    value: int
+    chain_id: int
+    gas: int
+    does: str
+
+    def as_json(self) -> dict[str, object]:
+        names = {"sender": "from", "chain_id": "chainId"}
+        return {names.get(name, name): getattr(self, name) for name in self.__slots__}
+
+
+class Desk:
+    """Draws up deeds of one address. Every method raises ChainError, or ConfigError for what cannot be meant."""
+
+    def __init__(self, chain: ChainClient, deployment: Deployment, address: ChecksumAddress) -> None:
+        self.chain = chain
+        self.deployment = deployment
+        self.address = address
+        self.token = DevToken(deployment.token)
+        self.vault = Vault(deployment.vault)
+        self.nodes = NodeRegistry(deployment.node_registry)
+        self.sessions = Sessions(deployment.sessions)
+
+    # ---- the vault ----
+
+    def deposit(self, amount_wei: int) -> list[Deed]:
+        """Tokens of the address's own, into its Vault balance."""
+        amount = f"{tokens(amount_wei)} OLRA"
+        return [
+            Deed(self.token.approve(self.vault.address, amount_wei), f"allow the Vault to take {amount}"),
+            Deed(self.vault.deposit(self.address, amount_wei), f"deposit {amount} in the Vault"),
+        ]
+
+    async def cover(self, amount_wei: int) -> list[Deed]:
+        """What brings the Vault balance up to `amount_wei`; nothing where it is."""
+        missing_wei = amount_wei - await self.balance()
+        return self.deposit(missing_wei) if missing_wei > 0 else []
+
+    async def balance(self) -> int:
+        """The Vault balance, which is neither earned nor at stake."""
+        return await self.chain.call(self.vault.balance_of(self.address))
+
+    async def credits(self) -> int:
+        """What was earned and not withdrawn."""
+        return await self.chain.call(self.vault.credits_of(self.address))
+
+    async def withdraw_credits(self, to: ChecksumAddress) -> list[Deed]:
+        amount_wei = await self.credits()
+        does = f"send {tokens(amount_wei)} OLRA of earnings to {to}"
+        return [Deed(self.vault.claim_credits(to), does)] if amount_wei else []
+
+    async def withdraw_balance(self, to: ChecksumAddress, amount_wei: int | None = None) -> list[Deed]:
+        """All of it, unless an amount is named."""
+        amount_wei = await self.balance() if amount_wei is None else amount_wei
+        does = f"send {tokens(amount_wei)} OLRA of the Vault balance to {to}"
+        return [Deed(self.vault.withdraw(to, amount_wei), does)] if amount_wei else []
+
+    # ---- stake and keys ----
+
+    async def stake(self, amount_wei: int) -> list[Deed]:
+        does = f"put {tokens(amount_wei)} OLRA at stake"
+        return [*await self.cover(amount_wei), Deed(self.nodes.stake(amount_wei), does)]
+
+    async def unstake(self, amount_wei: int) -> list[Deed]:
+        delay_s = await self.chain.call(self.nodes.unstake_delay_secs())
+        does = f"take {tokens(amount_wei)} OLRA out of the stake; they can be withdrawn {delay_s} s later"
+        return [Deed(self.nodes.begin_unstake(amount_wei), does)]
+
+    async def withdraw_stake(self) -> list[Deed]:
+        """What has left the stake, into the Vault balance."""
+        leaving_wei = (await self.chain.call(self.nodes.node(self.address))).unstaking
+        does = f"move {tokens(leaving_wei)} OLRA that have left the stake to the Vault balance"
+        return [Deed(self.nodes.withdraw_stake(), does)]
+
+    async def consent(self, hot_key: LocalAccount, life_s: int = CONSENT_S) -> HotKeyConsent:
+        """The hot key's signature that it serves this operator, good for long enough to be mined."""
+        domain = Domain(self.deployment.chain_id, self.nodes.address)
+        deadline = (await self.chain.block("latest")).timestamp + life_s
+        return eip712.hot_key_consent(bytes(hot_key.key), domain, self.address, deadline)
+
+    async def register(self, consent: HotKeyConsent, stake_wei: int) -> list[Deed]:
+        """Makes the address an operator with this hot key and at least this stake; takes up what was interrupted."""
+        known = await self.chain.call(self.nodes.node(self.address))
+        deeds = []
+        if int(known.hot_key, 16) == 0:
+            register = self.nodes.register(consent, bytes(32), bytes(32), b"")
+            deeds.append(Deed(register, f"register as an operator with the hot key {consent.key}"))
+        elif known.hot_key != consent.key:
+            deeds += self._set_hot_key(consent)
+        if stake_wei > known.stake:
+            deeds += await self.stake(stake_wei - known.stake)
+        return deeds
+
+    async def rotate_hot_key(self, consent: HotKeyConsent) -> list[Deed]:
+        """Raises ConfigError while jobs are not final: what the old key claimed only it can commit."""
+        known = await self.chain.call(self.nodes.node(self.address))
+        if known.live_claims:
+            raise ConfigError(
+                f"{known.live_claims} jobs of the present hot key are not final; drain the node and wait for them"
+            )
+        return self._set_hot_key(consent)
+
+    def _set_hot_key(self, consent: HotKeyConsent) -> list[Deed]:
+        return [Deed(self.nodes.set_hot_key(consent), f"make {consent.key} the hot key in place of the present one")]
+
+    # ---- sessions ----
+
+    async def open_session(self, node: ChecksumAddress, deposit_wei: int) -> tuple[bytes, list[Deed]]:
+        """A deposit for `node` alone; the session's id is known before it is opened."""
+        nonce = secrets.randbits(256)
+        domain = Domain(self.deployment.chain_id, self.sessions.address)
+        does = f"open a session with {node} and deposit {tokens(deposit_wei)} OLRA for it"
+        deeds = [*await self.cover(deposit_wei), Deed(self.sessions.open(node, deposit_wei, nonce), does)]
+        return eip712.session_id(domain, self.address, node, nonce), deeds
+
+    async def top_up_session(self, session_id: bytes, amount_wei: int) -> list[Deed]:
+        does = f"add {tokens(amount_wei)} OLRA to the deposit of session {to_hex(session_id)}"
+        return [*await self.cover(amount_wei), Deed(self.sessions.top_up(session_id, amount_wei), does)]
+
+    async def request_close_session(self, session_id: bytes) -> list[Deed]:
+        delay_s = await self.chain.call(self.sessions.close_delay_secs())
+        does = f"ask to close session {to_hex(session_id)}; the node has {delay_s} s to settle, then it can be closed"
+        return [Deed(self.sessions.request_close(session_id), does)]
+
+    def close_session(self, session_id: bytes) -> list[Deed]:
+        does = f"close session {to_hex(session_id)}: the rest of its deposit returns to the Vault balance"
+        return [Deed(self.sessions.close(session_id), does)]
+
+    # ---- to be signed elsewhere ----
+
+    async def unsigned(self, deeds: Sequence[Deed]) -> list[Unsigned]:
+        """Raises Reverted when the first would revert now; those after it build on it and cannot be tried."""
+        drafts = []
+        for number, deed in enumerate(deeds):
+            call = deed.call
+            try:
+                estimate = await self.chain.estimate_gas(call.to, call.data, self.address, name=call.name)
+                gas = int(estimate * GAS_MARGIN)
+            except Reverted:
+                if number == 0:
+                    raise
+                gas = LATER_GAS
+            drafts.append(Unsigned(self.address, call.to, to_hex(call.data), 0, self.chain.chain_id, gas, deed.does))
+        return drafts
