@@ -52,6 +52,7 @@ struct Stack {
 struct Kernels {
   const char* name;
   int input_bytes;  // of one input: 2 or 4
+  int queries;      // that attention takes well at once
 
   // Brackets every thread's work of a step.
   void (*enter)();

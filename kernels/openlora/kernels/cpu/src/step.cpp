@@ -12,8 +12,8 @@ namespace openlora {
 namespace {
 
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
-constexpr int kRowsARead = 5;               // reading keys and values once takes as long as so many rows' arithmetic
-constexpr int kQueriesWanted = 16;          // query vectors an attention item has at least, where there are as many
+
+constexpr std::int64_t kPerItem = 64;     // positions that take as long as what every item takes besides
 
 // A piece of attention: some rows of one sequence under one key-value head.
 struct Item {
@@ -71,36 +71,30 @@ class Pass {
     }
   }
 
+  // Pieces of several rows, which compute, go to the threads in turn; those of one row, which read from memory, stay in
+  // their order, so that each thread has its own sequences.
   void lay_out_attention() {
-    const int each = std::max(1, kQueriesWanted / group());
-    int most = 0;
-    for (const Layer& layer : d_.layers) most = std::max(most, layer.window);
-    std::vector<std::int64_t> cost;
-    for (int s = 0; s < step_.sequences; ++s) {
-      for (int head = 0; head < s_.kv_heads; ++head) {
+    const int each = std::max(1, k_.queries / group());
+    int widest = 0, turn = 0;
+    for (const Layer& layer : d_.layers) widest = std::max(widest, layer.window);
+    std::vector<Item> single;
+    items_.resize(d_.team.size());
+    for (int s = 0; s < step_.sequences; ++s)
+      for (int head = 0; head < s_.kv_heads; ++head)
         for (int row = step_.row_starts[s]; row < step_.row_starts[s + 1]; row += each) {
-          const int rows = std::min(each, step_.row_starts[s + 1] - row);
-          items_.push_back({s, head, row, rows});
-          cost.push_back((kRowsARead + rows) * std::int64_t{64 + std::min(position_[row + rows - 1], most)});
+          const Item item{s, head, row, std::min(each, step_.row_starts[s + 1] - row)};
+          if (item.rows == 1)
+            single.push_back(item);
+          else
+            items_[turn++ % d_.team.size()].push_back(item);
         }
-      }
+    std::int64_t total = 0, before = 0;
+    const auto cost = [&](const Item& item) { return kPerItem + std::min(position_[item.first_row], widest); };
+    for (const Item& item : single) total += cost(item);
+    for (const Item& item : single) {
+      items_[(2 * before + cost(item)) * d_.team.size() / (2 * total)].push_back(item);
+      before += cost(item);
     }
-    item_share_ = shares(cost);
-  }
-
-  // Where each member's contiguous part begins, so that costs are nearly equal; one more for the end.
-  std::vector<int> shares(const std::vector<std::int64_t>& cost) const {
-    std::int64_t total = 0, sum = 0;
-    for (const std::int64_t one : cost) total += one;
-    std::vector<int> begins{0};
-    for (int i = 0; i < static_cast<int>(cost.size()); ++i) {
-      while (static_cast<int>(begins.size()) < d_.team.size() &&
-             (sum + cost[i] / 2) * d_.team.size() >= total * static_cast<std::int64_t>(begins.size()))
-        begins.push_back(i);
-      sum += cost[i];
-    }
-    begins.resize(d_.team.size() + 1, static_cast<int>(cost.size()));
-    return begins;
   }
 
   void allocate() {
@@ -118,7 +112,7 @@ class Pass {
     activated_ = inputs(d_.activated, rows, s_.intermediate_size);
     outputs_ = inputs(d_.outputs, outputs, s_.hidden_size);
     if (d_.integers) allocate_planes(std::max(rows, outputs));
-    const int queries = std::max(group(), kQueriesWanted);
+    const int queries = std::max(group(), k_.queries);
     int longest = 0;
     for (int s = 0; s < step_.sequences; ++s) longest = std::max(longest, step_.context_lens[s]);
     for (Memory& memory : d_.scratch) grown<char>(memory, attention_scratch(queries, longest, s_.head_size));
@@ -374,8 +368,7 @@ class Pass {
     void* out[kMaxQueries];
     Span seen[kMaxQueries];
     std::vector<const bf16*> pages;
-    for (int i = item_share_[member]; i < item_share_[member + 1]; ++i) {
-      const Item& item = items_[i];
+    for (const Item& item : items_[member]) {
       const int first = std::max(0, position_[item.first_row] + 1 - window) / kPageTokens;  // page
       int count = 0;
       for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
@@ -487,8 +480,7 @@ class Pass {
   std::vector<int> position_;
   const AdaptedRows adapted_, adapted_outputs_;
   const AlteredRows altered_, altered_outputs_;
-  std::vector<Item> items_;
-  std::vector<int> item_share_;
+  std::vector<std::vector<Item>> items_;  // by member
   int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
   std::uint8_t *high_plane_, *low_plane_;  // of what the next layer multiplies
   float* input_scales_;
