@@ -1,0 +1,102 @@
+"""An MQTT broker in this process, for a dev network: loopback alone, MQTT 3.1.1, a token for everyone.
+
+A service uses mosquitto: what this one retains is gone with the process, and a last will must outlive the node. The
+rules are those of `configs/mosquitto.acl`: a node writes its own topics and reads none, a dashboard reads them all.
+"""
+
+import hmac
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from amqtt.broker import Broker
+from amqtt.contexts import Action, BrokerConfig, ListenerConfig, ListenerType
+from amqtt.errors import BrokerError, MQTTError
+from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+from amqtt.session import Session
+
+from openlora.node.errors import ConfigError
+from openlora.node.telemetry.topics import PREFIX
+
+HOST: Final = "127.0.0.1"
+DASHBOARD: Final = "dashboard"  # the user who reads; all others are nodes, by their operator's address in lower case
+MAX_CONNECTIONS: Final = 256
+
+
+@asynccontextmanager
+async def dev_broker(tokens: Mapping[str, str], port: int, websocket_port: int) -> AsyncIterator[None]:
+    """Serves users who know their token until the block ends. Raises ConfigError for a port that is in use."""
+    logging.getLogger("amqtt").setLevel(logging.ERROR)  # it warns of every connection that ends early
+    broker = TokenBroker(tokens, port, websocket_port)
+    try:
+        await broker.start()
+    except BrokerError as error:
+        raise ConfigError(f"no MQTT broker on ports {port} and {websocket_port} of {HOST}: {error}") from None
+    try:
+        yield
+    finally:
+        await broker.shutdown()
+
+
+def may(user: str, topic: str, action: Action) -> bool:
+    """Whether `user` may publish to `topic`, receive from it, or subscribe to it as a filter."""
+    if action is Action.SUBSCRIBE:
+        return user == DASHBOARD
+    if not topic.startswith(f"{PREFIX}/"):
+        return False
+    if action is Action.RECEIVE:
+        return user == DASHBOARD
+    _chain_id, *below = topic.removeprefix(f"{PREFIX}/").split("/")
+    return len(below) > 1 and below[0] == user != DASHBOARD
+
+
+class TokenBroker(Broker):
+    """amqtt's broker, but that nobody is anything before his token is known, and everyone is told what is his to know.
+
+    Four things of amqtt 0.12.1 are mended. Sessions are found and deleted by a client's id alone, before it is known
+    who speaks: here an id belongs to a user, and no session outlives its connection. A last will is published wherever
+    its client wishes. Every new client is sent what is retained for the subscriptions of all others.
+    """
+
+    def __init__(self, tokens: Mapping[str, str], port: int, websocket_port: int) -> None:
+        listeners = {
+            "default": ListenerConfig(bind=f"{HOST}:{port}", max_connections=MAX_CONNECTIONS),
+            "websocket": ListenerConfig(
+                type=ListenerType.WS, bind=f"{HOST}:{websocket_port}", max_connections=MAX_CONNECTIONS
+            ),
+        }
+        super().__init__(BrokerConfig(listeners=listeners, plugins={}))
+        self._tokens = {user: token.encode() for user, token in tokens.items()}
+
+    async def _initialize_client_session(
+        self, reader: Any, writer: Any, _address: str, _port: int
+    ) -> tuple[BrokerProtocolHandler, Session]:
+        handler, session = await BrokerProtocolHandler.init_from_connect(reader, writer, self.plugins_manager)
+        if not self._is_welcome(session):
+            await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
+            await writer.close()
+            raise MQTTError("a client without a token, or with a last will that is not its own to say")
+        session.clean_session = True
+        session.client_id = f"{session.username}/{session.client_id}"
+        await self._delete_session(session.client_id)
+        return handler, session
+
+    def _is_welcome(self, session: Session) -> bool:
+        token = self._tokens.get(session.username or "")
+        if token is None or not hmac.compare_digest(token, (session.password or "").encode()):
+            return False
+        return not session.will_flag or may(session.username, session.will_topic, Action.PUBLISH)
+
+    async def _authenticate(self, _session: Session, _listener: ListenerConfig) -> bool:
+        return True  # since its first packet
+
+    async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
+        return may(session.username, topic, action)
+
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
+        if any(subscriber is session for subscriber, _ in self._subscriptions.get(subscription[0], ())):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
