@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from openlora.node.config import EngineConfig, KeyConfig, NetworkConfig
+from openlora.node.config import EngineConfig, KeyConfig, MqttConfig, NetworkConfig
 
 NODE_TOML = """\
 # A node operator's configuration. Paths are relative to this file; an unknown key is an error.
@@ -80,12 +80,12 @@ listen = {dashboard}                    # of the dashboard, /v1 and /metrics: 12
 key_file = ""                           # full path of API keys, one a line; needed where others can reach `listen`
 
 [telemetry.mqtt]
-host = ""                               # of a broker that is told what this node does; "": none
-port = 8883
-tls = true                              # without it, no password is sent but to this machine
+host = {mqtt_host}                      # of a broker that is told what this node does; "": none
+port = {mqtt_port}
+tls = {mqtt_tls}                        # without it, no password is sent but to this machine
 ca_file = ""                            # full path of the authority that vouches for the broker; "": the system's
 username = ""                           # "": the operator's address in lower case
-password_file = ""                      # full path, or a systemd credential's
+password_file = {mqtt_password_file}    # full path, or a systemd credential's
 prefix = "openlora/v1"                  # of all topics
 websocket_path = ""                     # speak MQTT over WebSocket, at this path; "": plain MQTT
 
@@ -113,7 +113,7 @@ password_file = {password_file}
 """
 
 
-ENGINE, NETWORK = EngineConfig(), NetworkConfig()
+ENGINE, NETWORK, MQTT = EngineConfig(), NetworkConfig(), MqttConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,7 @@ def write_node_config(
     engine: EngineConfig = ENGINE,
     network: NetworkConfig = NETWORK,
     dashboard: str = "",
+    mqtt: MqttConfig = MQTT,
 ) -> None:
     """Writes a complete `node.toml`. `dashboard` is telemetry.listen."""
     _write(
@@ -167,6 +168,10 @@ def write_node_config(
         mdns=network.mdns,
         nat=network.nat,
         dashboard=dashboard,
+        mqtt_host=mqtt.host,
+        mqtt_port=mqtt.port,
+        mqtt_tls=mqtt.tls,
+        mqtt_password_file=mqtt.password_file,
     )
 
 

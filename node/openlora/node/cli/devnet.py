@@ -44,6 +44,9 @@ def devnet(
     state: StateFolder = Path("openlora-devnet"),
     model: ModelPath = None,
     port: Annotated[int, typer.Option(help="The chain's port; 0 picks a free one.")] = 8545,
+    mqtt_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Run an MQTT broker for dashboards; 0 picks a free port.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Run a chain with the market deployed and people in it, until Ctrl-C; nodes and jobs are yours to start."""
@@ -61,7 +64,7 @@ def devnet(
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        async with networks.devnet(state, path, port=port) as net:
+        async with networks.devnet(state, path, port=port, mqtt_port=mqtt_port) as net:
             output.say(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}. Now, in other terminals:")
             for node in net.nodes:
                 output.say(f"  openlora run --config {node.config}")
@@ -70,11 +73,18 @@ def devnet(
             )
             output.say(f"  openlora network --client {net.client_config}")
             output.say(f"  openlora earnings --client {net.nodes[0].operator_config}")
+            if net.mqtt is not None:
+                output.say(
+                    f"MQTT for dashboards at 127.0.0.1:{net.mqtt.port}, over WebSocket at {net.mqtt.websocket_port}:"
+                )
+                output.say(f"  the user is dashboard, the password in {net.mqtt.token_file()}")
             output.result(
                 {
                     "rpc_url": net.chain.rpc_url,
                     "chain_id": net.chain.chain_id,
                     "node_configs": [str(node.config) for node in net.nodes],
+                    "mqtt_port": net.mqtt and net.mqtt.port,
+                    "mqtt_websocket_port": net.mqtt and net.mqtt.websocket_port,
                 }
             )
             await stopped.wait()

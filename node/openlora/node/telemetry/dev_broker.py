@@ -8,8 +8,10 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
+import websockets
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BrokerConfig, ListenerConfig, ListenerType
 from amqtt.errors import BrokerError, MQTTError
@@ -17,11 +19,10 @@ from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
 
+from openlora.node.dev_mqtt import DASHBOARD, HOST
 from openlora.node.errors import ConfigError
 from openlora.node.telemetry.topics import PREFIX
 
-HOST: Final = "127.0.0.1"
-DASHBOARD: Final = "dashboard"  # the user who reads; all others are nodes, by their operator's address in lower case
 MAX_CONNECTIONS: Final = 256
 
 
@@ -53,11 +54,12 @@ def may(user: str, topic: str, action: Action) -> bool:
 
 
 class TokenBroker(Broker):
-    """amqtt's broker, but that nobody is anything before his token is known, and everyone is told what is his to know.
+    """amqtt's broker, but that nobody is anyone before his token is known, and everyone is told what is his to know.
 
-    Four things of amqtt 0.12.1 are mended. Sessions are found and deleted by a client's id alone, before it is known
+    Five things of amqtt 0.12.1 are mended. Sessions are found and deleted by a client's id alone, before it is known
     who speaks: here an id belongs to a user, and no session outlives its connection. A last will is published wherever
-    its client wishes. Every new client is sent what is retained for the subscriptions of all others.
+    its client wishes. Every new client is sent what is retained for the subscriptions of all others. And a WebSocket's
+    own pings are left out: MQTT has its own, and paho ends a connection that brings one.
     """
 
     def __init__(self, tokens: Mapping[str, str], port: int, websocket_port: int) -> None:
@@ -69,6 +71,16 @@ class TokenBroker(Broker):
         }
         super().__init__(BrokerConfig(listeners=listeners, plugins={}))
         self._tokens = {user: token.encode() for user, token in tokens.items()}
+
+    async def _create_server_instance(
+        self, name: str, kind: ListenerType, address: str | None, port: int, ssl_context: Any
+    ) -> Any:
+        if kind is not ListenerType.WS:
+            return await super()._create_server_instance(name, kind, address, port, ssl_context)
+        serve = partial(self.ws_connected, listener_name=name)
+        return await websockets.serve(
+            serve, address, port, subprotocols=[websockets.Subprotocol("mqtt")], ping_interval=None
+        )
 
     async def _initialize_client_session(
         self, reader: Any, writer: Any, _address: str, _port: int
