@@ -1,6 +1,6 @@
-"""Writes contracts/test/vectors/eip712.json: specs and receipts with their digests and signatures.
+"""Writes contracts/test/vectors/eip712.json: specs, receipts, vouchers and consents with digests and signatures.
 
-Two chains times two contracts for one spec and receipt, then the smallest and the largest values; throwaway keys.
+Two chains times two contracts for one of each, then the smallest and the largest values; throwaway keys.
 `abi` repeats the fields as one ABI-encoded struct, which Solidity reads; `highS` is the signature's refused twin.
 """
 
@@ -15,7 +15,8 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from openlora.contracts.bindings.job_queue import JobSpec, Receipt
-from openlora.contracts.eip712 import receipt_digest, spec_digest, work_id
+from openlora.contracts.bindings.sessions import Voucher
+from openlora.contracts.eip712 import hot_key_digest, receipt_digest, spec_digest, voucher_digest, work_id
 from openlora.typed_data import Domain, sign_digest
 
 PATH = Path(__file__).resolve().parent.parent / "test" / "vectors" / "eip712.json"
@@ -51,6 +52,8 @@ RECEIPT = Receipt(
     finished_at=1_899_999_000,
     fee=7 * 10**17,
 )
+VOUCHER = Voucher(keccak(text="session"), 9 * 10**17, keccak(text="lines"), 1_899_999_500)
+CONSENT = (to_checksum_address("0x" + "0e" * 20), 1_899_999_600)  # operator, deadline
 
 
 def extreme(abi: str, *, largest: bool) -> tuple[Any, ...]:
@@ -66,7 +69,9 @@ def extreme(abi: str, *, largest: bool) -> tuple[Any, ...]:
     return tuple(value(kind) for kind in abi.strip("()").split(","))
 
 
-def vector(domain: Domain, spec: JobSpec, receipt: Receipt, key: bytes) -> dict[str, Any]:
+def vector(
+    domain: Domain, spec: JobSpec, receipt: Receipt, voucher: Voucher, consent: tuple[Any, ...], key: bytes
+) -> dict[str, Any]:
     digest = receipt_digest(domain, receipt)
     signature = sign_digest(key, digest)
     high_s = SECP256K1_ORDER - int.from_bytes(signature[32:64], "big")
@@ -78,6 +83,10 @@ def vector(domain: Domain, spec: JobSpec, receipt: Receipt, key: bytes) -> dict[
         "specDigest": "0x" + spec_digest(domain, spec).hex(),
         "receipt": shown(receipt),
         "receiptDigest": "0x" + digest.hex(),
+        "voucher": shown(voucher),
+        "voucherDigest": "0x" + voucher_digest(domain, voucher).hex(),
+        "consent": {"operator": consent[0], "deadline": str(consent[1])},
+        "consentDigest": "0x" + hot_key_digest(domain, *consent).hex(),
         "privateKey": "0x" + key.hex(),
         "signer": PrivateKey(key).public_key.to_checksum_address(),
         "signature": "0x" + signature.hex(),
@@ -85,7 +94,7 @@ def vector(domain: Domain, spec: JobSpec, receipt: Receipt, key: bytes) -> dict[
     }
 
 
-def shown(struct: JobSpec | Receipt) -> dict[str, str]:
+def shown(struct: JobSpec | Receipt | Voucher) -> dict[str, str]:
     fields = {
         name: "0x" + value.hex() if isinstance(value, bytes) else str(value) for name, value in asdict(struct).items()
     }
@@ -103,12 +112,14 @@ def vectors() -> str:
                 work_id=work_id(domain.verifying_contract, 42),
                 spec_hash=spec_digest(domain, SPEC),
             )
-            rows.append(vector(domain, SPEC, receipt, keccak(text="hot key")))
+            rows.append(vector(domain, SPEC, receipt, VOUCHER, CONSENT, keccak(text="hot key")))
     domain = Domain(2**63 - 1, to_checksum_address("0x" + "33" * 20))
     for largest in (False, True):
         spec = JobSpec.from_abi(extreme(JobSpec.ABI, largest=largest))
         receipt = Receipt.from_abi(extreme(Receipt.ABI, largest=largest))
-        rows.append(vector(domain, spec, receipt, keccak(text=f"key {largest}")))
+        voucher = Voucher.from_abi(extreme(Voucher.ABI, largest=largest))
+        consent = extreme("(address,uint40)", largest=largest)
+        rows.append(vector(domain, spec, receipt, voucher, consent, keccak(text=f"key {largest}")))
     return json.dumps({"vectors": rows}, indent=1) + "\n"
 
 

@@ -4,6 +4,8 @@ pragma solidity ^0.8.30;
 import {IERC5267} from "@openzeppelin/contracts/interfaces/IERC5267.sol";
 
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
+import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+import {ISessions} from "src/interfaces/ISessions.sol";
 import {PartySignature} from "src/libraries/PartySignature.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
@@ -15,8 +17,13 @@ contract SignaturesTest is MarketTest {
         address queue;
         IJobQueue.JobSpec spec;
         IJobQueue.Receipt receipt;
+        ISessions.Voucher voucher;
+        address operator;
+        uint40 consentDeadline;
         bytes32 specDigest;
         bytes32 receiptDigest;
+        bytes32 voucherDigest;
+        bytes32 consentDigest;
         address signer;
         bytes signature;
         bytes highS;
@@ -39,6 +46,21 @@ contract SignaturesTest is MarketTest {
             IJobQueue at = _queueOf(_vectors[i]);
             assertEq(at.hashSpec(_vectors[i].spec), _vectors[i].specDigest);
             assertEq(at.hashReceipt(_vectors[i].receipt), _vectors[i].receiptDigest);
+        }
+    }
+
+    function test_digests_of_vouchers_and_consents_match_the_vectors() public {
+        for (uint256 i = 0; i < _vectors.length; i++) {
+            Vector storage vector = _vectors[i];
+            vm.chainId(vector.chainId);
+            vm.etch(vector.queue, address(sessions).code);
+            assertEq(ISessions(vector.queue).hashVoucher(vector.voucher), vector.voucherDigest);
+            assertEq(ISessions(vector.queue).hashOrder(vector.spec), vector.specDigest, "an order is a spec");
+            assertEq(ISessions(vector.queue).hashReceipt(vector.receipt), vector.receiptDigest);
+            vm.etch(vector.queue, address(nodes).code);
+            assertEq(
+                INodeRegistry(vector.queue).hashConsent(vector.operator, vector.consentDeadline), vector.consentDigest
+            );
         }
     }
 
@@ -103,6 +125,11 @@ contract SignaturesTest is MarketTest {
         vector.queue = vm.parseJsonAddress(json, _at(i, ".verifyingContract"));
         vector.spec = abi.decode(vm.parseJsonBytes(json, _at(i, ".spec.abi")), (IJobQueue.JobSpec));
         vector.receipt = abi.decode(vm.parseJsonBytes(json, _at(i, ".receipt.abi")), (IJobQueue.Receipt));
+        vector.voucher = abi.decode(vm.parseJsonBytes(json, _at(i, ".voucher.abi")), (ISessions.Voucher));
+        vector.operator = vm.parseJsonAddress(json, _at(i, ".consent.operator"));
+        vector.consentDeadline = uint40(vm.parseJsonUint(json, _at(i, ".consent.deadline")));
+        vector.voucherDigest = vm.parseJsonBytes32(json, _at(i, ".voucherDigest"));
+        vector.consentDigest = vm.parseJsonBytes32(json, _at(i, ".consentDigest"));
         vector.specDigest = vm.parseJsonBytes32(json, _at(i, ".specDigest"));
         vector.receiptDigest = vm.parseJsonBytes32(json, _at(i, ".receiptDigest"));
         vector.signer = vm.parseJsonAddress(json, _at(i, ".signer"));

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openlora import typed_data
-from openlora.contracts import JobSpec, Receipt, eip712
+from openlora.contracts import JobSpec, Receipt, Voucher, eip712
 from openlora.typed_data import Domain, InvalidSignature
 
 CONTRACTS = Path(__file__).parents[2] / "contracts"
@@ -26,8 +26,8 @@ def unhex(text: str) -> bytes:
     return bytes.fromhex(text.removeprefix("0x"))
 
 
-def struct(kind: type[JobSpec] | type[Receipt], shown: dict[str, str]) -> Any:
-    """A spec or receipt from its shown fields, by their declared types."""
+def struct(kind: type[JobSpec] | type[Receipt] | type[Voucher], shown: dict[str, str]) -> Any:
+    """A struct from its shown fields, by their declared types."""
     names = [field.name for field in fields(kind)]
     types = kind.ABI.strip("()").split(",")
     values: list[Any] = [
@@ -73,6 +73,22 @@ def test_digests_match_vectors_and_an_independent_encoder(vector: dict[str, Any]
     assert eip712.receipt_digest(domain, receipt) == by_eth_account(domain, eip712.RECEIPT_TYPE, receipt.to_abi())
 
 
+@pytest.mark.parametrize("vector", VECTORS)
+def test_vouchers_and_consents_match_vectors_and_an_independent_encoder(vector: dict[str, Any]) -> None:
+    domain, voucher = domain_of(vector), struct(Voucher, vector["voucher"])
+    consent = (vector["consent"]["operator"], int(vector["consent"]["deadline"]))
+    assert eip712.voucher_digest(domain, voucher) == unhex(vector["voucherDigest"])
+    assert eip712.hot_key_digest(domain, *consent) == unhex(vector["consentDigest"])
+    assert eip712.voucher_digest(domain, voucher) == by_eth_account(domain, eip712.VOUCHER_TYPE, voucher.to_abi())
+    assert eip712.hot_key_digest(domain, *consent) == by_eth_account(domain, eip712.HOT_KEY_TYPE, consent)
+
+
+def test_no_digest_is_anothers() -> None:
+    """Across chains, contracts and kinds: what was signed for one can never be taken for another."""
+    kinds = ("specDigest", "receiptDigest", "voucherDigest", "consentDigest")
+    assert len({vector[kind] for vector in VECTORS for kind in kinds}) == len(VECTORS) * len(kinds)
+
+
 @given(peer_id=st.binary(max_size=64), job_id=st.integers(0, 2**256 - 1))
 def test_peer_digests_match_an_independent_encoder(peer_id: bytes, job_id: int) -> None:
     domain, operator = domain_of(VECTORS[0]), VECTORS[0]["signer"]
@@ -80,6 +96,9 @@ def test_peer_digests_match_an_independent_encoder(peer_id: bytes, job_id: int) 
     assert bound == by_eth_account(domain, typed_data.NODE_PEER_TYPE, (operator, peer_id))
     watched = typed_data.watch_job_digest(domain, job_id, peer_id)
     assert watched == by_eth_account(domain, typed_data.WATCH_JOB_TYPE, (job_id, peer_id))
+    session = job_id.to_bytes(32, "big")
+    asked = typed_data.watch_session_digest(domain, session, peer_id)
+    assert asked == by_eth_account(domain, typed_data.WATCH_SESSION_TYPE, (session, peer_id))
 
 
 def test_peer_digests_are_fixed() -> None:
