@@ -21,6 +21,7 @@ from openlora.node.devnet import OLRA
 from openlora.node.doctor.finding import EXPLAINED, Code
 from openlora.node.doctor.machine import Instruments
 from openlora.node.journal import Identity, Journal
+from openlora.node.upgrade import check_upgrade
 from tests.node.doctor.clinic import Clinic, Patient, clinic, write_key
 from tests.node.telemetry.broker import free_port, mosquitto
 
@@ -382,6 +383,19 @@ async def test_broker_refuses(patient: Patient, tmp_path: Path):
         assert await patient.codes() == set()
         password.unlink()
         assert "cannot be read" in await found(patient, "broker_refuses")
+
+
+# ---- an upgrade -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_upgrade_is_checked_against_the_contracts(patient: Patient):
+    checks = {check.about: check for check in await check_upgrade(patient.config)}
+    assert all(check.ok for check in checks.values())
+    assert "parameters version 1: bond 1, 32 claims" in checks["minimum"].said
+    change_json(patient.folder / "deployment.json", vault=STRANGER.address)
+    checks = {check.about: check for check in await check_upgrade(patient.config)}
+    assert "vault" in checks["contracts"].said
+    assert checks["contracts"].fix
 
 
 # ---- prices ---------------------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import typer
 from openlora.node.cli import (
     adapter,
     backup,
+    bench,
     devnet,
     doctor,
     init,
     job,
+    logs,
     model,
     money,
     network,
@@ -21,6 +23,7 @@ from openlora.node.cli import (
     session,
     status,
     steer,
+    upgrade,
 )
 from openlora.node.errors import OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
@@ -35,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("serve", rich_help_panel="Inference")(serve.serve)
+app.command("bench", rich_help_panel="Inference")(bench.bench)
 app.command("init", rich_help_panel="Node operators")(init.init)
 app.command("register", rich_help_panel="Node operators")(money.register)
 app.command("stake", rich_help_panel="Node operators")(money.stake)
@@ -47,6 +51,8 @@ app.command("drain", rich_help_panel="Node operators")(steer.drain)
 app.command("reload", rich_help_panel="Node operators")(steer.reload)
 app.command("backup", rich_help_panel="Node operators")(backup.backup)
 app.command("restore", rich_help_panel="Node operators")(backup.restore)
+app.command("upgrade", rich_help_panel="Node operators")(upgrade.upgrade)
+app.command("logs", rich_help_panel="Node operators")(logs.logs)
 app.command("network", rich_help_panel="Everyone")(network.network)
 app.command("earnings", rich_help_panel="Everyone who is paid")(money.earnings)
 app.add_typer(money.withdraw, name="withdraw", rich_help_panel="Everyone who is paid")

@@ -25,6 +25,8 @@ __all__ = ["ClientFile", "Ink", "JsonFlag", "NodeFile", "Output", "parse_tokens"
 
 MAX_WEI = 10**9 * TOKEN_WEI
 
+NUMBERS = ("OLRA", "tokens", "tokens/s", "ms", "#")  # how the headings of columns of numbers end
+
 
 class Output:
     """Text goes to the terminal as it comes; with JSON only `result` prints, to stdout, one line."""
@@ -43,7 +45,7 @@ class Output:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
         table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in columns:
-            table.add_column(column, justify="right" if column.endswith(("OLRA", "tokens", "#")) else "left")
+            table.add_column(column, justify="right" if column.endswith(NUMBERS) else "left")
         for row in rows:
             table.add_row(*(printable(str(cell)) for cell in row))
         unbounded = self.console.options.update(max_width=10_000)

@@ -61,7 +61,7 @@ def _said(left: int, committed: int) -> str:
 
 
 def reload(config: NodeFile = Path("node.toml"), json: JsonFlag = False) -> None:
-    """Have the running node take over prices, limits and allow-lists: [market] and storage.min_free_bytes.
+    """Have the running node take over prices, limits and allow-lists: all of market, and storage.min_free_bytes.
 
     The file is checked as a whole first. What cannot change in a running node is named. SIGHUP does the same.
     """
