@@ -1,0 +1,95 @@
+"""The dashboard and the alert rules ask for what /metrics has, and every alert says where to read on."""
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from openlora.node.telemetry import snapshot as shown
+from openlora.node.telemetry.metrics import metrics
+from tests.node.telemetry.test_metrics import NOW_S, some_state
+from tests.node.test_faq import section
+
+SELECTED = re.compile(r"\b(openlora_[a-z0-9_]+|vllm:[a-z0-9_]+|up)\b(?:\{([^}]*)\})?")
+OF_EVERY_TARGET = {"job", "instance"}  # Prometheus's own labels
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> dict[str, set[str]]:
+    """The names on the page, each with its labels. Nothing was skipped in this scene, and so has no label."""
+    state = await some_state(tmp_path)
+    gpu = shown.Gpu(**{field.name: _any(field) for field in msgspec.structs.fields(shown.Gpu)})
+    machine = msgspec.structs.replace(state.machine, gpus=(gpu,))
+    queue = msgspec.structs.replace(state.queue, skipped_jobs={"low_gas": 1})
+    page = metrics(msgspec.structs.replace(state, machine=machine, queue=queue), NOW_S)
+    found: dict[str, set[str]] = {"up": set()}
+    for family in text_string_to_metric_families(page.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def _any(field: msgspec.structs.FieldInfo) -> object:
+    return "x" if field.type is str else 1
+
+
+def check(expression: str, served: dict[str, set[str]]) -> None:
+    """Every name is on the page, and has each label that is selected or summed by."""
+    selected = SELECTED.findall(expression)
+    assert selected, expression
+    labels = {label for _, body in selected for label in re.findall(r"(\w+)\s*[=!]~?", body)}
+    labels |= {
+        label for body in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression) for label in re.findall(r"\w+", body)
+    }
+    for name, _ in selected:
+        assert name in served, f"{name} of {expression} is not on the page"
+        assert labels - OF_EVERY_TARGET <= served[name], f"{expression}: {name} has the labels {served[name]}"
+
+
+def test_every_panel_asks_for_what_is_served(repository: Path, served: dict[str, set[str]]):
+    dashboard = json.loads((repository / "configs/grafana/openlora.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    asked: set[str] = set()
+    for panel in panels:
+        for target in panel["targets"]:
+            check(target["expr"], served)
+            asked |= {name for name, _ in SELECTED.findall(target["expr"])}
+            by = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            assert by <= OF_EVERY_TARGET | set().union(*(served[name] for name in asked)), target["legendFormat"]
+    assert served.keys() - asked <= {"vllm:lora_requests_info"}, "shown by no panel; that one is for routers"
+
+
+def test_panels_do_not_overlap(repository: Path):
+    taken: set[tuple[int, int]] = set()
+    for panel in json.loads((repository / "configs/grafana/openlora.json").read_text())["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+
+
+def test_every_alert_asks_for_what_is_served_and_has_its_entry_in_the_faq(
+    repository: Path, served: dict[str, set[str]]
+):
+    entries = section((repository / "configs/guides/faq.md").read_text(), "Alerts")
+    (group,) = yaml.safe_load((repository / "configs/grafana/alerts.yml").read_text())["groups"]
+    runbooks = []
+    for rule in group["rules"]:
+        check(rule["expr"], served)
+        assert re.fullmatch(r"OpenLora[A-Za-z]+", rule["alert"])
+        assert rule["labels"]["severity"] in {str(severity) for severity in shown.Severity}
+        assert rule["annotations"]["summary"]
+        runbooks.append(rule["annotations"]["runbook"])
+    assert set(runbooks) == entries
+    assert {str(code) for code in shown.AlertCode} <= set(runbooks), "each of the node's own alerts has a rule"
+    assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
