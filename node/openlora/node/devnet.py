@@ -15,16 +15,16 @@ from typing import Final
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from openlora.contracts import Deployment, MarketSettings, Params, Share, deployment_of, deployment_steps
+from openlora.contracts import Deployment, MarketSettings, Params, Share
 from openlora.node.adapters.modules import Layout
 from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.transact import create
 from openlora.node.config import EngineConfig, LogConfig, MqttConfig, NetworkConfig
 from openlora.node.config_files import ENGINE, ChainEntry, write_client_config, write_node_config
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS
+from openlora.node.deploying import deploy
 from openlora.node.dev_mqtt import DevMqtt, dev_mqtt
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.keys import create_key
@@ -172,16 +172,16 @@ async def _deploy_market(
 ) -> tuple[Deployment, Mapping[str, bytes]]:
     client = await ChainClient.connect([chain.rpc_url], chain.chain_id)
     try:
-        deployment = await deploy(client, people["protocol"])
+        deployment = await deploy(client, people["protocol"], settings_of(people["protocol"]))
         markets = {name: Market(client, deployment, key, content) for name, key in people.items()}
         return deployment, await _populate(markets, base_id, layout)
     finally:
         await client.close()
 
 
-async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
-    """Puts the contracts and a mintable token on the chain; the deployer is owner, guardian and treasury."""
-    settings = MarketSettings(
+def settings_of(deployer: LocalAccount) -> MarketSettings:
+    """Terms in seconds, so that everything can be watched; the deployer is owner, guardian and treasury."""
+    return MarketSettings(
         owner=deployer.address,
         guardian=deployer.address,
         treasury=deployer.address,
@@ -190,11 +190,6 @@ async def deploy(client: ChainClient, deployer: LocalAccount) -> Deployment:
         close_delay_s=CLOSE_DELAY_S,
         unstake_delay_s=UNSTAKE_DELAY_S,
     )
-    head = await client.block("latest")
-    steps = deployment_steps(deployer.address, await client.nonce(deployer.address), settings)
-    for step in steps:
-        await create(client, deployer, step.data, name=step.name)
-    return deployment_of(steps, settings, chain_id=client.chain_id, block=head.number)
 
 
 async def _populate(markets: Mapping[str, Market], base_id: bytes, layout: Layout) -> Mapping[str, bytes]:

@@ -19,7 +19,8 @@ from openlora.node.chain.client import ChainClient
 from openlora.node.config import EngineConfig, KeyConfig, NetworkConfig
 from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
 from openlora.node.content import BlockContent
-from openlora.node.devnet import OLRA, deploy
+from openlora.node.deploying import deploy
+from openlora.node.devnet import OLRA, settings_of
 from openlora.node.doctor.examination import Report, examine
 from openlora.node.market import Market
 from tests.node.engine.tiny import write_model
@@ -111,7 +112,7 @@ async def clinic(folder: Path) -> AsyncIterator[Clinic]:
         protocol, operator, hot_key = (Account.from_key(key) for key in chain.private_keys[:3])
         client = await ChainClient.connect([chain.rpc_url], chain.chain_id)
         try:
-            deployment = await deploy(client, protocol)
+            deployment = await deploy(client, protocol, settings_of(protocol))
             content = BlockContent(folder / "content")
             people = Market(client, deployment, operator, content)
             await people.transact(people.token.mint(operator.address, 100 * OLRA))

@@ -90,20 +90,25 @@ class Hand:
             await chain.close()
 
     def _key(self, configured: Any) -> "LocalAccount":
-        from openlora.node.keys import load_key, read_password, unlock
+        from openlora.node.keys import load_key
 
-        if self.keystore is None:
-            return load_key(configured)
-        if self.password_file is not None:
-            return unlock(self.keystore, read_password(self.password_file), f"the password in {self.password_file}")
-        if not sys.stdin.isatty():
-            raise ConfigError(f"no terminal to ask for the password of {self.keystore} on; give --password-file")
-        return unlock(self.keystore, getpass.getpass(f"password of {self.keystore}: "))
+        return load_key(configured) if self.keystore is None else unlocked(self.keystore, self.password_file)
 
     def _address(self, configured: Any) -> ChecksumAddress:
         from openlora.node.keys import address_in
 
         return parse_address(self.sender) if self.sender else address_in(self.keystore or configured.keystore)
+
+
+def unlocked(keystore: Path, password_file: Path | None) -> "LocalAccount":
+    """The key in a keystore, its password from a file or else from the terminal. Raises ConfigError."""
+    from openlora.node.keys import read_password, unlock
+
+    if password_file is not None:
+        return unlock(keystore, read_password(password_file), f"the password in {password_file}")
+    if not sys.stdin.isatty():
+        raise ConfigError(f"no terminal to ask for the password of {keystore} on; give --password-file")
+    return unlock(keystore, getpass.getpass(f"password of {keystore}: "))
 
 
 def parse_address(text: str) -> ChecksumAddress:

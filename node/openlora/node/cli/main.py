@@ -9,6 +9,7 @@ from openlora.node.cli import (
     adapter,
     backup,
     bench,
+    deploy,
     devnet,
     doctor,
     init,
@@ -61,6 +62,7 @@ app.add_typer(session.app, name="session", rich_help_panel="Job submitters")
 app.add_typer(adapter.app, name="adapter", rich_help_panel="Adapter developers")
 app.add_typer(service.app, name="service", rich_help_panel="Node operators")
 app.add_typer(model.app, name="model", rich_help_panel="Inference")
+app.command("deploy", rich_help_panel="Everyone")(deploy.deploy)
 app.command("devnet", rich_help_panel="Trying it out")(devnet.devnet)
 app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
