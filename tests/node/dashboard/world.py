@@ -174,12 +174,12 @@ class Served:
 
 
 @asynccontextmanager
-async def served(shown: World, keys: Collection[str] = (), limits: Limits | None = None) -> AsyncIterator[Served]:
-    """The dashboard of `shown` on a free port."""
-    limits = limits or Limits()
+async def served(shown: World, keys: Collection[str] = (), port: int = 0) -> AsyncIterator[Served]:
+    """The dashboard of `shown`; `port` 0 is a free one."""
+    limits = Limits()
     server = Server()
     app = create_dashboard_api(shown.board, shown.feed, limits, keys)
-    with bind("127.0.0.1", 0, limits) as sock:
+    with bind("127.0.0.1", port, limits) as sock:
         sock.listen()
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         async with (

@@ -1,0 +1,45 @@
+// What states and codes mean, for people. An unknown one is shown as it is.
+
+export const STATES = {
+  seen: "Undecided",
+  skipped: "Passed over",
+  claiming: "Claiming",
+  claimed: "Running",
+  committing: "Committing",
+  committed: "Challenge window",
+  finalized: "Paid",
+  lost: "Lost",
+  failed: "Given up",
+  cancelled: "Cancelled",
+  expired: "Expired",
+};
+
+export const SKIPS = {
+  model_not_served: "Another base model",
+  adapter_unavailable: "Adapter not to be had",
+  input_unavailable: "Input not to be had",
+  bad_input: "Input is malformed",
+  price_too_low: "Pays too little",
+  deadline_too_near: "Deadline too near",
+  over_context: "Longer than the context",
+  no_capacity: "No room",
+  low_disk: "Disk is full",
+  low_gas: "Too little gas",
+  no_stake: "Too little free stake",
+  taken: "Another node was first",
+  signed_before: "Signed in an earlier lease",
+  breaker_open: "Too many failures lately",
+  draining: "Node is draining",
+};
+
+export const ROLES = {
+  node: "Node",
+  adapter: "Adapters",
+  datanet: "Datanets",
+  base: "Base model",
+  protocol: "Protocol",
+};
+
+export const FINISHES = { stop: "at its end", length: "at its length limit" };
+
+export const word = (words, key) => words[key] ?? String(key).replaceAll("_", " ");
