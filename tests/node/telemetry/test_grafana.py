@@ -42,9 +42,8 @@ def check(expression: str, served: dict[str, set[str]]) -> None:
     selected = SELECTED.findall(expression)
     assert selected, expression
     labels = {label for _, body in selected for label in re.findall(r"(\w+)\s*[=!]~?", body)}
-    labels |= {
-        label for body in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression) for label in re.findall(r"\w+", body)
-    }
+    for grouped in re.findall(r"\b(?:by|on)\s*\(([^)]*)\)", expression):
+        labels |= set(re.findall(r"\w+", grouped))
     for name, _ in selected:
         assert name in served, f"{name} of {expression} is not on the page"
         assert labels - OF_EVERY_TARGET <= served[name], f"{expression}: {name} has the labels {served[name]}"
@@ -58,9 +57,10 @@ def test_every_panel_asks_for_what_is_served(repository: Path, served: dict[str,
     for panel in panels:
         for target in panel["targets"]:
             check(target["expr"], served)
-            asked |= {name for name, _ in SELECTED.findall(target["expr"])}
-            by = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-            assert by <= OF_EVERY_TARGET | set().union(*(served[name] for name in asked)), target["legendFormat"]
+            names = {name for name, _ in SELECTED.findall(target["expr"])}
+            told = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            assert told <= OF_EVERY_TARGET.union(*(served[name] for name in names)), target["legendFormat"]
+            asked |= names
     assert served.keys() - asked <= {"vllm:lora_requests_info"}, "shown by no panel; that one is for routers"
 
 
@@ -68,11 +68,8 @@ def test_panels_do_not_overlap(repository: Path):
     taken: set[tuple[int, int]] = set()
     for panel in json.loads((repository / "configs/grafana/openlora.json").read_text())["panels"]:
         place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
+        columns = range(place["x"], place["x"] + place["w"])
+        cells = {(x, y) for x in columns for y in range(place["y"], place["y"] + place["h"])}
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells
