@@ -5,7 +5,7 @@ DEMO    := var/demo
 PEERS   := vllm llamacpp peft openvino
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint bench peers vllm bench-peers bench-streaming bench-network test-contracts test-kernels mutants gas clean
+.PHONY: help setup demo check test lint bench peers vllm bench-peers bench-streaming bench-network test-contracts test-kernels gpu-check mutants gas clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -30,6 +30,9 @@ mutants: contracts/node_modules/.installed ## seeds faults into the contracts; t
 
 test-kernels: .venv/.installed ## every case of the ops, the CUDA kernels interpreted: minutes
 	.venv/bin/pytest -q -n 2 --whole-grid tests/kernels
+
+gpu-check: .venv/.installed ## on a CUDA machine: kernels, parity and multi-LoRA figures; ten minutes, a report to send
+	@$(PY) node/bench/gpu_check.py
 
 gas: contracts/node_modules/.installed ## gas as whole transactions on anvil, against contracts/snapshots
 	$(PY) contracts/script/gas.py

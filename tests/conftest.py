@@ -1,5 +1,6 @@
 """Fixtures for every part: the real base model, where `make setup` put it."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from openlora.node.recursion import restore_recursion_limit
 restore_recursion_limit()  # as every process of ours does
 
 with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
-    patch.setenv("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does too
+    if not os.environ.get("OPENLORA_KERNELS_DEVICE", "").startswith("cuda"):
+        patch.setenv("TRITON_INTERPRET", "1")  # read when triton is imported, which transformers does too
     import triton  # noqa: F401  # interpreted in this process, and not in those it starts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -19,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mixed-batches", type=int, default=1000, help="random batches of the bit-exactness test")
     parser.addoption("--whole-grid", action="store_true", help="every case of the interpreted kernels, not each 13th")
+    parser.addoption("--counts", default="", help="a file to write how many tests had which outcome to, as JSON")
 
 
 @pytest.fixture(scope="session")

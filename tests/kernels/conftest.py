@@ -2,10 +2,16 @@
 
 Every test of an op runs on each backend. Triton's kernels are interpreted, on the CPU, and slowly: of a test that has
 many cases each 13th runs, a number that no dimension of the grids divides; `--whole-grid` runs all.
+
+With OPENLORA_KERNELS_DEVICE in the environment they run there: compiled on a GPU; on "cpu" interpreted, but moved there
+and back as for a GPU. OPENLORA_KERNELS_FLASHINFER adds FlashInfer's attention. Both are for `make gpu-check`.
 """
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ import torch
 
 from openlora.kernels.ops import BACKENDS, Ops
 from tests.kernels import interpreter
+from tests.kernels.on_device import on_device
 
 EACH = 13
 
@@ -30,7 +37,17 @@ def ops(request: pytest.FixtureRequest) -> Iterator[Ops]:
     if request.param == "reference":
         yield Ops(BACKENDS["reference"])
         return
+    device = os.environ.get("OPENLORA_KERNELS_DEVICE", "")
+    if device.startswith("cuda"):
+        from openlora.kernels.flashinfer import with_flashinfer
+        from openlora.kernels.triton.backend import TRITON
+
+        there = torch.device(device)
+        own = with_flashinfer(TRITON, there) if "OPENLORA_KERNELS_FLASHINFER" in os.environ else TRITON
+        yield Ops(on_device(own, there))
+        return
     backend = interpreter.triton_backend()
+    backend = on_device(backend, torch.device(device)) if device else backend
     with interpreter.mended(), np.errstate(invalid="ignore"):  # ∞ − ∞ is no event on a device
         yield Ops(backend)
 
@@ -48,3 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen[test] += 1
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if path := config.getoption("--counts"):
+        counts = {outcome: len(terminalreporter.stats.get(outcome, ())) for outcome in ("passed", "failed", "error")}
+        failed = [report.nodeid for report in terminalreporter.stats.get("failed", ())]
+        Path(path).write_text(json.dumps(counts | {"failed_tests": failed[:20]}))

@@ -55,7 +55,14 @@ def load_weights(
         raise ModelError(f"weights {form!r} are not served; {', '.join(map(repr, FORMS))} are")
     chosen = choose_dtype(dtype, source, f"{config.names.embedding}.weight", device)
     kept = "full" if form == "auto" and chosen == torch.float32 else form
-    return _Builder(source, config, chosen, kept, device).weights()
+    return build_weights(source, config, chosen, kept, device)
+
+
+def build_weights(
+    source: TensorSource, config: DecoderConfig, dtype: torch.dtype, form: str, device: torch.device
+) -> DecoderWeights:
+    """As load_weights, from a source that has exactly the model's tensors."""
+    return _Builder(source, config, dtype, form, device).weights()
 
 
 def open_source(path: Path, config: DecoderConfig) -> TensorSource:
