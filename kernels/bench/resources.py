@@ -24,7 +24,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from openlora.kernels.triton import attention, elementwise, linear, lora
+from openlora.kernels.triton import attention, elementwise, linear, lora, sampling
 
 ARCHITECTURES = (80, 86, 89, 90)  # A100; RTX 30, A10; RTX 40, L4, L40; H100
 WARP = 32
@@ -61,6 +61,7 @@ def cases() -> Iterator[Case]:
     yield from attention_cases()
     yield from lora_cases()
     yield from linear_cases()
+    yield sampling_case()
 
 
 def elementwise_cases() -> Iterator[Case]:
@@ -117,6 +118,12 @@ def lora_cases() -> Iterator[Case]:
     yield Case("lora_lookup", lora.lookup_kernel, pointers, constants)
     pointers = {"y": "bf16", "effects": "fp32", "indptr": "i32"}
     yield Case("lora_combine", lora.combine_kernel, pointers, {"BLOCK": 1024})
+
+
+def sampling_case() -> Case:
+    pointers = {"logits": "fp32", "temperature": "fp64", "least": "fp32", "perturbed": "fp64"}
+    pointers |= dict.fromkeys(("last", "seed", "position"), "i64")
+    return Case("sample_perturb", sampling.perturb_kernel, pointers, {"BLOCK": sampling.BLOCK})
 
 
 def linear_cases() -> Iterator[Case]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from openlora.kernels.ops import BACKENDS
-from openlora.kernels.triton import attention, elementwise, linear, lora, lora_table
+from openlora.kernels.triton import attention, elementwise, linear, lora, lora_table, sampling
 
 TRITON = replace(
     BACKENDS["reference"],
@@ -20,6 +20,7 @@ TRITON = replace(
     lora_embedding_=lora.lora_embedding_,
     lora_vector_=lora.lora_vector_,
     lora_table=lora_table.FactorTable,
+    sample=sampling.sample,
     linear=linear.linear,
     linear_int8=linear.linear_int8,
     linear_coded=linear.linear_coded,
