@@ -11,7 +11,7 @@ from openlora.node.base_model import base_model_id
 from openlora.node.books import Books
 from openlora.node.chain.history import events
 from openlora.node.cli.main import app
-from openlora.node.devnet import OLRA, Devnet
+from openlora.node.devnet import Devnet
 from openlora.node.market import open_market
 from tests.e2e.agents import agent, wait_until
 
@@ -93,43 +93,3 @@ def test_what_has_no_answer_yet_says_so(openlora, net: Devnet):
     done = openlora("job", "result", 999, "--client", net.client_config)
     assert done.returncode == 2
     assert "no committed answer" in done.stderr
-
-
-def test_a_newcomer_inits_registers_and_runs(openlora, net: Devnet, model_dir, tmp_path):
-    """On the network of an RPC: keys of its own, funded by others, and a node that answers."""
-    state = tmp_path / "mine"
-    flags = ("--rpc", net.chain.rpc_url, "--chain-id", net.chain.chain_id, "--model", model_dir, "--state", state)
-    flags += ("--listen", "/ip4/127.0.0.1/tcp/0", "--bootstrap", net.nodes[0].address)
-    done = openlora("init", *flags, "--deployment", net.folder / "deployment.json", "--json")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-
-    refused = openlora("run", "--config", made["config"])
-    assert refused.returncode == 2
-    assert "serves no operator" in refused.stderr
-
-    asyncio.run(fund(net, made["operator"], made["hot_key"]))
-    register = ("register", "--config", made["config"], "--client", state / "operator.toml", "--json")
-    done = openlora(*register, "--stake", "50")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["stake_wei"] == 50 * OLRA
-    again = openlora(*register, "--stake", "50")
-    assert again.returncode == 0, again.stderr
-    assert asyncio.run(stake_of(net, made["operator"])) == 50 * OLRA
-
-    with agent(state):
-        done = openlora("status", "--config", made["config"], "--json")
-    assert json.loads(done.stdout)["node"]["operator"] == made["operator"]
-
-
-async def stake_of(net: Devnet, operator: str) -> int:
-    async with open_market(net.client_config) as person:
-        return (await person.chain.call(person.nodes.node(operator))).stake
-
-
-async def fund(net: Devnet, operator: str, hot_key: str) -> None:
-    """Coin for both keys, tokens for the operator."""
-    for address in (operator, hot_key):
-        await net.chain.rpc("anvil_setBalance", address, hex(OLRA))
-    async with open_market(net.client_config) as person:
-        await person.transact(person.token.mint(operator, 100 * OLRA))

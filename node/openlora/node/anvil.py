@@ -14,6 +14,7 @@ from openlora.contracts.toolchain import find_tool
 from openlora.node.children import die_with_parent, stop
 from openlora.node.errors import ChainError, ConfigError
 
+CHAIN_ID = 31337  # by default, as anvil's own
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
 MNEMONIC = "test test test test test test test test test test test junk"  # anvil's own; worthless everywhere else
@@ -39,7 +40,7 @@ class Anvil:
 
 @asynccontextmanager
 async def anvil(
-    log: Path, *, chain_id: int = 31337, port: int = 0, block_time_s: float | None = None, accounts: int = 10
+    log: Path, *, chain_id: int = CHAIN_ID, port: int = 0, block_time_s: float | None = None, accounts: int = 10
 ) -> AsyncIterator[Anvil]:
     """Runs anvil until the block ends; mines on every transaction, or every `block_time_s` seconds.
 

@@ -17,7 +17,7 @@ from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import Deployment, MarketSettings, Params, Share
 from openlora.node.adapters.modules import Layout
-from openlora.node.anvil import Anvil, anvil
+from openlora.node.anvil import CHAIN_ID, Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.config import EngineConfig, LogConfig, MqttConfig, NetworkConfig
@@ -118,7 +118,13 @@ class Devnet:
 
 @asynccontextmanager
 async def devnet(
-    folder: Path, model: Path, *, port: int = 0, engine: EngineConfig = ENGINE, mqtt_port: int | None = None
+    folder: Path,
+    model: Path,
+    *,
+    chain_id: int = CHAIN_ID,
+    port: int = 0,
+    engine: EngineConfig = ENGINE,
+    mqtt_port: int | None = None,
 ) -> AsyncIterator[Devnet]:
     """Runs anvil with the market deployed, `model` registered, operators staked, and the demo adapters published.
 
@@ -130,7 +136,7 @@ async def devnet(
     base_id = await asyncio.to_thread(base_model_id, model)
     developers, *nodes = _plan(folder)
     async with (
-        anvil(folder / "anvil.log", port=port, accounts=len(PEOPLE)) as chain,
+        anvil(folder / "anvil.log", chain_id=chain_id, port=port, accounts=len(PEOPLE)) as chain,
         AsyncExitStack() as services,
     ):
         people = {name: Account.from_key(key) for name, key in zip(PEOPLE, chain.private_keys, strict=True)}

@@ -1,0 +1,92 @@
+"""Five commands on somebody's chain: init, (funds come), register, stake, run, and a job is paid; then daily life."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.testing
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from openlora.node.cli.main import app
+from openlora.node.config import NodeConfig, load
+from openlora.node.devnet import OLRA, Devnet, devnet
+from openlora.node.market import open_market
+from tests.e2e.agents import agent, wait_until
+from tests.e2e.conftest import Command
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
+
+CHAIN_ID = 424_242
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+@pytest.fixture(scope="module")
+def net(portal: BlockingPortal, tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Devnet]:
+    """A network of strangers on a chain with an id of its own, none of whose nodes runs."""
+    folder = tmp_path_factory.mktemp("net")
+    with portal.wrap_async_context_manager(devnet(folder, model_dir, chain_id=CHAIN_ID)) as network:
+        yield network
+
+
+def test_from_init_to_a_paid_job(openlora: Command, net: Devnet, portal: BlockingPortal, model_dir, tmp_path):
+    state = tmp_path / "mine"
+    node, operator = ("--config", state / "node.toml"), ("--client", state / "operator.toml")
+
+    def said(*arguments: object, code: int = 0) -> Any:
+        done = typer.testing.CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert done.exit_code == code, done.output + str(done.exception)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def faults(code: int) -> set[str]:
+        return {finding["code"] for finding in said("doctor", *node, code=code)["findings"]}
+
+    bootstrap = load(net.nodes[0].config, NodeConfig).network.bootstrap[0]
+    flags = ("--rpc", net.chain.rpc_url, "--deployment", net.folder / "deployment.json", "--model", model_dir)
+    flags += ("--bootstrap", bootstrap, "--listen", "/ip4/127.0.0.1/tcp/0", "--state", state)
+    made = said("init", *flags)
+    assert load(state / "node.toml", NodeConfig).chain.chain_id == CHAIN_ID, "the RPC says which chain it serves"
+    refused = openlora("run", *node)
+    assert refused.returncode == 2
+    assert "serves no operator" in refused.stderr
+    assert {"not_registered", "hot_key_unfunded"} <= faults(1)
+
+    portal.call(fund, net, made, 10 * OLRA)
+    said("register", *node, *operator, "--stake", "4")
+    said("stake", "4", *operator)
+    assert faults(0) <= {"bootstrap_unreachable"}
+    with agent(state):
+        asked = openlora("job", "submit", "Why is the sky blue?", "--max-tokens", 8, "--client", net.client_config)
+        assert asked.returncode == 0, asked.stderr
+        wait_until(lambda: said("earnings", *operator)["withdrawable_wei"], "the fee")
+        live_with(said, node, faults, tmp_path)
+
+
+def live_with(said: Any, node: tuple[object, ...], faults: Any, folder: Path) -> None:
+    """What an operator types while the node runs."""
+    report = said("doctor", *node)
+    assert report["healthy"]
+    assert report["agent_runs"]
+    shown = said("status", *node)
+    assert shown["chain"]["chain_id"] == CHAIN_ID
+    assert int(shown["stake"]["stake_wei"]) == 8 * OLRA
+    assert said("drain", *node, "--wait") == {"draining": True, "drained": True}
+    assert "claims_off" in faults(0)
+    assert said("drain", *node, "--undo") == {"draining": False}
+    assert said("reload", *node) == {"changed": [], "needs_restart": []}
+    assert not said("backup", folder / "backup", *node)["encrypted"]
+    assert said("upgrade", "--check", *node)["ready"]
+
+
+async def fund(net: Devnet, made: dict[str, str], tokens_wei: int) -> None:
+    """Coin for both keys, tokens for the operator."""
+    for address in (made["operator"], made["hot_key"]):
+        await net.chain.rpc("anvil_setBalance", address, hex(OLRA))
+    async with open_market(net.client_config) as person:
+        await person.transact(person.token.mint(made["operator"], tokens_wei))
