@@ -28,10 +28,15 @@ MODULES = {
     "DevToken": "token",
     "JobQueue": "job_queue",
     "Sessions": "sessions",
+    "Outputs": "outputs",
     "Disputes": "disputes",
     "Governance": "governance",
 }
-RENAMED = {("IJobQueue", "State"): "JobState", ("ISessions", "State"): "SessionState"}
+RENAMED = {
+    ("IJobQueue", "State"): "JobState",
+    ("ISessions", "State"): "SessionState",
+    ("IOutputs", "Kind"): "QuestionKind",
+}
 RESERVED = {"from": "from_", "id": "id_", "data": "calldata"}  # "data" is what a method calls its own encoding
 WIDTH = 120
 
@@ -269,7 +274,7 @@ def walk_structs(parameters: list[Abi], found: dict[str, Abi]) -> None:
 def enums_of(contract: str) -> dict[str, list[str]]:
     """The enums an interface declares: the ABI names them but does not list their members."""
     path = INTERFACES / f"I{contract}.sol"
-    source = path.read_text(encoding="utf-8") if path.exists() else ""
+    source = re.sub(r"//.*", "", path.read_text(encoding="utf-8")) if path.exists() else ""
     return {
         RENAMED.get((f"I{contract}", name), name): [member.strip() for member in body.split(",") if member.strip()]
         for name, body in re.findall(r"enum (\w+) \{([^}]*)\}", source)

@@ -10,7 +10,17 @@ from pathlib import Path
 
 CONTRACTS = Path(__file__).resolve().parent.parent
 ARTIFACTS = CONTRACTS / "openlora" / "contracts" / "artifacts"
-NAMES = ("Vault", "NodeRegistry", "AdapterRegistry", "JobQueue", "Sessions", "Disputes", "Governance", "DevToken")
+NAMES = (
+    "Vault",
+    "NodeRegistry",
+    "AdapterRegistry",
+    "JobQueue",
+    "Sessions",
+    "Outputs",
+    "Disputes",
+    "Governance",
+    "DevToken",
+)
 
 
 def artifact(out: Path, name: str) -> str:

@@ -21,12 +21,14 @@ from openlora.contracts import (
     AdapterRegistry,
     Call,
     DevToken,
+    DisputeTerms,
     JobCommitted,
     JobQueue,
     JobSpec,
     Line,
     MarketSettings,
     NodeRegistry,
+    OutputTerms,
     Params,
     Receipt,
     Sessions,
@@ -53,6 +55,17 @@ BARS = {
 COIN = 10**18
 GENESIS = 1_800_000_000  # unix seconds
 PARAMS = Params(bond=COIN, max_live_claims=500, window_secs=1_800, max_lease_secs=3_600, max_duration_secs=86_400)
+OUTPUT_TERMS = OutputTerms(answer_secs=10, bond=COIN, bond_per_token=COIN // 1_000, max_out_tokens=8_192)
+DISPUTE_TERMS = DisputeTerms(
+    challenge_bond=20 * COIN,
+    verifier_stake=100 * COIN,
+    miss_penalty=10 * COIN,
+    draw_secs=10,
+    commit_secs=20,
+    reveal_secs=20,
+    round_secs=3,
+    audit_bps=500,
+)
 BASE_ID = b"\x0b" * 32
 ADAPTERS = (b"\x0c" * 32, b"\x0d" * 32)
 HOT_KEY, PAYER_KEY = b"\x07" * 32, b"\x08" * 32
@@ -113,6 +126,8 @@ class Market:
             timelock_s=0,
             close_delay_s=3_600,
             unstake_delay_s=86_400,
+            output_terms=OUTPUT_TERMS,
+            dispute_terms=DISPUTE_TERMS,
         )
         steps = deployment_steps(DEPLOYER, 0, settings)
         for step in steps:
@@ -183,7 +198,7 @@ class Market:
             fee=eip712.fee_wei(spec, 300, 200),
         )
         digest = eip712.receipt_digest(self.domain, receipt)
-        call = self.queue.commit(job_id, spec, eip712.answer_of(receipt), sign_digest(HOT_KEY, digest))
+        call = self.queue.commit(job_id, spec, eip712.answer_of(receipt))
         mined = self.chain.send(HOT, call)
         (log,) = mined["logs"]
         event = decode_log([bytes.fromhex(topic[2:]) for topic in log["topics"]], bytes.fromhex(log["data"][2:]))

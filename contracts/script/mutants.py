@@ -35,8 +35,8 @@ MISTAKES = (
     Mutant(
         "the payer alone may finish",
         "JobQueue.sol",
-        "if (state == State.Finalized) return;",
-        "if (state == State.Finalized) return;\n"
+        "if (state == State.Finalized || state >= State.Held) return;",
+        "if (state == State.Finalized || state >= State.Held) return;\n"
         "        if (msg.sender != settlement.client) revert NotTheClient(msg.sender);",
         "test_anyone_finalizes",
     ),
@@ -199,17 +199,22 @@ FAULTS = (
         "",
     ),
     Mutant(
-        "nobody signed",
+        "no window",
         "JobQueue.sol",
-        "if (!PartySignature.isValid(msg.sender, receiptHash, signature)) revert BadSignature();",
+        "if (block.timestamp < finalizableAt) {\n            batch.waiting = jobId;\n            return;\n        }\n",
         "",
     ),
-    Mutant("no window", "JobQueue.sol", "if (block.timestamp < finalizableAt) revert WindowOpen(finalizableAt);", ""),
     Mutant(
         "any settlement",
         "JobQueue.sol",
-        "if (settlement.digest() != self.digest) revert SettlementMismatch(jobId);",
+        "if (settlement.digest() != self.digest) revert SettlementMismatch(jobId);\n\n",
         "",
+    ),
+    Mutant(
+        "any settlement of a held job",
+        "JobQueue.sol",
+        "if (settlement.digest() != self.digest) revert SettlementMismatch(jobId);\n        self.state = end;",
+        "self.state = end;",
     ),
     Mutant("jobs settle twice", "JobQueue.sol", "        self.state = State.Finalized;\n", ""),
     Mutant("early expiry", "JobQueue.sol", "if (block.timestamp <= spec.deadline) revert NotExpired(jobId);", ""),
@@ -296,16 +301,21 @@ FAULTS = (
     Mutant(
         "another's client",
         "Disputes.sol",
-        "if (specHash != first.receipt.specHash) revert SpecMismatch(first.receipt.specHash);",
+        "if (specHash != receipt.specHash) revert SpecMismatch(receipt.specHash);",
         "",
     ),
     Mutant(
         "strangers' signatures",
         "Disputes.sol",
-        "if (block.timestamp >= nodes.liableUntil(node, hotKey)) revert NotLiable(hotKey);",
+        "if (block.timestamp >= nodes.liableUntil(receipt.node, hotKey)) revert NotLiable(hotKey);",
         "",
     ),
-    Mutant("dust of a slashing is lost", "Disputes.sol", "slashed - challengers - clients", "slashed / CLIENT_PART"),
+    Mutant(
+        "dust of a slashing is lost",
+        "libraries/Spoils.sol",
+        "uint256 left = slashed - challengers - clients;",
+        "uint256 left = slashed / CLIENT_PART;",
+    ),
 )
 MUTANTS = MISTAKES + FAULTS
 

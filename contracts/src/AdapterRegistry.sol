@@ -19,6 +19,7 @@ contract AdapterRegistry is IAdapterRegistry {
     uint256 private constant MAX_DATANETS = 4;
     uint256 private constant MAX_ADAPTERS = 8;
     uint256 private constant MAX_WEIGHT = 100_000;
+    uint256 private constant MAX_ACCOUNTS = 64;
 
     /// @inheritdoc IAdapterRegistry
     address public immutable treasury;
@@ -31,6 +32,7 @@ contract AdapterRegistry is IAdapterRegistry {
     mapping(bytes32 baseId => address) public basePayee;
     mapping(uint32 datanetId => Share[]) private _shares;
     mapping(bytes32 digest => Adapter) private _adapters;
+    mapping(bytes32 digest => mapping(address account => bool)) private _allowed;
     mapping(uint64 recipeId => Recipe) private _recipes;
     mapping(bytes32 key => uint64 recipeId) private _recipeIds;
 
@@ -79,6 +81,13 @@ contract AdapterRegistry is IAdapterRegistry {
             owner: msg.sender,
             registeredAt: uint40(block.timestamp),
             deprecated: false,
+            takenDown: false,
+            access: Access.Public,
+            version: 1,
+            useFee: 0,
+            predecessor: 0,
+            successor: 0,
+            licence: 0,
             datanets: datanets
         });
         emit AdapterRegistered(digest, baseId, msg.sender, name);
@@ -86,9 +95,59 @@ contract AdapterRegistry is IAdapterRegistry {
 
     /// @inheritdoc IAdapterRegistry
     function deprecateAdapter(bytes32 digest) external {
-        if (_known(digest).owner != msg.sender) revert NotOwner(msg.sender);
-        _adapters[digest].deprecated = true;
+        _owned(digest).deprecated = true;
         emit AdapterDeprecated(digest);
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function takeDown(bytes32 digest) external {
+        _owned(digest).takenDown = true;
+        emit AdapterTakenDown(digest);
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function supersede(bytes32 digest, bytes32 successor) external {
+        Adapter storage self = _owned(digest);
+        Adapter storage later = _owned(successor);
+        // A last version is joined to a lone one, so no row forks or closes to a ring.
+        bool lone = later.predecessor == 0 && later.successor == 0;
+        if (successor == digest || self.successor != 0 || !lone) revert NotALaterVersion(successor);
+        uint16 version = self.version + 1;
+        (self.successor, later.predecessor, later.version) = (successor, digest, version);
+        emit AdapterSuperseded(digest, successor, version);
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function setLicence(bytes32 digest, bytes32 licence) external {
+        _owned(digest).licence = licence;
+        emit LicenceSet(digest, licence);
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function setAccess(bytes32 digest, Access access, uint72 useFee) external {
+        if ((access == Access.PayPerUse) != (useFee > 0)) revert BadAccess(access, useFee);
+        Adapter storage self = _owned(digest);
+        (self.access, self.useFee) = (access, useFee);
+        emit AccessSet(digest, access, useFee);
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function allow(bytes32 digest, address[] calldata accounts, bool allowed) external {
+        if (accounts.length > MAX_ACCOUNTS) revert TooMany(accounts.length, MAX_ACCOUNTS);
+        _owned(digest);
+        for (uint256 i = 0; i < accounts.length; i++) {
+            _allowed[digest][accounts[i]] = allowed;
+            emit Allowed(digest, accounts[i], allowed);
+        }
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function refresh(uint64 recipeId) external returns (Gate gate) {
+        _checkRecipeId(recipeId);
+        Recipe storage pinned = _recipes[recipeId];
+        gate = _gateOf(recipeId, pinned);
+        pinned.gate = gate;
+        emit GateSet(recipeId, gate);
     }
 
     /// @inheritdoc IAdapterRegistry
@@ -96,7 +155,7 @@ contract AdapterRegistry is IAdapterRegistry {
         external
         returns (uint64 recipeId)
     {
-        bytes32 key = _recipeKey(baseId, adapters, weights);
+        bytes32 key = _recipeKey(baseId, adapters, weights, _useFees(adapters));
         recipeId = _recipeIds[key];
         if (recipeId != 0) return recipeId;
 
@@ -108,6 +167,7 @@ contract AdapterRegistry is IAdapterRegistry {
         pinned.adapters = adapters;
         pinned.weights = weights;
         _pinLegs(pinned, sumWeights);
+        pinned.gate = _gateOf(recipeId, pinned);
         emit RecipeRegistered(recipeId, baseId, adapters, weights);
     }
 
@@ -135,12 +195,38 @@ contract AdapterRegistry is IAdapterRegistry {
     }
 
     /// @inheritdoc IAdapterRegistry
+    function terms(uint64 recipeId) external view returns (uint96 useFee, Gate gate) {
+        Recipe storage pinned = _recipes[recipeId];
+        (useFee, gate) = (pinned.useFee, pinned.gate);
+        if (gate == Gate.None) revert UnknownRecipe(recipeId);
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function checkUse(uint64 recipeId, address account) external view {
+        _checkRecipeId(recipeId);
+        Recipe storage pinned = _recipes[recipeId];
+        bytes32[] memory digests = pinned.adapters;
+        if (!_isCurrent(recipeId, pinned)) revert TermsChanged(recipeId);
+        for (uint256 i = 0; i < digests.length; i++) {
+            if (_adapters[digests[i]].takenDown) revert AdapterIsTakenDown(digests[i]);
+            if (!canUse(digests[i], account)) revert NotAllowed(digests[i], account);
+        }
+    }
+
+    /// @inheritdoc IAdapterRegistry
+    function canUse(bytes32 digest, address account) public view returns (bool) {
+        Adapter storage known = _known(digest);
+        if (known.takenDown) return false;
+        return known.access != Access.AllowList || known.owner == account || _allowed[digest][account];
+    }
+
+    /// @inheritdoc IAdapterRegistry
     function recipeIdOf(bytes32 baseId, bytes32[] calldata adapters, int32[] calldata weights)
         external
         view
         returns (uint64)
     {
-        return _recipeIds[_recipeKey(baseId, adapters, weights)];
+        return _recipeIds[_recipeKey(baseId, adapters, weights, _useFees(adapters))];
     }
 
     /// @dev Returns Σ |weight|.
@@ -158,6 +244,7 @@ contract AdapterRegistry is IAdapterRegistry {
             Adapter storage known = _known(digest);
             if (known.baseId != baseId) revert WrongBase(digest, known.baseId, baseId);
             if (known.deprecated) revert AdapterIsDeprecated(digest);
+            if (known.takenDown) revert AdapterIsTakenDown(digest);
             uint256 weight = SignedMath.abs(weights[i]);
             if (weight == 0 || weight > MAX_WEIGHT) revert BadWeight(weights[i]);
             sumWeights += weight;
@@ -175,6 +262,7 @@ contract AdapterRegistry is IAdapterRegistry {
         LegList.add(legs, treasury, Role.Protocol, PROTOCOL_BPS);
         for (uint256 i = 0; i < legs.count; i++) {
             pinned.legs.push(legs.items[i]);
+            pinned.useFee += legs.items[i].perUse;
         }
     }
 
@@ -186,6 +274,7 @@ contract AdapterRegistry is IAdapterRegistry {
         uint256 count = used.datanets.length;
         uint256 ownBps = count == 0 ? ADAPTERS_BPS + DATANETS_BPS : ADAPTERS_BPS;
         LegList.add(legs, used.owner, Role.Adapter, ownBps * weight / sumWeights);
+        LegList.addUse(legs, used.owner, used.useFee);
         for (uint256 i = 0; i < count; i++) {
             Share[] storage shares = _shares[used.datanets[i]];
             for (uint256 j = 0; j < shares.length; j++) {
@@ -200,6 +289,33 @@ contract AdapterRegistry is IAdapterRegistry {
         if (known.owner == address(0)) revert UnknownAdapter(digest);
     }
 
+    function _owned(bytes32 digest) private view returns (Adapter storage known) {
+        known = _known(digest);
+        if (known.owner != msg.sender) revert NotOwner(msg.sender);
+    }
+
+    /// @dev Whether the recipe's use fees are still those of its adapters.
+    function _isCurrent(uint64 recipeId, Recipe storage pinned) private view returns (bool) {
+        bytes32[] memory digests = pinned.adapters;
+        return _recipeIds[_recipeKey(pinned.baseId, digests, pinned.weights, _useFees(digests))] == recipeId;
+    }
+
+    function _gateOf(uint64 recipeId, Recipe storage pinned) private view returns (Gate) {
+        bytes32[] memory digests = pinned.adapters;
+        for (uint256 i = 0; i < digests.length; i++) {
+            Adapter storage used = _adapters[digests[i]];
+            if (used.takenDown || used.access != Access.Public) return Gate.Guarded;
+        }
+        return _isCurrent(recipeId, pinned) ? Gate.Open : Gate.Guarded;
+    }
+
+    function _useFees(bytes32[] memory digests) private view returns (uint72[] memory fees) {
+        fees = new uint72[](digests.length);
+        for (uint256 i = 0; i < digests.length; i++) {
+            fees[i] = _adapters[digests[i]].useFee;
+        }
+    }
+
     function _checkDatanet(uint32 datanetId) private view {
         if (datanetId == 0 || datanetId > datanetCount) revert UnknownDatanet(datanetId);
     }
@@ -208,11 +324,11 @@ contract AdapterRegistry is IAdapterRegistry {
         if (recipeId == 0 || recipeId > recipeCount) revert UnknownRecipe(recipeId);
     }
 
-    function _recipeKey(bytes32 baseId, bytes32[] calldata adapters, int32[] calldata weights)
+    function _recipeKey(bytes32 baseId, bytes32[] memory adapters, int32[] memory weights, uint72[] memory useFees)
         private
         pure
         returns (bytes32)
     {
-        return keccak256(abi.encode(baseId, adapters, weights));
+        return keccak256(abi.encode(baseId, adapters, weights, useFees));
     }
 }

@@ -9,15 +9,17 @@ import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {IAdapterRegistry} from "./interfaces/IAdapterRegistry.sol";
 import {IJobQueue} from "./interfaces/IJobQueue.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
+import {IOutputs} from "./interfaces/IOutputs.sol";
 import {IVault} from "./interfaces/IVault.sol";
+import {JobFlags} from "./libraries/JobFlags.sol";
 import {JobHash} from "./libraries/JobHash.sol";
 import {JobPrice} from "./libraries/JobPrice.sol";
-import {PartySignature} from "./libraries/PartySignature.sol";
 import {Royalties} from "./libraries/Royalties.sol";
 import {Tally} from "./libraries/Tally.sol";
 
 /// @title Implementation of IJobQueue.
 contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
+    using JobFlags for uint32;
     using JobHash for JobSpec;
     using JobHash for Receipt;
     using JobHash for Settlement;
@@ -52,6 +54,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         uint256 runClaims;
         uint16 version; // of `params`
         Params params;
+        uint64 waiting; // a job that cannot be final yet; zero when there is none
     }
 
     /// @inheritdoc IJobQueue
@@ -60,6 +63,8 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     INodeRegistry public immutable nodes;
     /// @inheritdoc IJobQueue
     IAdapterRegistry public immutable adapters;
+    IOutputs private immutable _outputs;
+    address private immutable _disputes;
 
     // These share a slot with Pausable's flag: one read tells submit and claim all they need.
     /// @inheritdoc IJobQueue
@@ -80,8 +85,14 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         nodes = nodes_;
         adapters = adapters_;
         vault = nodes_.vault();
+        (_outputs, _disputes) = (IOutputs(nodes_.outputs()), nodes_.disputes());
         if (nodes_.queue() != address(this) || !vault.isModule(address(this))) revert NotAModule(address(this));
         _setParams(nodes_, params_);
+    }
+
+    modifier onlyJudge() {
+        if (msg.sender != address(_outputs) && msg.sender != _disputes) revert NotAJudge(msg.sender);
+        _;
     }
 
     /// @inheritdoc IJobQueue
@@ -110,6 +121,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     function claim(uint64 jobId, JobSpec calldata spec) external whenNotPaused {
         Record storage self = _uncommitted(jobId, spec);
         if (block.timestamp > spec.deadline) revert DeadlinePassed(spec.deadline);
+        if (spec.flags.has(JobFlags.GUARDED)) adapters.checkUse(spec.recipeId, spec.client);
         _endLapsedLease(jobId, self);
 
         uint16 version = paramsVersion;
@@ -134,18 +146,22 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer, bytes calldata signature) external {
+    function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer) external {
         Record storage self = _leased(jobId);
         _checkSpec(jobId, self.digest, spec);
         Receipt memory receipt = _receiptOf(jobId, self, spec, answer);
         bytes32 receiptHash = hashReceipt(receipt);
-        if (!PartySignature.isValid(msg.sender, receiptHash, signature)) revert BadSignature();
 
         uint96 refund = spec.escrow() - receipt.fee;
         self.digest = Settlement(receiptHash, spec.client, spec.recipeId, receipt.fee, refund).digestInMemory();
         self.state = State.Committed;
         self.moment = uint32(block.timestamp); // <= the lease's end, which fits
         emit JobCommitted(jobId, receipt.node, receiptHash, receipt);
+        if (spec.flags.has(JobFlags.PUBLISH)) {
+            self.state = State.Held;
+            emit JobHeld(jobId, address(_outputs));
+            _outputs.expect(jobId, receipt.node, spec.client, receipt.outputDigest);
+        }
     }
 
     /// @inheritdoc IJobQueue
@@ -158,6 +174,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
             _finalize(batch, jobIds[i], settlements[i]);
         }
         _closeRun(batch);
+        if (batch.waiting != 0 && batch.claims.count == 0) _revertWaiting(batch.waiting);
         _payOut(batch);
     }
 
@@ -165,7 +182,6 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     function expire(uint64 jobId, JobSpec calldata spec) external {
         Record storage self = _uncommitted(jobId, spec);
         if (block.timestamp <= spec.deadline) revert NotExpired(jobId);
-        emit JobExpired(jobId, spec.escrow());
         _refund(jobId, self, spec, State.Expired);
     }
 
@@ -173,8 +189,45 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     function cancel(uint64 jobId, JobSpec calldata spec) external {
         Record storage self = _uncommitted(jobId, spec);
         if (msg.sender != spec.client) revert NotTheClient(msg.sender);
-        emit JobCancelled(jobId, spec.escrow());
         _refund(jobId, self, spec, State.Cancelled);
+    }
+
+    /// @inheritdoc IJobQueue
+    function hold(uint64 jobId) external onlyJudge returns (address node, uint40 windowStart) {
+        Record storage self = _jobs[jobId];
+        if (self.state != State.Committed) revert WrongState(jobId, _stateOf(self));
+        uint40 finalizableAt = _finalizableAt(self);
+        if (block.timestamp >= finalizableAt) revert WindowOver(finalizableAt);
+        self.state = State.Held;
+        emit JobHeld(jobId, msg.sender);
+        return (self.node, self.moment);
+    }
+
+    /// @inheritdoc IJobQueue
+    function resume(uint64 jobId, uint40 heldSecs) external onlyJudge {
+        Record storage self = _held(jobId);
+        self.state = State.Committed;
+        self.moment = (self.moment + uint256(heldSecs)).toUint32();
+        emit JobResumed(jobId, _finalizableAt(self));
+    }
+
+    /// @inheritdoc IJobQueue
+    function condemn(uint64 jobId, Settlement calldata settlement) external onlyJudge returns (uint96 bond) {
+        Record storage self = _held(jobId);
+        address node = self.node;
+        bond = _params[self.paramsVersion].bond;
+        emit JobSlashed(jobId, node, settlement.fee + settlement.refund, bond);
+        _refundHeld(jobId, self, settlement, State.Slashed);
+        nodes.forfeitBond(node, bond, bond);
+    }
+
+    /// @inheritdoc IJobQueue
+    function annul(uint64 jobId, Settlement calldata settlement) external onlyJudge {
+        Record storage self = _held(jobId);
+        address node = self.node;
+        emit JobAnnulled(jobId, node, settlement.fee + settlement.refund);
+        _refundHeld(jobId, self, settlement, State.Annulled);
+        nodes.unlockBonds(node, _params[self.paramsVersion].bond, 1);
     }
 
     /// @inheritdoc IJobQueue
@@ -197,14 +250,14 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         Record storage self = _jobs[jobId];
         found.state = _stateOf(self);
         found.forfeited = _forfeits[jobId];
-        bool committed = self.state == State.Committed || self.state == State.Finalized;
+        bool committed = self.state == State.Committed || self.state == State.Finalized || self.state >= State.Held;
         if (committed) found.settlementHash = self.digest;
         else found.specHash = self.digest;
         if (committed || found.state == State.Claimed) {
             found.node = self.node;
             found.paramsVersion = self.paramsVersion;
             found.claimBlock = self.claimBlock;
-            if (committed) found.finalizableAt = self.moment + _params[self.paramsVersion].windowSecs;
+            if (committed) found.finalizableAt = _finalizableAt(self);
             else found.leaseDeadline = self.moment;
         }
     }
@@ -225,6 +278,17 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     }
 
     /// @inheritdoc IJobQueue
+    function quote(JobSpec calldata spec) external view returns (uint96 escrow, uint96 useFee, uint32 flags) {
+        IAdapterRegistry.Gate gate;
+        (useFee, gate) = adapters.terms(spec.recipeId);
+        if (gate == IAdapterRegistry.Gate.Guarded) {
+            flags = JobFlags.GUARDED;
+            adapters.checkUse(spec.recipeId, spec.client);
+        }
+        escrow = spec.escrow();
+    }
+
+    /// @inheritdoc IJobQueue
     function escrowOf(JobSpec calldata spec) external pure returns (uint96) {
         return spec.escrow();
     }
@@ -236,19 +300,21 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
 
     // Opening
 
-    function _open(uint64 jobId, JobSpec calldata spec, bytes calldata document) private returns (uint96 escrow) {
+    /// @return toLock The escrow and the recipe's use fee.
+    function _open(uint64 jobId, JobSpec calldata spec, bytes calldata document) private returns (uint96 toLock) {
         Params memory current = _params[paramsVersion];
         if (spec.client != msg.sender) revert NotTheClient(msg.sender);
-        if (spec.recipeId == 0 || spec.recipeId > adapters.recipeCount()) {
-            revert IAdapterRegistry.UnknownRecipe(spec.recipeId);
-        }
+        if (spec.flags > JobFlags.ALL) revert BadFlags(spec.flags);
+        (uint96 useFee, IAdapterRegistry.Gate gate) = adapters.terms(spec.recipeId);
+        if (spec.flags.has(JobFlags.GUARDED)) adapters.checkUse(spec.recipeId, spec.client);
+        else if (gate == IAdapterRegistry.Gate.Guarded) revert GuardedRecipe(spec.recipeId);
         if (spec.deadline <= block.timestamp || spec.deadline > block.timestamp + current.maxDurationSecs) {
             revert BadDeadline(spec.deadline);
         }
         if (spec.leaseSecs == 0 || spec.leaseSecs > current.maxLeaseSecs) revert BadLease(spec.leaseSecs);
         if (document.length > 0) _checkDocument(spec, document);
 
-        escrow = spec.escrow();
+        toLock = spec.escrow() + useFee;
         bytes32 specHash = hashSpec(spec);
         _jobs[jobId].digest = specHash;
         emit JobSubmitted(jobId, msg.sender, specHash, spec, document);
@@ -311,9 +377,12 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
 
     /// @dev Ends an open job without a receipt: the escrow returns to the client, with the bonds forfeited over it.
     function _refund(uint64 jobId, Record storage self, JobSpec calldata spec, State end) private {
+        uint96 escrow = spec.escrow();
+        if (end == State.Expired) emit JobExpired(jobId, escrow);
+        else emit JobCancelled(jobId, escrow);
         _endLapsedLease(jobId, self);
         self.state = end;
-        vault.release(spec.client, spec.escrow());
+        vault.release(spec.client, escrow + _useFeeOf(spec.recipeId));
         _payForfeits(jobId, self, spec.client);
     }
 
@@ -323,6 +392,29 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         self.hasForfeits = false;
         delete _forfeits[jobId];
         nodes.payForfeit(beneficiary, amount);
+    }
+
+    // Questions
+
+    function _held(uint64 jobId) private view returns (Record storage self) {
+        self = _jobs[jobId];
+        if (self.state != State.Held) revert WrongState(jobId, _stateOf(self));
+    }
+
+    /// @dev Ends a held job and returns all that its client has paid.
+    function _refundHeld(uint64 jobId, Record storage self, Settlement calldata settlement, State end) private {
+        if (settlement.digest() != self.digest) revert SettlementMismatch(jobId);
+        self.state = end;
+        vault.release(settlement.client, settlement.fee + settlement.refund + _useFeeOf(settlement.recipeId));
+        _payForfeits(jobId, self, settlement.client);
+    }
+
+    function _useFeeOf(uint64 recipeId) private view returns (uint96 useFee) {
+        (useFee,) = adapters.terms(recipeId);
+    }
+
+    function _finalizableAt(Record storage self) private view returns (uint40) {
+        return uint40(self.moment) + _params[self.paramsVersion].windowSecs;
     }
 
     // Receipts
@@ -378,12 +470,16 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     function _finalize(Batch memory batch, uint64 jobId, Settlement calldata settlement) private {
         Record storage self = _jobs[jobId];
         State state = self.state;
-        if (state == State.Finalized) return;
+        if (state == State.Held) batch.waiting = jobId;
+        if (state == State.Finalized || state >= State.Held) return;
         if (state != State.Committed) revert WrongState(jobId, _stateOf(self));
         uint16 version = self.paramsVersion;
         if (version != batch.version) (batch.version, batch.params) = (version, _params[version]);
         uint40 finalizableAt = uint40(self.moment) + batch.params.windowSecs;
-        if (block.timestamp < finalizableAt) revert WindowOpen(finalizableAt);
+        if (block.timestamp < finalizableAt) {
+            batch.waiting = jobId;
+            return;
+        }
         if (settlement.digest() != self.digest) revert SettlementMismatch(jobId);
 
         address node = self.node;
@@ -402,10 +498,18 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
 
     function _closeRun(Batch memory batch) private {
         if (batch.runClaims == 0) return;
-        Royalties.divide(recipeFees, batch.credits, adapters, batch.runRecipe, batch.runNode, batch.runFee);
+        Royalties.divide(
+            recipeFees, batch.credits, adapters, batch.runRecipe, batch.runNode, batch.runFee, batch.runClaims
+        );
         batch.bonds.add(batch.runNode, batch.runBonds);
         batch.claims.add(batch.runNode, batch.runClaims);
         (batch.runFee, batch.runBonds, batch.runClaims) = (0, 0, 0);
+    }
+
+    function _revertWaiting(uint64 jobId) private view {
+        Record storage self = _jobs[jobId];
+        if (self.state == State.Held) revert WrongState(jobId, State.Held);
+        revert WindowOpen(_finalizableAt(self));
     }
 
     function _payOut(Batch memory batch) private {

@@ -34,6 +34,8 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     /// @inheritdoc INodeRegistry
     address public immutable queue;
     /// @inheritdoc INodeRegistry
+    address public immutable outputs;
+    /// @inheritdoc INodeRegistry
     address public immutable disputes;
     /// @inheritdoc INodeRegistry
     uint32 public immutable unstakeDelaySecs;
@@ -46,11 +48,12 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     mapping(address operator => mapping(address hotKey => uint40)) public liableUntil;
     mapping(address operator => Record) private _nodes;
 
-    constructor(IVault vault_, address queue_, address disputes_, uint32 unstakeDelaySecs_) EIP712("OpenLoRA", "1") {
+    constructor(IVault vault_, address queue_, address outputs_, address disputes_, uint32 unstakeDelaySecs_)
+        EIP712("OpenLoRA", "1")
+    {
         if (!vault_.isModule(address(this))) revert NotAModule(address(this));
         vault = vault_;
-        queue = queue_;
-        disputes = disputes_;
+        (queue, outputs, disputes) = (queue_, outputs_, disputes_);
         unstakeDelaySecs = unstakeDelaySecs_;
     }
 
@@ -108,6 +111,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         uint96 amount = self.unstaking;
         if (amount == 0) revert NothingUnstaking(msg.sender);
         if (block.timestamp < self.unstakeAt) revert UnstakeNotReady(self.unstakeAt);
+        if (self.liveClaims > 0) revert ClaimsLive(msg.sender, self.liveClaims);
         self.unstaking = 0;
         self.unstakeAt = 0;
         emit StakeWithdrawn(msg.sender, amount);
@@ -160,7 +164,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
 
     /// @inheritdoc INodeRegistry
     function payForfeit(address beneficiary, uint256 amount) external {
-        if (msg.sender != queue && msg.sender != disputes) revert NotTheQueue(msg.sender);
+        if (msg.sender != queue && msg.sender != outputs && msg.sender != disputes) revert NotAModule(msg.sender);
         forfeitPool -= amount;
         emit ForfeitPaid(beneficiary, amount);
         address[] memory accounts = new address[](1);

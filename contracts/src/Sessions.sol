@@ -188,7 +188,7 @@ contract Sessions is ISessions, EIP712, AccessManaged, Pausable {
             paid[sessionId][recipeId] = cumulative;
             uint256 added = cumulative - before;
             fee += added;
-            Royalties.divide(recipeFees, credits, adapters, recipeId, node, added);
+            Royalties.divide(recipeFees, credits, adapters, recipeId, node, added, 0);
         }
     }
 }

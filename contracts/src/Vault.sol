@@ -17,6 +17,8 @@ contract Vault is IVault, ReentrancyGuardTransient {
     address private immutable _nodes;
     address private immutable _queue;
     address private immutable _sessions;
+    address private immutable _outputs;
+    address private immutable _disputes;
 
     mapping(address account => uint256) private _balances;
     mapping(address account => uint256) private _credits;
@@ -25,6 +27,7 @@ contract Vault is IVault, ReentrancyGuardTransient {
     constructor(IERC20 token_, Modules memory modules) {
         _token = token_;
         (_nodes, _queue, _sessions) = (modules.nodes, modules.queue, modules.sessions);
+        (_outputs, _disputes) = (modules.outputs, modules.disputes);
     }
 
     modifier onlyModule() {
@@ -108,7 +111,9 @@ contract Vault is IVault, ReentrancyGuardTransient {
 
     /// @inheritdoc IVault
     function isModule(address account) public view returns (bool) {
-        return account == _nodes || account == _queue || account == _sessions;
+        return
+            account == _queue || account == _nodes || account == _sessions || account == _outputs
+                || account == _disputes;
     }
 
     function _deposit(address account, uint256 amount) private {

@@ -138,6 +138,67 @@ contract DisputesTest is MarketTest {
         _assertRefused(IDisputes.NotLiable.selector);
     }
 
+    // A receipt against the one committed, and against its own spec
+
+    function test_a_receipt_that_contradicts_the_committed_one_costs_half_the_stake() public {
+        (uint64 jobId, IJobQueue.Receipt memory committed) = committedJob(proof.spec, alice);
+        IJobQueue.Settlement memory settlement = settlementOf(proof.spec, committed);
+        IJobQueue.Receipt memory other = abi.decode(abi.encode(committed), (IJobQueue.Receipt));
+        _assertNoContradiction(jobId, settlement, committed, other, IDisputes.NotEquivocation.selector);
+        other.outputDigest = keccak256("another answer");
+        other.workId = ~committed.workId;
+        _assertNoContradiction(jobId, settlement, committed, other, IDisputes.NotEquivocation.selector);
+        (other.workId, other.node) = (committed.workId, bob.cold);
+        _assertNoContradiction(jobId, settlement, committed, other, IDisputes.NotEquivocation.selector);
+        other.node = alice.cold;
+        settlement.refund++;
+        _assertNoContradiction(jobId, settlement, committed, other, IDisputes.ReceiptMismatch.selector);
+        settlement.refund--;
+        IDisputes.SignedReceipt memory signed = IDisputes.SignedReceipt(other, sign(other, alice.hotKey));
+        vm.expectEmit();
+        emit IDisputes.EquivocationProven(alice.cold, committed.workId, challenger, client, (5_000 ether - BOND) / 2);
+        vm.prank(challenger);
+        disputes.proveContradiction(jobId, proof.spec, settlement, committed, signed, alice.hot);
+        _assertNoContradiction(jobId, settlement, committed, other, IDisputes.AlreadyProven.selector);
+    }
+
+    function test_a_receipt_that_its_spec_gives_the_lie_costs_half_the_stake() public {
+        uint256 snapshot = vm.snapshotState();
+        for (uint256 i = 0; i < 7; i++) {
+            IJobQueue.Receipt memory lie = _honest(IDisputes.Lane.Sessions);
+            if (i == 0) lie.inTokens = proof.spec.maxInTokens + 1;
+            if (i == 1) lie.outTokens = proof.spec.maxOutTokens + 1;
+            if (i == 2) lie.recipeId = baseOnly;
+            if (i == 3) lie.inputDigest = ~lie.inputDigest;
+            if (i == 4) lie.fee++;
+            if (i == 5) lie.workId = ~lie.workId;
+            if (i == 6) lie.seed++;
+            IDisputes.SignedReceipt memory signed =
+                IDisputes.SignedReceipt(lie, _signature(sessions.hashReceipt(lie), alice.hotKey));
+            vm.expectEmit();
+            emit IDisputes.FalseReceiptProven(alice.cold, lie.workId, challenger, client, 2_500 ether);
+            vm.prank(challenger);
+            disputes.proveFalseReceipt(IDisputes.Lane.Sessions, proof.spec, signed, alice.hot);
+            assertEq(nodes.node(alice.cold).stake, 2_500 ether);
+            vm.expectRevert(abi.encodeWithSelector(IDisputes.AlreadyProven.selector, alice.cold, lie.workId));
+            disputes.proveFalseReceipt(IDisputes.Lane.Sessions, proof.spec, signed, alice.hot);
+            vm.revertToState(snapshot);
+        }
+    }
+
+    function test_an_honest_receipt_proves_nothing() public {
+        for (uint8 lane = 0; lane < 2; lane++) {
+            IJobQueue.Receipt memory honest = _honest(IDisputes.Lane(lane));
+            bytes32 digest = lane == 0 ? queue.hashReceipt(honest) : sessions.hashReceipt(honest);
+            IDisputes.SignedReceipt memory signed = IDisputes.SignedReceipt(honest, _signature(digest, alice.hotKey));
+            vm.expectRevert(IDisputes.NotFalse.selector);
+            disputes.proveFalseReceipt(IDisputes.Lane(lane), proof.spec, signed, alice.hot);
+            signed.signature = _signature(digest, bob.hotKey);
+            vm.expectRevert(IDisputes.BadSignature.selector);
+            disputes.proveFalseReceipt(IDisputes.Lane(lane), proof.spec, signed, alice.hot);
+        }
+    }
+
     /// @dev Every wei that is slashed has a place.
     function testFuzz_parts_sum_to_what_is_slashed(uint96 leaving) public {
         vm.startPrank(alice.cold);
@@ -153,7 +214,7 @@ contract DisputesTest is MarketTest {
 
     function test_constructor_revertsWhen_not_wired() public {
         vm.expectPartialRevert(INodeRegistry.NotAModule.selector);
-        new Disputes(nodes, queue, sessions);
+        new Disputes(nodes, queue, sessions, address(governance), disputeTerms());
     }
 
     function _sign() private {
@@ -168,11 +229,32 @@ contract DisputesTest is MarketTest {
         disputes.proveEquivocation(p.lane, p.spec, p.first, p.second, p.hotKey);
     }
 
-    function _assertRefused(bytes4 error) private {
+    function _assertRefused(bytes4 reason) private {
         Proof memory p = proof;
         vm.prank(challenger);
-        vm.expectPartialRevert(error);
+        vm.expectPartialRevert(reason);
         disputes.proveEquivocation(p.lane, p.spec, p.first, p.second, p.hotKey);
+    }
+
+    function _assertNoContradiction(
+        uint64 jobId,
+        IJobQueue.Settlement memory settlement,
+        IJobQueue.Receipt memory committed,
+        IJobQueue.Receipt memory other,
+        bytes4 reason
+    ) private {
+        IDisputes.SignedReceipt memory signed = IDisputes.SignedReceipt(other, sign(other, alice.hotKey));
+        IJobQueue.JobSpec memory spec = proof.spec;
+        vm.expectPartialRevert(reason);
+        disputes.proveContradiction(jobId, spec, settlement, committed, signed, alice.hot);
+    }
+
+    /// @dev What follows from the proof's spec on a lane; the queue's seed is for the queue to check.
+    function _honest(IDisputes.Lane lane) private view returns (IJobQueue.Receipt memory receipt) {
+        receipt = receiptFor(1, proof.spec, alice);
+        if (lane == IDisputes.Lane.Queue) return receipt;
+        bytes32 order = sessions.hashOrder(proof.spec);
+        (receipt.specHash, receipt.workId, receipt.seed) = (order, order, uint64(bytes8(order)));
     }
 
     function _signature(bytes32 digest, uint256 key) private pure returns (bytes memory) {

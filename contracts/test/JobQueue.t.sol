@@ -265,14 +265,13 @@ contract JobQueueTest is MarketTest {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        bytes memory signature = sign(receipt, alice.hotKey);
         uint40 ended = queue.job(jobId).leaseDeadline;
         vm.warp(ended + 1);
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Open), "expiry is computed on read");
         assertEq(queue.job(jobId).node, address(0));
         vm.startPrank(alice.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.LeaseExpired.selector, ended));
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.LeaseExpired.selector, ended));
         queue.release(jobId);
     }
@@ -393,11 +392,10 @@ contract JobQueueTest is MarketTest {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        bytes memory signature = sign(receipt, alice.hotKey);
         vm.expectEmit();
         emit IJobQueue.JobCommitted(jobId, alice.cold, queue.hashReceipt(receipt), receipt);
         vm.prank(alice.hot);
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
         IJobQueue.Job memory job = queue.job(jobId);
         assertEq(job.settlementHash, keccak256(abi.encode(settlementOf(spec, receipt))));
         assertEq(job.specHash, 0);
@@ -406,43 +404,21 @@ contract JobQueueTest is MarketTest {
         assertEq(nodes.node(alice.cold).bonded, BOND, "bonded until final");
     }
 
-    /// @dev Whatever else the node signed, it is not the receipt that this job's spec and claim make.
-    function test_commit_revertsWhen_the_receipt_is_of_other_work() public {
-        uint64 jobId = submit(spec);
-        claim(jobId, spec, alice);
-        IJobQueue.Receipt memory good = receiptFor(jobId, spec, alice);
-        for (uint256 i = 0; i < 6; i++) {
-            IJobQueue.Receipt memory bad = abi.decode(abi.encode(good), (IJobQueue.Receipt));
-            if (i == 0) bad.workId = keccak256(abi.encode(address(queue), jobId + 1));
-            if (i == 1) bad.node = bob.cold;
-            if (i == 2) bad.recipeId = baseOnly;
-            if (i == 3) bad.specHash = ~bad.specHash;
-            if (i == 4) bad.inputDigest = ~bad.inputDigest;
-            if (i == 5) bad.fee++;
-            bytes memory signature = sign(bad, alice.hotKey);
-            vm.prank(alice.hot);
-            vm.expectRevert(IJobQueue.BadSignature.selector);
-            queue.commit(jobId, spec, answerOf(bad), signature);
-        }
-    }
-
     function test_commit_revertsWhen_the_seed_is_chosen() public {
         uint64 jobId = submit(spec);
         vm.prank(alice.hot);
         queue.claim(jobId, spec);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        bytes memory signature = sign(receipt, alice.hotKey);
         vm.prank(alice.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.TooEarly.selector, vm.getBlockNumber()));
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
 
         vm.roll(vm.getBlockNumber() + 1);
         uint64 seed = seedOf(jobId, spec);
         receipt.seed = seed + 1;
-        signature = sign(receipt, alice.hotKey);
         vm.prank(alice.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.WrongSeed.selector, seed));
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
     }
 
     function test_commit_takes_any_seed_once_the_chain_has_forgotten_the_claims_block() public {
@@ -460,12 +436,11 @@ contract JobQueueTest is MarketTest {
         for (uint8 i = 0; i < 2; i++) {
             IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
             (receipt.finishReason, receipt.finishedAt) = i == 0 ? (2, receipt.finishedAt) : (1, leaseDeadline + 1);
-            bytes memory signature = sign(receipt, alice.hotKey);
             vm.prank(alice.hot);
             vm.expectRevert(
                 abi.encodeWithSelector(IJobQueue.BadFinish.selector, receipt.finishReason, receipt.finishedAt)
             );
-            queue.commit(jobId, spec, answerOf(receipt), signature);
+            queue.commit(jobId, spec, answerOf(receipt));
         }
     }
 
@@ -475,31 +450,19 @@ contract JobQueueTest is MarketTest {
         for (uint32 i = 0; i < 2; i++) {
             (uint32 inTokens, uint32 outTokens) = (spec.maxInTokens + i, spec.maxOutTokens + 1 - i);
             IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice, inTokens, outTokens);
-            bytes memory signature = sign(receipt, alice.hotKey);
             vm.prank(alice.hot);
             vm.expectRevert(abi.encodeWithSelector(IJobQueue.OverLimit.selector, inTokens, outTokens));
-            queue.commit(jobId, spec, answerOf(receipt), signature);
+            queue.commit(jobId, spec, answerOf(receipt));
         }
-    }
-
-    function test_commit_revertsWhen_another_signed() public {
-        uint64 jobId = submit(spec);
-        claim(jobId, spec, alice);
-        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        bytes memory signature = sign(receipt, bob.hotKey);
-        vm.prank(alice.hot);
-        vm.expectRevert(IJobQueue.BadSignature.selector);
-        queue.commit(jobId, spec, answerOf(receipt), signature);
     }
 
     function test_commit_revertsWhen_sent_by_another_node() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        bytes memory signature = sign(receipt, alice.hotKey);
         vm.prank(bob.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.NotTheNode.selector, bob.hot));
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
     }
 
     function test_commit_works_after_the_hot_key_was_replaced() public {
@@ -508,15 +471,14 @@ contract JobQueueTest is MarketTest {
         (address fresh, uint256 freshKey) = makeAddrAndKey("fresh");
         setHotKey(alice, fresh, freshKey);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        (bytes memory stale, bytes memory signature) = (sign(receipt, alice.hotKey), sign(receipt, freshKey));
         vm.prank(alice.hot);
         vm.expectRevert(abi.encodeWithSelector(IJobQueue.NotTheNode.selector, alice.hot));
-        queue.commit(jobId, spec, answerOf(receipt), stale);
+        queue.commit(jobId, spec, answerOf(receipt));
         vm.prank(fresh);
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
     }
 
-    function test_commit_takes_erc1271() public {
+    function test_a_hot_key_may_be_a_contract() public {
         (address key, uint256 secret) = makeAddrAndKey("inner");
         ContractHotKey wallet = new ContractHotKey(key);
         setHotKey(alice, address(wallet), secret);
@@ -524,10 +486,7 @@ contract JobQueueTest is MarketTest {
         wallet.claim(queue, jobId, spec);
         vm.roll(vm.getBlockNumber() + 1);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        bytes memory wrong = sign(receipt, alice.hotKey);
-        vm.expectRevert(IJobQueue.BadSignature.selector);
-        wallet.commit(queue, jobId, spec, answerOf(receipt), wrong);
-        wallet.commit(queue, jobId, spec, answerOf(receipt), sign(receipt, secret));
+        wallet.commit(queue, jobId, spec, answerOf(receipt));
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Committed));
     }
 

@@ -164,7 +164,7 @@ contract NodeRegistryTest is MarketTest {
         nodes.unlockBonds(alice.cold, 1, 1);
         vm.expectRevert(refusal);
         nodes.forfeitBond(alice.cold, 1, 1);
-        vm.expectRevert(refusal);
+        vm.expectRevert(abi.encodeWithSelector(INodeRegistry.NotAModule.selector, address(this)));
         nodes.payForfeit(alice.cold, 1);
     }
 
@@ -222,7 +222,7 @@ contract NodeRegistryTest is MarketTest {
 
     function test_constructor_revertsWhen_the_vault_does_not_know_it() public {
         vm.expectPartialRevert(INodeRegistry.NotAModule.selector);
-        new NodeRegistry(vault, address(queue), address(disputes), UNSTAKE_DELAY);
+        new NodeRegistry(vault, address(queue), address(outputs), address(disputes), UNSTAKE_DELAY);
     }
 
     function testFuzz_free_stake_is_what_is_neither_bonded_nor_leaving(uint96 bonded, uint96 leaving) public {

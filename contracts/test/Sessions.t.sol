@@ -326,11 +326,11 @@ contract SessionsTest is MarketTest {
         return ISessions.Line(recipeId, fee, bytes32(uint256(1)));
     }
 
-    function _assertRefused(ISessions.Line[] memory lines, uint96 fee, bytes4 error) private {
+    function _assertRefused(ISessions.Line[] memory lines, uint96 fee, bytes4 reason) private {
         ISessions.Voucher memory voucher =
             ISessions.Voucher(id, fee, keccak256(abi.encode(lines)), uint40(block.timestamp));
         bytes memory signature = signVoucher(voucher, clientKey);
-        vm.expectPartialRevert(error);
+        vm.expectPartialRevert(reason);
         sessions.settle(voucher, lines, signature);
     }
 }

@@ -26,7 +26,7 @@ contract VaultTest is MarketTest {
 
     function test_deposit_revertsWhen_token_takes_a_fee() public {
         FeeToken fee = new FeeToken();
-        Vault feeVault = new Vault(fee, IVault.Modules(address(0), address(0), address(0)));
+        Vault feeVault = new Vault(fee, IVault.Modules(address(0), address(0), address(0), address(0), address(0)));
         fee.mint(payer, 100 ether);
         vm.startPrank(payer);
         fee.approve(address(feeVault), 100 ether);
@@ -36,7 +36,8 @@ contract VaultTest is MarketTest {
 
     function test_deposit_revertsWhen_token_reenters() public {
         ReentrantToken hooked = new ReentrantToken();
-        Vault hookedVault = new Vault(hooked, IVault.Modules(address(0), address(0), address(0)));
+        Vault hookedVault =
+            new Vault(hooked, IVault.Modules(address(0), address(0), address(0), address(0), address(0)));
         hooked.arm(hookedVault);
         hooked.mint(payer, 100 ether);
         vm.startPrank(payer);

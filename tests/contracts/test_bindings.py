@@ -62,8 +62,8 @@ def test_results_become_dataclasses() -> None:
 
 def test_nested_lists_of_structs_decode() -> None:
     call = AdapterRegistry(QUEUE).recipe(1)
-    legs = [(CLIENT, 3, 1_000), (QUEUE, 4, 500)]
-    recipe = call.decode(encode([Recipe.ABI], [(b"\2" * 32, [b"\3" * 32], [-7], legs)]))
+    legs = [(CLIENT, 3, 1_000, 0), (QUEUE, 4, 500, 0)]
+    recipe = call.decode(encode([Recipe.ABI], [(b"\2" * 32, [b"\3" * 32], [-7], legs, 0, 1)]))
     assert recipe.weights == (-7,)
     assert [(leg.payee, leg.role, leg.bps) for leg in recipe.legs] == [
         (CLIENT, Role.BASE, 1_000),

@@ -9,7 +9,9 @@ from eth_utils.address import to_checksum_address
 
 from openlora.contracts import (
     Deployment,
+    DisputeTerms,
     MarketSettings,
+    OutputTerms,
     Params,
     create_address,
     deployment_of,
@@ -27,6 +29,8 @@ SETTINGS = MarketSettings(
     timelock_s=3_600,
     close_delay_s=600,
     unstake_delay_s=600,
+    output_terms=OutputTerms(answer_secs=600, bond=1, bond_per_token=0, max_out_tokens=8_192),
+    dispute_terms=DisputeTerms(20, 100, 10, 100, 200, 200, 60, 500),
 )
 
 
@@ -56,14 +60,16 @@ def test_steps_are_consecutive_and_name_each_other() -> None:
         ("NodeRegistry", 8),
         ("JobQueue", 9),
         ("Sessions", 10),
-        ("Disputes", 11),
-        ("Governance", 12),
+        ("Outputs", 11),
+        ("Disputes", 12),
+        ("Governance", 13),
     ]
     at = {step.name: step for step in steps}
     arguments = at["Vault"].data[len(load_artifact("Vault").bytecode) :]
-    token, modules = decode(["address", "(address,address,address)"], arguments)
+    token, modules = decode(["address", "(address,address,address,address,address)"], arguments)
     assert token == at["DevToken"].address.lower()
-    assert modules == tuple(at[name].address.lower() for name in ("NodeRegistry", "JobQueue", "Sessions"))
+    holders = ("NodeRegistry", "JobQueue", "Sessions", "Outputs", "Disputes")
+    assert modules == tuple(at[name].address.lower() for name in holders)
 
 
 def test_an_existing_token_is_used() -> None:
@@ -75,6 +81,7 @@ def test_an_existing_token_is_used() -> None:
         "NodeRegistry",
         "JobQueue",
         "Sessions",
+        "Outputs",
         "Disputes",
         "Governance",
     ]

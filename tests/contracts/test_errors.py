@@ -13,6 +13,7 @@ from openlora.contracts.bindings import (
     governance,
     job_queue,
     node_registry,
+    outputs,
     sessions,
     token,
     vault,
@@ -22,7 +23,7 @@ from openlora.contracts.errors import SENTENCES, decode_revert
 
 ERRORS = {
     f"{error.name}({','.join(error.types)})": error
-    for module in (vault, node_registry, adapter_registry, job_queue, sessions, disputes, governance, token)
+    for module in (vault, node_registry, adapter_registry, job_queue, sessions, outputs, disputes, governance, token)
     for error in module.ERRORS
 }
 

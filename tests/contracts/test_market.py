@@ -21,6 +21,7 @@ from openlora.contracts import (
     Deployment,
     DevToken,
     Disputes,
+    DisputeTerms,
     Event,
     JobFinalized,
     JobQueue,
@@ -31,6 +32,7 @@ from openlora.contracts import (
     Line,
     MarketSettings,
     NodeRegistry,
+    OutputTerms,
     Paid,
     Params,
     Receipt,
@@ -55,6 +57,17 @@ pytestmark = pytest.mark.slow
 
 T = TypeVar("T")
 PARAMS = Params(bond=10**18, max_live_claims=4, window_secs=30, max_lease_secs=600, max_duration_secs=3600)
+OUTPUT_TERMS = OutputTerms(answer_secs=10, bond=10**18, bond_per_token=10**18 // 1_000, max_out_tokens=8_192)
+DISPUTE_TERMS = DisputeTerms(
+    challenge_bond=20 * 10**18,
+    verifier_stake=100 * 10**18,
+    miss_penalty=10 * 10**18,
+    draw_secs=10,
+    commit_secs=20,
+    reveal_secs=20,
+    round_secs=3,
+    audit_bps=500,
+)
 BASE_ID = b"\x0b" * 32
 
 
@@ -67,6 +80,8 @@ def settings_of(deployer: LocalAccount) -> MarketSettings:
         timelock_s=0,
         close_delay_s=60,
         unstake_delay_s=60,
+        output_terms=OUTPUT_TERMS,
+        dispute_terms=DISPUTE_TERMS,
     )
 
 
@@ -214,8 +229,7 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     )
     digest = eip712.receipt_digest(domain, receipt)
     assert chain.call(queue.hash_receipt(receipt)) == digest
-    signature = sign_digest(bytes(market.hot.key), digest)
-    chain.send(market.hot, queue.commit(1, spec, eip712.answer_of(receipt), signature))
+    chain.send(market.hot, queue.commit(1, spec, eip712.answer_of(receipt)))
     settlement = eip712.settlement_of(spec, receipt, digest)
     assert chain.call(queue.job(1)).settlement_hash == keccak(encode([Settlement.ABI], [settlement.to_abi()]))
 

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-NAMES = ("Vault", "NodeRegistry", "AdapterRegistry", "JobQueue", "Sessions", "Disputes", "Governance", "DevToken")
+NAMES = (
+    "Vault",
+    "NodeRegistry",
+    "AdapterRegistry",
+    "JobQueue",
+    "Sessions",
+    "Outputs",
+    "Disputes",
+    "Governance",
+    "DevToken",
+)
 
 
 @dataclass(frozen=True, slots=True)

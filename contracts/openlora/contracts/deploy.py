@@ -14,7 +14,9 @@ from eth_utils.address import is_checksum_address, to_canonical_address, to_chec
 from eth_utils.crypto import keccak
 
 from openlora.contracts.artifact import load_artifact
+from openlora.contracts.bindings.disputes import DisputeTerms
 from openlora.contracts.bindings.job_queue import Params
+from openlora.contracts.bindings.outputs import OutputTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,9 @@ class MarketSettings:
     params: Params
     timelock_s: int
     close_delay_s: int  # of a session whose client leaves it: the node settles its last voucher meanwhile
-    unstake_delay_s: int  # longer than the challenge window plus any dispute's resolution
+    unstake_delay_s: int  # longer than the challenge window, and than a dispute's life
+    output_terms: OutputTerms
+    dispute_terms: DisputeTerms
     token: ChecksumAddress | None = None  # None: deploy a DevToken, which anyone may mint
 
 
@@ -54,6 +58,7 @@ class Deployment:
     adapter_registry: ChecksumAddress
     job_queue: ChecksumAddress
     sessions: ChecksumAddress
+    outputs: ChecksumAddress
     disputes: ChecksumAddress
     governance: ChecksumAddress
 
@@ -92,20 +97,23 @@ def create_address(deployer: ChecksumAddress, nonce: int) -> ChecksumAddress:
 
 def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSettings) -> tuple[DeploymentStep, ...]:
     """The transactions that create the market, in order, from the deployer's next nonce on."""
-    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Sessions", "Disputes", "Governance"]
+    names = ["Vault", "AdapterRegistry", "NodeRegistry", "JobQueue", "Sessions", "Outputs", "Disputes", "Governance"]
     if settings.token is None:
         names.insert(0, "DevToken")
     at = {name: create_address(deployer, nonce + offset) for offset, name in enumerate(names)}
     arguments = {
         "DevToken": b"",
         "Vault": encode(
-            ["address", "(address,address,address)"],
-            [settings.token or at["DevToken"], (at["NodeRegistry"], at["JobQueue"], at["Sessions"])],
+            ["address", "(address,address,address,address,address)"],
+            [
+                settings.token or at["DevToken"],
+                tuple(at[name] for name in ("NodeRegistry", "JobQueue", "Sessions", "Outputs", "Disputes")),
+            ],
         ),
         "AdapterRegistry": encode(["address"], [settings.treasury]),
         "NodeRegistry": encode(
-            ["address", "address", "address", "uint32"],
-            [at["Vault"], at["JobQueue"], at["Disputes"], settings.unstake_delay_s],
+            ["address", "address", "address", "address", "uint32"],
+            [at["Vault"], at["JobQueue"], at["Outputs"], at["Disputes"], settings.unstake_delay_s],
         ),
         "JobQueue": encode(
             ["address", "address", "address", Params.ABI],
@@ -115,7 +123,17 @@ def deployment_steps(deployer: ChecksumAddress, nonce: int, settings: MarketSett
             ["address", "address", "address", "uint32"],
             [at["NodeRegistry"], at["AdapterRegistry"], at["Governance"], settings.close_delay_s],
         ),
-        "Disputes": encode(["address", "address", "address"], [at["NodeRegistry"], at["JobQueue"], at["Sessions"]]),
+        "Outputs": encode(
+            ["address", "address", "address", OutputTerms.ABI],
+            [at["NodeRegistry"], at["JobQueue"], at["Governance"], settings.output_terms.to_abi()],
+        ),
+        "Disputes": encode(
+            ["address", "address", "address", "address", DisputeTerms.ABI],
+            [
+                *(at[name] for name in ("NodeRegistry", "JobQueue", "Sessions", "Governance")),
+                settings.dispute_terms.to_abi(),
+            ],
+        ),
         "Governance": encode(
             ["address", "address", "uint32", "address", "address"],
             [settings.owner, settings.guardian, settings.timelock_s, at["JobQueue"], at["Sessions"]],
@@ -141,6 +159,7 @@ def deployment_of(
         adapter_registry=at["AdapterRegistry"],
         job_queue=at["JobQueue"],
         sessions=at["Sessions"],
+        outputs=at["Outputs"],
         disputes=at["Disputes"],
         governance=at["Governance"],
     )

@@ -17,6 +17,7 @@ from openlora.contracts.bindings import (
     governance,
     job_queue,
     node_registry,
+    outputs,
     sessions,
     token,
     vault,
@@ -25,7 +26,7 @@ from openlora.contracts.bindings.job_queue import JobState
 from openlora.contracts.bindings.sessions import SessionState
 from openlora.contracts.call import AbiMismatch, ErrorType, decode_values
 
-_MODULES = (vault, node_registry, adapter_registry, job_queue, sessions, disputes, governance, token)
+_MODULES = (vault, node_registry, adapter_registry, job_queue, sessions, outputs, disputes, governance, token)
 _BY_SELECTOR: dict[bytes, ErrorType] = {error.selector: error for module in _MODULES for error in module.ERRORS}
 _ERROR_STRING = bytes.fromhex("08c379a0")
 _PANIC = bytes.fromhex("4e487b71")
@@ -72,6 +73,9 @@ SENTENCES: Mapping[str, str] = {
     "NothingUnstaking(address)": "{operator} has no stake in withdrawal: call beginUnstake first",
     "ConsentExpired(uint40)": "the hot key's consent ended at unix time {deadline}: have it sign a new one",
     "NoConsent(address)": "hot key {hot_key} has not signed that it serves this operator: sign its HotKey consent",
+    "ClaimsLive(address,uint256)": (
+        "{operator} has {count} claims that are not final: its stake may leave once they are"
+    ),
     "TooManyLiveClaims(address,uint256)": (
         "{operator} has {limit} claims that are not final, the most allowed: wait until some of them are"
     ),
@@ -87,6 +91,11 @@ SENTENCES: Mapping[str, str] = {
         "adapter {digest} belongs to base model {adapter_base}, not to {recipe_base}: leave it out of this recipe"
     ),
     "AdapterIsDeprecated(bytes32)": "adapter {digest} is deprecated by its owner: use another in new recipes",
+    "AdapterIsTakenDown(bytes32)": "adapter {digest} was taken down by its owner: use another",
+    "NotAllowed(bytes32,address)": "adapter {digest} is not for {account}: ask its owner to allow it",
+    "TermsChanged(uint64)": "a use fee in recipe {recipe_id} has changed: register the recipe again and use that one",
+    "BadAccess(uint8,uint72)": "a use fee of {use_fee} wei does not fit the access: only pay-per-use has one",
+    "NotALaterVersion(bytes32)": "adapter {digest} has versions of its own already: give one that has none",
     "NotOwner(address)": "{caller} does not own the adapter: send from the account that registered it",
     "NotSorted(bytes32)": "adapter {digest} is out of order: list adapters by ascending digest, each once",
     "BadWeight(int32)": "weight {weight} is not allowed: in units of 1/10,000 it is non-zero and within ±100,000",
@@ -115,10 +124,12 @@ SENTENCES: Mapping[str, str] = {
     "BadFinish(uint8,uint40)": (
         "finish reason {finish_reason} at unix time {finished_at} cannot be: 0 or 1, no later than the lease's end"
     ),
-    "BadSignature()": (
-        "the hot key that sends it has not signed the receipt that spec, claim and answer make: rebuild and sign it"
-    ),
+    "BadSignature()": "the signature is not that of who had to sign this: check the key and the domain",
     "WindowOpen(uint40)": "the challenge window is open until unix time {finalizable_at}: finalize then",
+    "WindowOver(uint40)": "the challenge window ended at unix time {finalizable_at}: nothing can be asked now",
+    "BadFlags(uint32)": "flags {flags} have bits that mean nothing: see IJobQueue for those that do",
+    "GuardedRecipe(uint64)": "recipe {recipe_id} is guarded: set the GUARDED flag in the spec, as a quote says",
+    "NotAJudge(address)": "{caller} is neither the outputs' nor the disputes' contract: only those hold jobs",
     "NotExpired(uint64)": "job {job_id} has not reached its deadline: its client may cancel it, others must wait",
     "BadParams()": (
         "maxLiveClaims, maxLeaseSecs and maxDurationSecs must not be zero, nor windowSecs as long as the exit delay"
@@ -136,12 +147,42 @@ SENTENCES: Mapping[str, str] = {
     "CannotCloseYet(uint40)": "the node may settle until unix time {close_at}: close the session then",
     "TooManyLines(uint256)": "a voucher of {count} recipes is too large: at most 32 are allowed in a session",
     "BadDelay()": "a session's closing delay must not be zero",
+    "PayPerUse(uint64)": "recipe {recipe_id} has use fees, which sessions cannot count: submit a job to the queue",
+    # Outputs
+    "NoQuestion(uint64,uint8)": "nothing of that kind is asked of job {job_id}: it was answered, or never asked",
+    "AlreadyAsked(uint64,uint8)": "that was asked of job {job_id} before, and is asked only once",
+    "ReceiptMismatch(uint64)": "settlement, receipt and spec are not those of job {job_id}: take them from its events",
+    "NoSuchChunk(uint32,uint32)": "there is no chunk {chunk}: the answer has {count}",
+    "TooLongToPublish(uint32,uint32)": (
+        "{out_tokens} tokens are too many to publish in a transaction: at most {limit} can be demanded"
+    ),
+    "DigestMismatch(bytes32)": "the output has digest {computed}, not the receipt's: publish the whole document",
+    "BadOpening(uint32)": "data and proof are not chunk {chunk} under the receipt's fingerprintRoot",
+    "TooLate(uint40)": "that was possible until unix time {until}",
+    "StillTime(uint40)": "the node has time to answer until unix time {answer_by}: resolve it after that",
+    "NotEnoughGas(uint256)": "the client's contract must be left {needed} gas: send with a higher limit",
+    "BadTerms()": "the terms have a duration of zero, a life as long as the exit delay, or a part above its whole",
     # Disputes
     "NotEquivocation()": "these are not two different receipts of one node for one work: there is nothing to prove",
     "SpecMismatch(bytes32)": (
         "the receipt is for the spec {expected}, not for the one given: pass that one, which names the client"
     ),
     "NotLiable(address)": "the node does not answer for what {hot_key} signed, or not any more",
+    "NotFalse()": "the receipt follows from its spec: there is nothing to prove",
+    "AlreadyDisputed(uint64)": "job {job_id} was disputed before, and is only once",
+    "NoDispute(uint64)": "there is no open dispute about job {job_id}",
+    "NumericAuditWaived(uint64)": "the client of job {job_id} keeps its text private and waived numeric disputes",
+    "TooFewVerifiers(uint256)": "there are {count} verifiers to draw from, too few for a panel: wait until more enlist",
+    "TooManyVerifiers(uint256)": "there are {limit} verifiers, the most allowed: enlist when one has left",
+    "AlreadyVerifier(address)": "{account} is a verifier already",
+    "NotAVerifier(address)": "{account} is no verifier, or has retired",
+    "StillOnDuty(address)": "{verifier} sits on a dispute that is not resolved: resolve it first",
+    "NotYet(uint256)": "it is too early for that: wait for {from_}, a block's number or unix time",
+    "AlreadyDrawn(uint64)": "the panel of job {job_id} is drawn",
+    "NotOnPanel(address)": "{account} does not sit on this dispute",
+    "AlreadyVoted(address)": "{account} has voted, which each does once",
+    "VoteMismatch()": "that is not the vote committed to, or none that can be: reveal the same verdict and salt",
+    "NotSelected(uint64,uint64)": "job {job_id} is not drawn in audit round {round}: only a challenge can dispute it",
     "AlreadyProven(address,bytes32)": "{node} was slashed over {work_id} already, and is so only once",
     # Governance
     "AccessManagedUnauthorized(address)": "{caller} may not do this: see who has the role in the governance contract",

@@ -12,7 +12,22 @@ interface IAdapterRegistry {
         Adapter,
         Datanet,
         Base,
-        Protocol
+        Protocol,
+        Use
+    }
+
+    /// @notice Who may have jobs done with an adapter.
+    enum Access {
+        Public,
+        AllowList, // whom its owner has allowed
+        PayPerUse // anyone, for a fee a job on top of the node's
+    }
+
+    /// @notice What a recipe asks of those who submit jobs for it.
+    enum Gate {
+        None, // no such recipe
+        Open,
+        Guarded // `checkUse` is asked at submit and claim
     }
 
     struct Share {
@@ -23,14 +38,22 @@ interface IAdapterRegistry {
     struct Leg {
         address payee;
         Role role;
-        uint16 bps; // of the fee, floored; the node takes what the legs leave
+        uint16 bps; // of the fee, floored; the node takes what the legs leave; zero for Use
+        uint72 perUse; // token wei a job, on top of the fee; zero but for Use
     }
 
     struct Adapter {
         bytes32 baseId;
         address owner;
         uint40 registeredAt;
-        bool deprecated;
+        bool deprecated; // no new recipe may use it
+        bool takenDown; // nor any new job
+        Access access;
+        uint16 version; // 1, or one more than its predecessor's
+        uint72 useFee; // token wei a job; zero unless pay-per-use
+        bytes32 predecessor; // the version that it supersedes; zero for a first one
+        bytes32 successor; // the version that supersedes it; zero for a last one
+        bytes32 licence; // an SPDX identifier as ASCII, or the sha2-256 digest of a licence text; zero when unsaid
         uint32[] datanets;
     }
 
@@ -39,12 +62,20 @@ interface IAdapterRegistry {
         bytes32[] adapters; // ascending digests
         int32[] weights; // 1/10,000; non-zero; |w| <= 100,000
         Leg[] legs; // one entry per (payee, role)
+        uint96 useFee; // the sum of its Use legs
+        Gate gate;
     }
 
     event BaseRegistered(bytes32 indexed baseId, address indexed payee, string name);
     event DatanetCreated(uint32 indexed datanetId, address indexed owner, bytes32 root, string name);
     event AdapterRegistered(bytes32 indexed digest, bytes32 indexed baseId, address indexed owner, string name);
     event AdapterDeprecated(bytes32 indexed digest);
+    event AdapterTakenDown(bytes32 indexed digest);
+    event AdapterSuperseded(bytes32 indexed digest, bytes32 indexed successor, uint16 version);
+    event LicenceSet(bytes32 indexed digest, bytes32 licence);
+    event AccessSet(bytes32 indexed digest, Access access, uint72 useFee);
+    event Allowed(bytes32 indexed digest, address indexed account, bool allowed);
+    event GateSet(uint64 indexed recipeId, Gate gate);
     event RecipeRegistered(uint64 indexed recipeId, bytes32 indexed baseId, bytes32[] adapters, int32[] weights);
 
     error AlreadyRegistered(bytes32 id);
@@ -54,6 +85,11 @@ interface IAdapterRegistry {
     error UnknownRecipe(uint64 recipeId);
     error WrongBase(bytes32 digest, bytes32 adapterBase, bytes32 recipeBase);
     error AdapterIsDeprecated(bytes32 digest);
+    error AdapterIsTakenDown(bytes32 digest);
+    error NotAllowed(bytes32 digest, address account);
+    error TermsChanged(uint64 recipeId);
+    error BadAccess(Access access, uint72 useFee);
+    error NotALaterVersion(bytes32 digest);
     error NotOwner(address caller);
     error NotSorted(bytes32 digest);
     error BadWeight(int32 weight);
@@ -72,7 +108,25 @@ interface IAdapterRegistry {
     function registerAdapter(bytes32 digest, bytes32 baseId, uint32[] calldata datanets, string calldata name) external;
     /// @notice Owner only: no new recipe may use the adapter; existing recipes and running jobs are untouched.
     function deprecateAdapter(bytes32 digest) external;
-    /// @notice Pins a recipe (at most 8 adapters, 32 legs). Registering the same recipe again returns the same id.
+    /// @notice Owner only, for good: no new job may use the adapter either; claimed ones run on.
+    function takeDown(bytes32 digest) external;
+    /// @notice Owner of both: `successor`, so far without versions of its own, is the version after `digest`.
+    function supersede(bytes32 digest, bytes32 successor) external;
+    /// @notice Owner only.
+    function setLicence(bytes32 digest, bytes32 licence) external;
+    /// @notice Owner only: who may use the adapter from now on. It binds new jobs of every guarded recipe at once, of an
+    /// open one from its next `refresh`; jobs that are claimed run on. `useFee` is positive just for PayPerUse.
+    /// @dev A use fee is a flat amount a job: escrowed beside the job's escrow at submit, returned whole if the job ends
+    /// without a receipt or is refunded, paid whole to the adapter's owner when it is final (`Paid` with Role.Use).
+    /// A recipe pins the fees of its adapters; when one changes, the recipe takes no new jobs, and registering the same
+    /// adapters and weights again gives a recipe with the new fees. The signed lane does not take such recipes.
+    function setAccess(bytes32 digest, Access access, uint72 useFee) external;
+    /// @notice Owner only: whom an allow-listed adapter serves beside its owner. At most 64 accounts a call.
+    function allow(bytes32 digest, address[] calldata accounts, bool allowed) external;
+    /// @notice Anyone: makes a recipe guarded or open, as its adapters' terms are now.
+    function refresh(uint64 recipeId) external returns (Gate gate);
+    /// @notice Pins a recipe (at most 8 adapters, 32 legs). Registering the same recipe again returns the same id, unless
+    /// an adapter's use fee has changed since.
     function registerRecipe(bytes32 baseId, bytes32[] calldata adapters, int32[] calldata weights)
         external
         returns (uint64 recipeId);
@@ -89,7 +143,13 @@ interface IAdapterRegistry {
     function recipeLegs(uint64 recipeId) external view returns (Leg[] memory);
     /// @notice Recipes are numbered from 1.
     function recipeCount() external view returns (uint64);
-    /// @notice The id under which this exact recipe is registered; zero when it is not.
+    /// @notice What a job of the recipe takes beside its escrow, and whether `checkUse` is asked. Reverts for none.
+    function terms(uint64 recipeId) external view returns (uint96 useFee, Gate gate);
+    /// @notice Reverts, with the reason, when `account` may not have new jobs of the recipe done now.
+    function checkUse(uint64 recipeId, address account) external view;
+    /// @notice Whether `account` may use the adapter, leaving fees aside.
+    function canUse(bytes32 digest, address account) external view returns (bool);
+    /// @notice The id under which this exact recipe is registered with today's use fees; zero when it is not.
     function recipeIdOf(bytes32 baseId, bytes32[] calldata adapters, int32[] calldata weights)
         external
         view

@@ -7,8 +7,13 @@ import {IVault} from "./IVault.sol";
 
 /// @title The queue lane: escrowed inference jobs, leases, receipts, settlement.
 /// @notice Open → Claimed(bond, lease) → Committed(receipt) → Finalized; Claimed → Open when the lease runs out (computed
-/// on read); Open → Cancelled by its client, Open → Expired after its deadline by anyone. At every terminal state
-/// payments + refund = escrow. Every open item has a default outcome anyone may trigger.
+/// on read); Open → Cancelled by its client, Open → Expired after its deadline by anyone. While a question about it is
+/// open a job is Held: Committed → Held → Committed again, Slashed (the node was at fault) or Annulled (nobody can say).
+/// At every terminal state payments + refund = escrow. Every open item has a default outcome anyone may trigger.
+/// @dev Bits of a spec's `flags`; others are refused. GUARDED (1): the recipe's access is asked again at the claim; the
+/// flag is due when the recipe is guarded. PUBLISH (2): publication of the output is part of the job, and a client that
+/// is a contract is called with it (see IOutputs). PRIVATE (4): input and output are sealed. AUDITABLE (8): a private
+/// job's key is given to drawn verifiers; without it a private job waives numeric disputes.
 interface IJobQueue {
     enum State {
         None,
@@ -17,7 +22,10 @@ interface IJobQueue {
         Committed,
         Finalized,
         Cancelled,
-        Expired
+        Expired,
+        Held,
+        Slashed,
+        Annulled
     }
 
     struct JobSpec {
@@ -71,7 +79,7 @@ interface IJobQueue {
         address client;
         uint64 recipeId;
         uint96 fee;
-        uint96 refund; // escrow - fee
+        uint96 refund; // escrow - fee; the recipe's use fee is beside both
     }
 
     /// @dev The queue stores digests, not payloads: a call that needs the spec or the settlement is given it again as
@@ -83,7 +91,7 @@ interface IJobQueue {
         State state; // as of now: an elapsed lease reads as Open
         uint16 paramsVersion; // of the claim; zero before one
         uint40 leaseDeadline; // zero unless claimed
-        uint40 finalizableAt; // zero unless committed or final
+        uint40 finalizableAt; // end of the window, which stands still while held; zero until committed
         uint64 claimBlock; // its hash makes the seed
         uint96 forfeited; // bonds of earlier claimants, for whoever finishes or else the client
     }
@@ -107,8 +115,13 @@ interface IJobQueue {
     event JobFinalized(uint64 indexed jobId, address indexed node, uint96 fee, uint96 refund);
     event JobCancelled(uint64 indexed jobId, uint96 refund);
     event JobExpired(uint64 indexed jobId, uint96 refund);
+    event JobHeld(uint64 indexed jobId, address indexed judge);
+    event JobResumed(uint64 indexed jobId, uint40 finalizableAt);
+    /// @dev The client has all of the escrow back; `bond` is what the node lost of its claim.
+    event JobSlashed(uint64 indexed jobId, address indexed node, uint96 refund, uint96 bond);
+    event JobAnnulled(uint64 indexed jobId, address indexed node, uint96 refund);
     /// @dev One per (payee, role) and run of neighbours in a batch that share recipe and node. Over any range of
-    /// blocks Σ Paid = Σ JobFinalized.fee.
+    /// blocks Σ Paid = Σ JobFinalized.fee, leaving Role.Use aside: use fees come on top.
     event Paid(address indexed payee, IAdapterRegistry.Role indexed role, uint64 indexed recipeId, uint96 amount);
     event ParamsSet(uint16 indexed version, Params params);
 
@@ -127,8 +140,11 @@ interface IJobQueue {
     error TooEarly(uint64 claimBlock);
     error WrongSeed(uint64 expected);
     error BadFinish(uint8 finishReason, uint40 finishedAt);
-    error BadSignature();
     error WindowOpen(uint40 finalizableAt);
+    error WindowOver(uint40 finalizableAt);
+    error BadFlags(uint32 flags);
+    error GuardedRecipe(uint64 recipeId);
+    error NotAJudge(address caller);
     error NotExpired(uint64 jobId);
     error LengthMismatch();
     error BadParams();
@@ -146,18 +162,31 @@ interface IJobQueue {
     /// @notice Hot key only: gives a live claim back before its lease ends; the job reopens, and nine tenths of the bond
     /// return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed.
     function release(uint64 jobId) external;
-    /// @notice Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make,
-    /// signed by the hot key (EIP-712, low s; ERC-1271 if it is a contract). The seed must be the first 8 bytes of
+    /// @notice Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make. To
+    /// send it is to sign it: another receipt for the same work, signed by the hot key, is a contradiction. The seed must be the first 8 bytes of
     /// keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash; later, audits judge it.
-    function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer, bytes calldata signature) external;
-    /// @notice Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that are
-    /// already final are skipped, so two settlers never fail each other; a job that cannot be final yet, or whose
-    /// settlement differs, reverts the batch. Cheapest when sorted by recipe and node.
+    function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer) external;
+    /// @notice Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that have
+    /// ended are skipped, so two settlers never fail each other; so are held ones and those whose window is open, unless
+    /// there is nothing else in the batch, which then reverts. A settlement that differs reverts the batch. Cheapest when
+    /// sorted by recipe and node.
     function finalizeBatch(uint64[] calldata jobIds, Settlement[] calldata settlements) external;
     /// @notice Anyone, once the deadline has passed without a commit: refunds the client.
     function expire(uint64 jobId, JobSpec calldata spec) external;
     /// @notice The client, while the job is open: refunds it.
     function cancel(uint64 jobId, JobSpec calldata spec) external;
+
+    /// @notice Outputs and Disputes only: stops the clock of a committed job within its window.
+    /// @return node Whose commit it is.
+    /// @return windowStart When the window began: at the commit, or later by as long as the job was held before.
+    function hold(uint64 jobId) external returns (address node, uint40 windowStart);
+    /// @notice Outputs and Disputes only: the job is committed again, and its window longer by the time it was held.
+    function resume(uint64 jobId, uint40 heldSecs) external;
+    /// @notice Outputs and Disputes only: ends a held job for its node's fault. The client is refunded, with the bonds
+    /// forfeited over it; the claim's bond goes to the registry's forfeits, for the caller to divide.
+    function condemn(uint64 jobId, Settlement calldata settlement) external returns (uint96 bond);
+    /// @notice Disputes only: ends a held job without a verdict. As `condemn`, but the bond is free again.
+    function annul(uint64 jobId, Settlement calldata settlement) external;
 
     /// @notice Authority only: a new version for the claims from now on; claims already made keep theirs.
     function setParams(Params calldata newParams) external returns (uint16 version);
@@ -178,6 +207,9 @@ interface IJobQueue {
     /// @notice EIP-712 digest of the spec in this contract's domain: the job's identity on and off chain.
     function hashSpec(JobSpec calldata spec) external view returns (bytes32);
     function hashReceipt(Receipt memory receipt) external view returns (bytes32);
+    /// @notice What `submit` would take of the client's balance: the escrow and the recipe's use fee; and the flags with
+    /// which the recipe wants the spec. Reverts when the client may not use the recipe now.
+    function quote(JobSpec calldata spec) external view returns (uint96 escrow, uint96 useFee, uint32 flags);
     /// @notice ceil((maxIn * inPricePerK + maxOut * outPricePerK) / 1000)
     function escrowOf(JobSpec calldata spec) external pure returns (uint96);
     /// @notice floor((inTokens * inPricePerK + outTokens * outPricePerK) / 1000)

@@ -46,6 +46,7 @@ interface INodeRegistry {
     error InsufficientStake(address operator, uint256 free, uint256 needed);
     error UnstakeNotReady(uint40 availableAt);
     error NothingUnstaking(address operator);
+    error ClaimsLive(address operator, uint256 count);
     error NotAHotKey(address caller);
     error TooManyLiveClaims(address operator, uint256 limit);
     error ConsentExpired(uint40 deadline);
@@ -64,7 +65,8 @@ interface INodeRegistry {
     function stake(uint256 amount) external;
     /// @notice Starts the exit delay for `amount` more of the caller's unbonded stake (and restarts it for all).
     function beginUnstake(uint256 amount) external;
-    /// @notice After the delay, moves the unstaking amount back to the caller's Vault balance.
+    /// @notice After the delay, and once none of its claims is live, moves the unstaking amount back to the caller's
+    /// Vault balance: what was at stake when it committed stays so until the job is final.
     function withdrawStake() external;
 
     /// @notice Queue only: one live claim more, and `amount` of free stake (stake - unstaking - bonded) locked for it.
@@ -79,12 +81,14 @@ interface INodeRegistry {
     /// waits here to be paid out.
     /// @return amount What was taken, first from the stake that is not in withdrawal.
     function slash(address operator, uint256 parts) external returns (uint256 amount);
-    /// @notice Queue and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits.
+    /// @notice Queue, Outputs and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits.
     function payForfeit(address beneficiary, uint256 amount) external;
 
     function vault() external view returns (IVault);
     /// @notice The one contract that may lock, release and forfeit bonds.
     function queue() external view returns (address);
+    /// @notice Condemns a job whose node keeps silent; divides the bond.
+    function outputs() external view returns (address);
     /// @notice The one contract that may slash.
     function disputes() external view returns (address);
     /// @notice Until when an operator answers for what a hot key signed: an exit delay after its replacement, without end

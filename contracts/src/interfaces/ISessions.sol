@@ -60,6 +60,7 @@ interface ISessions {
     error CannotCloseYet(uint40 closeAt);
     error TooManyLines(uint256 count);
     error BadDelay();
+    error PayPerUse(uint64 recipeId);
     error NotAModule(address account);
 
     /// @notice Moves `deposit` of the caller's Vault balance into a session with a staked node.
@@ -68,7 +69,7 @@ interface ISessions {
     /// @notice The client: adds to the deposit of an open session.
     function topUp(bytes32 sessionId, uint96 amount) external;
     /// @notice Anyone: pays out what a voucher adds to the one settled before. `lines` are ascending by recipe, at most
-    /// 32, and sum to the voucher's fee; none ever shrinks.
+    /// 32, and sum to the voucher's fee; none ever shrinks. A recipe with use fees is for the queue lane alone.
     function settle(Voucher calldata voucher, Line[] calldata lines, bytes calldata signature) external;
     /// @notice The client: starts the delay after which the rest of the deposit returns.
     function requestClose(bytes32 sessionId) external;

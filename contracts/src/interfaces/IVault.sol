@@ -13,6 +13,8 @@ interface IVault {
         address nodes;
         address queue;
         address sessions;
+        address outputs;
+        address disputes;
     }
 
     event Deposited(address indexed account, uint256 amount);

@@ -22,15 +22,25 @@ library LegList {
 
     function add(List memory list, address payee, IAdapterRegistry.Role role, uint256 wideBps) internal pure {
         uint16 bps = wideBps.toUint16();
-        if (bps == 0) return;
+        if (bps > 0) _find(list, payee, role).bps += bps;
+    }
+
+    function addUse(List memory list, address payee, uint72 perUse) internal pure {
+        if (perUse > 0) _find(list, payee, IAdapterRegistry.Role.Use).perUse += perUse;
+    }
+
+    /// @dev The leg of (payee, role), new if there is none.
+    function _find(List memory list, address payee, IAdapterRegistry.Role role)
+        private
+        pure
+        returns (IAdapterRegistry.Leg memory leg)
+    {
         for (uint256 i = 0; i < list.count; i++) {
-            IAdapterRegistry.Leg memory leg = list.items[i];
-            if (leg.payee == payee && leg.role == role) {
-                leg.bps += bps;
-                return;
-            }
+            leg = list.items[i];
+            if (leg.payee == payee && leg.role == role) return leg;
         }
         if (list.count == MAX_LEGS) revert IAdapterRegistry.TooMany(MAX_LEGS + 1, MAX_LEGS);
-        list.items[list.count++] = IAdapterRegistry.Leg({payee: payee, role: role, bps: bps});
+        leg = IAdapterRegistry.Leg({payee: payee, role: role, bps: 0, perUse: 0});
+        list.items[list.count++] = leg;
     }
 }

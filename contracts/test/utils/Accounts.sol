@@ -22,14 +22,10 @@ contract ContractHotKey is IERC1271 {
         queue.claim(jobId, spec);
     }
 
-    function commit(
-        IJobQueue queue,
-        uint64 jobId,
-        IJobQueue.JobSpec calldata spec,
-        IJobQueue.Answer calldata answer,
-        bytes calldata signature
-    ) external {
-        queue.commit(jobId, spec, answer, signature);
+    function commit(IJobQueue queue, uint64 jobId, IJobQueue.JobSpec calldata spec, IJobQueue.Answer calldata answer)
+        external
+    {
+        queue.commit(jobId, spec, answer);
     }
 }
 

@@ -9,12 +9,14 @@ import {Disputes} from "src/Disputes.sol";
 import {Governance} from "src/Governance.sol";
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
+import {Outputs} from "src/Outputs.sol";
 import {Sessions} from "src/Sessions.sol";
 import {Vault} from "src/Vault.sol";
 import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
 import {IDisputes} from "src/interfaces/IDisputes.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+import {IOutputs} from "src/interfaces/IOutputs.sol";
 import {ISessions} from "src/interfaces/ISessions.sol";
 import {IVault} from "src/interfaces/IVault.sol";
 
@@ -43,6 +45,7 @@ abstract contract MarketTest is Test {
     NodeRegistry internal nodes;
     JobQueue internal queue;
     Sessions internal sessions;
+    Outputs internal outputs;
     Disputes internal disputes;
     Governance internal governance;
 
@@ -80,14 +83,18 @@ abstract contract MarketTest is Test {
         address nodesAddress = vm.computeCreateAddress(address(this), nonce + 2);
         address queueAddress = vm.computeCreateAddress(address(this), nonce + 3);
         address sessionsAddress = vm.computeCreateAddress(address(this), nonce + 4);
-        address disputesAddress = vm.computeCreateAddress(address(this), nonce + 5);
-        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 6);
-        vault = new Vault(token, IVault.Modules(nodesAddress, queueAddress, sessionsAddress));
+        address outputsAddress = vm.computeCreateAddress(address(this), nonce + 5);
+        address disputesAddress = vm.computeCreateAddress(address(this), nonce + 6);
+        address governanceAddress = vm.computeCreateAddress(address(this), nonce + 7);
+        vault = new Vault(
+            token, IVault.Modules(nodesAddress, queueAddress, sessionsAddress, outputsAddress, disputesAddress)
+        );
         adapters = new AdapterRegistry(treasury);
-        nodes = new NodeRegistry(vault, queueAddress, disputesAddress, UNSTAKE_DELAY);
+        nodes = new NodeRegistry(vault, queueAddress, outputsAddress, disputesAddress, UNSTAKE_DELAY);
         queue = new JobQueue(nodes, adapters, governanceAddress, defaultParams());
         sessions = new Sessions(nodes, adapters, governanceAddress, CLOSE_DELAY);
-        disputes = new Disputes(nodes, queue, sessions);
+        outputs = new Outputs(nodes, queue, governanceAddress, outputTerms());
+        disputes = new Disputes(nodes, queue, sessions, governanceAddress, disputeTerms());
         governance = new Governance(owner, guardian, timelockSecs(), queue, sessions);
     }
 
@@ -103,6 +110,26 @@ abstract contract MarketTest is Test {
             windowSecs: WINDOW,
             maxLeaseSecs: MAX_LEASE,
             maxDurationSecs: MAX_DURATION
+        });
+    }
+
+    function outputTerms() internal pure returns (IOutputs.OutputTerms memory) {
+        return
+            IOutputs.OutputTerms({
+                answerSecs: 10 minutes, bond: 1 ether, bondPerToken: 0.001 ether, maxOutTokens: 8_192
+            });
+    }
+
+    function disputeTerms() internal pure returns (IDisputes.DisputeTerms memory) {
+        return IDisputes.DisputeTerms({
+            challengeBond: 20 ether,
+            verifierStake: 100 ether,
+            missPenalty: 10 ether,
+            drawSecs: 10 minutes,
+            commitSecs: 1 hours,
+            revealSecs: 1 hours,
+            roundSecs: WINDOW,
+            auditBps: 500
         });
     }
 
@@ -271,9 +298,8 @@ abstract contract MarketTest is Test {
         IJobQueue.Receipt memory receipt,
         Operator memory operator
     ) internal {
-        bytes memory signature = sign(receipt, operator.hotKey);
         vm.prank(operator.hot);
-        queue.commit(jobId, spec, answerOf(receipt), signature);
+        queue.commit(jobId, spec, answerOf(receipt));
     }
 
     function finalize(uint64 jobId, IJobQueue.JobSpec memory spec, IJobQueue.Receipt memory receipt) internal {

@@ -15,7 +15,7 @@ from typing import Final
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from openlora.contracts import Deployment, MarketSettings, Params, Share
+from openlora.contracts import Deployment, DisputeTerms, MarketSettings, OutputTerms, Params, Share
 from openlora.node.adapters.modules import Layout
 from openlora.node.anvil import CHAIN_ID, Anvil, anvil
 from openlora.node.base_model import base_model_id
@@ -41,6 +41,17 @@ ASK_IN_WEI_PER_K: Final = OLRA // 10
 ASK_OUT_WEI_PER_K: Final = OLRA // 5
 STAKE_WEI: Final = 100 * OLRA
 PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_secs=3_600, max_duration_secs=86_400)
+OUTPUT_TERMS: Final = OutputTerms(answer_secs=10, bond=OLRA, bond_per_token=OLRA // 1_000, max_out_tokens=8_192)
+DISPUTE_TERMS: Final = DisputeTerms(
+    challenge_bond=20 * OLRA,
+    verifier_stake=100 * OLRA,
+    miss_penalty=10 * OLRA,
+    draw_secs=10,
+    commit_secs=20,
+    reveal_secs=20,
+    round_secs=3,
+    audit_bps=500,
+)
 UNSTAKE_DELAY_S: Final = 60
 CLOSE_DELAY_S: Final = 15
 BLOCK_TIME_S: Final = 1
@@ -195,6 +206,8 @@ def settings_of(deployer: LocalAccount) -> MarketSettings:
         timelock_s=0,
         close_delay_s=CLOSE_DELAY_S,
         unstake_delay_s=UNSTAKE_DELAY_S,
+        output_terms=OUTPUT_TERMS,
+        dispute_terms=DISPUTE_TERMS,
     )
 
 

@@ -91,10 +91,8 @@ class Settlement:
         Raises Reverted when the chain refuses it.
         """
         receipt = _receipt(job)
-        signed = self.sign(job, receipt).signed
-        assert signed is not None
-        assert signed.signature is not None, "just signed"
-        call = self.queue.commit(job.id, job.spec, eip712.answer_of(receipt), signed.signature)
+        self.sign(job, receipt)
+        call = self.queue.commit(job.id, job.spec, eip712.answer_of(receipt))
         return await self.sender.send(f"commit:{job.id}", call)
 
     async def finalize(self, jobs: Sequence[Job], attempt: int = 1) -> None:

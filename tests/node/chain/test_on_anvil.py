@@ -17,8 +17,10 @@ from openlora.contracts import (
     Call,
     Deployment,
     DevToken,
+    DisputeTerms,
     JobQueue,
     MarketSettings,
+    OutputTerms,
     Params,
     Vault,
     deployment_of,
@@ -37,6 +39,8 @@ from openlora.node.journal import Identity, Journal
 pytestmark = pytest.mark.slow
 
 COIN = 10**18
+OUTPUT_TERMS = OutputTerms(answer_secs=10, bond=0, bond_per_token=0, max_out_tokens=8_192)
+DISPUTE_TERMS = DisputeTerms(0, 0, 0, draw_secs=10, commit_secs=20, reveal_secs=20, round_secs=1, audit_bps=500)
 PARAMS = Params(bond=0, max_live_claims=8, window_secs=1, max_lease_secs=3600, max_duration_secs=86_400)
 OPTIONS = SenderOptions(poll_s=0.05, resend_after_s=0.3, bump_after_s=600)
 
@@ -98,6 +102,8 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
                 timelock_s=0,
                 close_delay_s=60,
                 unstake_delay_s=60,
+                output_terms=OUTPUT_TERMS,
+                dispute_terms=DISPUTE_TERMS,
             )
             steps = deployment_steps(owner.address, 0, settings)
             for step in steps:

@@ -28,16 +28,36 @@ class Role(IntEnum):
     DATANET = 2
     BASE = 3
     PROTOCOL = 4
+    USE = 5
+
+
+class Access(IntEnum):
+    PUBLIC = 0
+    ALLOW_LIST = 1
+    PAY_PER_USE = 2
+
+
+class Gate(IntEnum):
+    NONE = 0
+    OPEN = 1
+    GUARDED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    ABI: ClassVar[str] = "(bytes32,address,uint40,bool,uint32[])"
+    ABI: ClassVar[str] = "(bytes32,address,uint40,bool,bool,uint8,uint16,uint72,bytes32,bytes32,bytes32,uint32[])"
 
     base_id: bytes
     owner: ChecksumAddress
     registered_at: int
     deprecated: bool
+    taken_down: bool
+    access: Access
+    version: int
+    use_fee: int
+    predecessor: bytes
+    successor: bytes
+    licence: bytes
     datanets: tuple[int, ...]
 
     def to_abi(self) -> tuple[Any, ...]:
@@ -46,6 +66,13 @@ class Adapter:
             self.owner,
             self.registered_at,
             self.deprecated,
+            self.taken_down,
+            self.access,
+            self.version,
+            self.use_fee,
+            self.predecessor,
+            self.successor,
+            self.licence,
             self.datanets,
         )
 
@@ -56,7 +83,14 @@ class Adapter:
             owner=to_checksum_address(values[1]),
             registered_at=values[2],
             deprecated=values[3],
-            datanets=tuple(values[4]),
+            taken_down=values[4],
+            access=Access(values[5]),
+            version=values[6],
+            use_fee=values[7],
+            predecessor=values[8],
+            successor=values[9],
+            licence=values[10],
+            datanets=tuple(values[11]),
         )
 
 
@@ -80,32 +114,36 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    ABI: ClassVar[str] = "(address,uint8,uint16)"
+    ABI: ClassVar[str] = "(address,uint8,uint16,uint72)"
 
     payee: ChecksumAddress
     role: Role
     bps: int
+    per_use: int
 
     def to_abi(self) -> tuple[Any, ...]:
         return (
             self.payee,
             self.role,
             self.bps,
+            self.per_use,
         )
 
     @classmethod
     def from_abi(cls, values: tuple[Any, ...]) -> "Leg":
-        return cls(payee=to_checksum_address(values[0]), role=Role(values[1]), bps=values[2])
+        return cls(payee=to_checksum_address(values[0]), role=Role(values[1]), bps=values[2], per_use=values[3])
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    ABI: ClassVar[str] = "(bytes32,bytes32[],int32[],(address,uint8,uint16)[])"
+    ABI: ClassVar[str] = "(bytes32,bytes32[],int32[],(address,uint8,uint16,uint72)[],uint96,uint8)"
 
     base_id: bytes
     adapters: tuple[bytes, ...]
     weights: tuple[int, ...]
     legs: tuple[Leg, ...]
+    use_fee: int
+    gate: Gate
 
     def to_abi(self) -> tuple[Any, ...]:
         return (
@@ -113,6 +151,8 @@ class Recipe:
             self.adapters,
             self.weights,
             [item.to_abi() for item in self.legs],
+            self.use_fee,
+            self.gate,
         )
 
     @classmethod
@@ -122,7 +162,24 @@ class Recipe:
             adapters=tuple(values[1]),
             weights=tuple(values[2]),
             legs=tuple(Leg.from_abi(item) for item in values[3]),
+            use_fee=values[4],
+            gate=Gate(values[5]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSet:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("3973d79093e1ffc3f69d11ecceae75a7e2d9e3f17bc8b38405b32b2fd8a56cb0")
+
+    digest: bytes
+    access: Access
+    use_fee: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "AccessSet":
+        indexed = decode_topics(["bytes32"], topics)
+        plain = decode_values(["uint8", "uint72"], data)
+        return cls(digest=indexed[0], access=Access(plain[0]), use_fee=plain[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +208,48 @@ class AdapterRegistered:
         indexed = decode_topics(["bytes32", "bytes32", "address"], topics)
         plain = decode_values(["string"], data)
         return cls(digest=indexed[0], base_id=indexed[1], owner=to_checksum_address(indexed[2]), name=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSuperseded:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("863774946b33857188d50af19225128ea3b3b16ae58993f725d5b97ab1f94342")
+
+    digest: bytes
+    successor: bytes
+    version: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "AdapterSuperseded":
+        indexed = decode_topics(["bytes32", "bytes32"], topics)
+        plain = decode_values(["uint16"], data)
+        return cls(digest=indexed[0], successor=indexed[1], version=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTakenDown:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("270816e78aae209b6d89676d4649b8eb39653eb39d992c9aff02f651cf1e8f8d")
+
+    digest: bytes
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "AdapterTakenDown":
+        indexed = decode_topics(["bytes32"], topics)
+        return cls(digest=indexed[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("491c54c140892e2c7cc587b2a894ec95a5c9c26b698d29ae0a48abb02982559d")
+
+    digest: bytes
+    account: ChecksumAddress
+    allowed: bool
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "Allowed":
+        indexed = decode_topics(["bytes32", "address"], topics)
+        plain = decode_values(["bool"], data)
+        return cls(digest=indexed[0], account=to_checksum_address(indexed[1]), allowed=plain[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +284,34 @@ class DatanetCreated:
 
 
 @dataclass(frozen=True, slots=True)
+class GateSet:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("daf829ba6596b4321a7de23c21662bf1d3691f38a9c5b5c8dc063c106b04ff43")
+
+    recipe_id: int
+    gate: Gate
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "GateSet":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["uint8"], data)
+        return cls(recipe_id=indexed[0], gate=Gate(plain[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class LicenceSet:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("50430e9f445f60e6b043d4e7d3882c54d9c6671637f2068ade4a18eae7cd7f94")
+
+    digest: bytes
+    licence: bytes
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "LicenceSet":
+        indexed = decode_topics(["bytes32"], topics)
+        plain = decode_values(["bytes32"], data)
+        return cls(digest=indexed[0], licence=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
 class RecipeRegistered:
     TOPIC: ClassVar[bytes] = bytes.fromhex("882a36008879496b4021e938369c2212d4e45652581fecbc9e577db732af9383")
 
@@ -215,6 +342,11 @@ class AdapterRegistry:
             lambda output: Adapter.from_abi(decode_one(Adapter.ABI, output)),
         )
 
+    def allow(self, digest: bytes, accounts: Sequence[ChecksumAddress], allowed: bool) -> Call[None]:
+        """Owner only: whom an allow-listed adapter serves beside its owner. At most 64 accounts a call."""
+        data = encode_call(bytes.fromhex("9ef97853"), ["bytes32", "address[]", "bool"], [digest, accounts, allowed])
+        return Call(self.address, data, "AdapterRegistry.allow", decode_nothing)
+
     def base_payee(self, base_id: bytes) -> Call[ChecksumAddress]:
         """Zero when the base is unknown."""
         data = encode_call(bytes.fromhex("75126ac4"), ["bytes32"], [base_id])
@@ -224,6 +356,16 @@ class AdapterRegistry:
             "AdapterRegistry.basePayee",
             lambda output: to_checksum_address(decode_one("address", output)),
         )
+
+    def can_use(self, digest: bytes, account: ChecksumAddress) -> Call[bool]:
+        """Whether `account` may use the adapter, leaving fees aside."""
+        data = encode_call(bytes.fromhex("fd1bd68e"), ["bytes32", "address"], [digest, account])
+        return Call(self.address, data, "AdapterRegistry.canUse", lambda output: decode_one("bool", output))
+
+    def check_use(self, recipe_id: int, account: ChecksumAddress) -> Call[None]:
+        """Reverts, with the reason, when `account` may not have new jobs of the recipe done now."""
+        data = encode_call(bytes.fromhex("4c24f344"), ["uint64", "address"], [recipe_id, account])
+        return Call(self.address, data, "AdapterRegistry.checkUse", decode_nothing)
 
     def create_datanet(self, root: bytes, shares: Sequence[Share], name: str) -> Call[int]:
         """`root` commits to the documents; `shares` is the pinned prior by which contributors are paid (<= 16)."""
@@ -265,7 +407,7 @@ class AdapterRegistry:
         return Call(self.address, data, "AdapterRegistry.recipeCount", lambda output: decode_one("uint64", output))
 
     def recipe_id_of(self, base_id: bytes, adapters: Sequence[bytes], weights: Sequence[int]) -> Call[int]:
-        """The id under which this exact recipe is registered; zero when it is not."""
+        """The id under which this exact recipe is registered with today's use fees; zero when it is not."""
         data = encode_call(bytes.fromhex("b688cd40"), ["bytes32", "bytes32[]", "int32[]"], [base_id, adapters, weights])
         return Call(self.address, data, "AdapterRegistry.recipeIdOf", lambda output: decode_one("uint64", output))
 
@@ -277,6 +419,11 @@ class AdapterRegistry:
             "AdapterRegistry.recipeLegs",
             lambda output: tuple(Leg.from_abi(item) for item in decode_one(f"{Leg.ABI}[]", output)),
         )
+
+    def refresh(self, recipe_id: int) -> Call[Gate]:
+        """Anyone: makes a recipe guarded or open, as its adapters' terms are now."""
+        data = encode_call(bytes.fromhex("82f895ae"), ["uint64"], [recipe_id])
+        return Call(self.address, data, "AdapterRegistry.refresh", lambda output: Gate(decode_one("uint8", output)))
 
     def register_adapter(self, digest: bytes, base_id: bytes, datanets: Sequence[int], name: str) -> Call[None]:
         """The caller becomes the adapter's owner and payee. At most 4 datanets."""
@@ -291,9 +438,40 @@ class AdapterRegistry:
         return Call(self.address, data, "AdapterRegistry.registerBase", decode_nothing)
 
     def register_recipe(self, base_id: bytes, adapters: Sequence[bytes], weights: Sequence[int]) -> Call[int]:
-        """Pins a recipe (at most 8 adapters, 32 legs). Registering the same recipe again returns the same id."""
+        """Pins a recipe (at most 8 adapters, 32 legs). Registering the same recipe again returns the same id, unless an
+        adapter's use fee has changed since.
+        """
         data = encode_call(bytes.fromhex("7a8705c8"), ["bytes32", "bytes32[]", "int32[]"], [base_id, adapters, weights])
         return Call(self.address, data, "AdapterRegistry.registerRecipe", lambda output: decode_one("uint64", output))
+
+    def set_access(self, digest: bytes, access: Access, use_fee: int) -> Call[None]:
+        """Owner only: who may use the adapter from now on. It binds new jobs of every guarded recipe at once, of an
+        open one from its next `refresh`; jobs that are claimed run on. `useFee` is positive just for PayPerUse.
+        """
+        data = encode_call(bytes.fromhex("119831fb"), ["bytes32", "uint8", "uint72"], [digest, access, use_fee])
+        return Call(self.address, data, "AdapterRegistry.setAccess", decode_nothing)
+
+    def set_licence(self, digest: bytes, licence: bytes) -> Call[None]:
+        """Owner only."""
+        data = encode_call(bytes.fromhex("23f3696d"), ["bytes32", "bytes32"], [digest, licence])
+        return Call(self.address, data, "AdapterRegistry.setLicence", decode_nothing)
+
+    def supersede(self, digest: bytes, successor: bytes) -> Call[None]:
+        """Owner of both: `successor`, so far without versions of its own, is the version after `digest`."""
+        data = encode_call(bytes.fromhex("f13cb8cd"), ["bytes32", "bytes32"], [digest, successor])
+        return Call(self.address, data, "AdapterRegistry.supersede", decode_nothing)
+
+    def take_down(self, digest: bytes) -> Call[None]:
+        """Owner only, for good: no new job may use the adapter either; claimed ones run on."""
+        data = encode_call(bytes.fromhex("e6ab96f0"), ["bytes32"], [digest])
+        return Call(self.address, data, "AdapterRegistry.takeDown", decode_nothing)
+
+    def terms(self, recipe_id: int) -> Call[tuple[int, Gate]]:
+        """What a job of the recipe takes beside its escrow, and whether `checkUse` is asked. Reverts for none."""
+        data = encode_call(bytes.fromhex("7b07832e"), ["uint64"], [recipe_id])
+        return Call(
+            self.address, data, "AdapterRegistry.terms", lambda output: decode_values(["uint96", "uint8"], output)
+        )
 
     def treasury(self) -> Call[ChecksumAddress]:
         """Payee of every recipe's protocol part."""
@@ -307,20 +485,52 @@ class AdapterRegistry:
 
 
 EVENTS = (
+    AccessSet,
     AdapterDeprecated,
     AdapterRegistered,
+    AdapterSuperseded,
+    AdapterTakenDown,
+    Allowed,
     BaseRegistered,
     DatanetCreated,
+    GateSet,
+    LicenceSet,
     RecipeRegistered,
 )
 
 
 ERRORS = (
     ErrorType("AdapterIsDeprecated", bytes.fromhex("79e80882"), ("digest",), ("bytes32",)),
+    ErrorType("AdapterIsTakenDown", bytes.fromhex("6bbf2aed"), ("digest",), ("bytes32",)),
     ErrorType("AlreadyRegistered", bytes.fromhex("77caf672"), ("id_",), ("bytes32",)),
+    ErrorType(
+        "BadAccess",
+        bytes.fromhex("cf097a6d"),
+        (
+            "access",
+            "use_fee",
+        ),
+        (
+            "uint8",
+            "uint72",
+        ),
+    ),
     ErrorType("BadShares", bytes.fromhex("25497f01"), ("sum_bps",), ("uint256",)),
     ErrorType("BadWeight", bytes.fromhex("a501905c"), ("weight",), ("int32",)),
     ErrorType("LengthMismatch", bytes.fromhex("ff633a38"), (), ()),
+    ErrorType("NotALaterVersion", bytes.fromhex("fca17713"), ("digest",), ("bytes32",)),
+    ErrorType(
+        "NotAllowed",
+        bytes.fromhex("b87a12a9"),
+        (
+            "digest",
+            "account",
+        ),
+        (
+            "bytes32",
+            "address",
+        ),
+    ),
     ErrorType("NotOwner", bytes.fromhex("245aecd3"), ("caller",), ("address",)),
     ErrorType("NotSorted", bytes.fromhex("78336af3"), ("digest",), ("bytes32",)),
     ErrorType(
@@ -335,6 +545,7 @@ ERRORS = (
             "uint256",
         ),
     ),
+    ErrorType("TermsChanged", bytes.fromhex("65325484"), ("recipe_id",), ("uint64",)),
     ErrorType(
         "TooMany",
         bytes.fromhex("c3e33c99"),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from eth_typing import ChecksumAddress
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts.bindings.job_queue import JobSpec, Receipt
+from openlora.contracts.bindings.job_queue import AuthorityUpdated, JobSpec, Receipt, Settlement
 from openlora.contracts.call import (
     Call,
     ErrorType,
@@ -26,6 +26,75 @@ from openlora.contracts.call import (
 class Lane(IntEnum):
     QUEUE = 0
     SESSIONS = 1
+
+
+class Verdict(IntEnum):
+    NONE = 0
+    PASS = 1
+    FAIL = 2
+    AMBIGUOUS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    ABI: ClassVar[str] = (
+        "(address,uint96,address,uint96,uint64,uint40,uint40,uint40,uint40,uint8,uint8,uint8,uint8,bool,address[])"
+    )
+
+    challenger: ChecksumAddress
+    bond: int
+    node: ChecksumAddress
+    miss_penalty: int
+    draw_block: int
+    opened_at: int
+    draw_by: int
+    commit_by: int
+    reveal_by: int
+    passes: int
+    fails: int
+    revealed: int
+    verdict: Verdict
+    resolved: bool
+    panel: tuple[ChecksumAddress, ...]
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.challenger,
+            self.bond,
+            self.node,
+            self.miss_penalty,
+            self.draw_block,
+            self.opened_at,
+            self.draw_by,
+            self.commit_by,
+            self.reveal_by,
+            self.passes,
+            self.fails,
+            self.revealed,
+            self.verdict,
+            self.resolved,
+            self.panel,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "Dispute":
+        return cls(
+            challenger=to_checksum_address(values[0]),
+            bond=values[1],
+            node=to_checksum_address(values[2]),
+            miss_penalty=values[3],
+            draw_block=values[4],
+            opened_at=values[5],
+            draw_by=values[6],
+            commit_by=values[7],
+            reveal_by=values[8],
+            passes=values[9],
+            fails=values[10],
+            revealed=values[11],
+            verdict=Verdict(values[12]),
+            resolved=values[13],
+            panel=tuple(to_checksum_address(item) for item in values[14]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +115,152 @@ class SignedReceipt:
     @classmethod
     def from_abi(cls, values: tuple[Any, ...]) -> "SignedReceipt":
         return cls(receipt=Receipt.from_abi(values[0]), signature=values[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    ABI: ClassVar[str] = "(uint40,uint64,bytes32)"
+
+    begun_at: int
+    draw_block: int
+    seed: bytes
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.begun_at,
+            self.draw_block,
+            self.seed,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "Round":
+        return cls(begun_at=values[0], draw_block=values[1], seed=values[2])
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeTerms:
+    ABI: ClassVar[str] = "(uint96,uint96,uint96,uint32,uint32,uint32,uint32,uint16)"
+
+    challenge_bond: int
+    verifier_stake: int
+    miss_penalty: int
+    draw_secs: int
+    commit_secs: int
+    reveal_secs: int
+    round_secs: int
+    audit_bps: int
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.challenge_bond,
+            self.verifier_stake,
+            self.miss_penalty,
+            self.draw_secs,
+            self.commit_secs,
+            self.reveal_secs,
+            self.round_secs,
+            self.audit_bps,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "DisputeTerms":
+        return cls(
+            challenge_bond=values[0],
+            verifier_stake=values[1],
+            miss_penalty=values[2],
+            draw_secs=values[3],
+            commit_secs=values[4],
+            reveal_secs=values[5],
+            round_secs=values[6],
+            audit_bps=values[7],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    ABI: ClassVar[str] = "(uint96,uint40,uint40,uint32)"
+
+    stake: int
+    enlisted_at: int
+    leaves_at: int
+    duties: int
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.stake,
+            self.enlisted_at,
+            self.leaves_at,
+            self.duties,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "Verifier":
+        return cls(stake=values[0], enlisted_at=values[1], leaves_at=values[2], duties=values[3])
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeOpened:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("cda7256a926e3ab98e0ae7a06fb62ce2aa6cc7aa6afd7c8a8e8523f2558618d9")
+
+    job_id: int
+    node: ChecksumAddress
+    challenger: ChecksumAddress
+    bond: int
+    draw_block: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "DisputeOpened":
+        indexed = decode_topics(["uint64", "address", "address"], topics)
+        plain = decode_values(["uint96", "uint64"], data)
+        return cls(
+            job_id=indexed[0],
+            node=to_checksum_address(indexed[1]),
+            challenger=to_checksum_address(indexed[2]),
+            bond=plain[0],
+            draw_block=plain[1],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeResolved:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("f639f7232119caead4e41c4fcf41f00e5055f321087ef40c346b789d2a2ff402")
+
+    job_id: int
+    verdict: Verdict
+    slashed: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "DisputeResolved":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["uint8", "uint256"], data)
+        return cls(job_id=indexed[0], verdict=Verdict(plain[0]), slashed=plain[1])
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeTermsSet:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("765d0339f94ed008f8ac3e9f115ed9ee93c59b2f266cf686d4b077beb26dcea7")
+
+    terms: DisputeTerms
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "DisputeTermsSet":
+        decode_topics([], topics)
+        plain = decode_values([DisputeTerms.ABI], data)
+        return cls(terms=DisputeTerms.from_abi(plain[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class DrawMoved:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("6c180795f4eac94a161d1210ac82397a4de44e067657375070aeb1ef58d4ef17")
+
+    job_id: int
+    draw_block: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "DrawMoved":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["uint64"], data)
+        return cls(job_id=indexed[0], draw_block=plain[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +287,254 @@ class EquivocationProven:
 
 
 @dataclass(frozen=True, slots=True)
+class FalseReceiptProven:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("4db55ff8afb1800dc80be9b3fd617bdbdffad3ffbe6e4bcb0f5ac21cae2a4ba5")
+
+    node: ChecksumAddress
+    work_id: bytes
+    challenger: ChecksumAddress
+    client: ChecksumAddress
+    slashed: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "FalseReceiptProven":
+        indexed = decode_topics(["address", "bytes32", "address"], topics)
+        plain = decode_values(["address", "uint256"], data)
+        return cls(
+            node=to_checksum_address(indexed[0]),
+            work_id=indexed[1],
+            challenger=to_checksum_address(indexed[2]),
+            client=to_checksum_address(plain[0]),
+            slashed=plain[1],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PanelDrawn:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("1599d9174ec58dc1d98b490ff022a243477c0825e05808e1987f880de1bf57ae")
+
+    job_id: int
+    panel: tuple[ChecksumAddress, ...]
+    commit_by: int
+    reveal_by: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "PanelDrawn":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["address[]", "uint40", "uint40"], data)
+        return cls(
+            job_id=indexed[0],
+            panel=tuple(to_checksum_address(item) for item in plain[0]),
+            commit_by=plain[1],
+            reveal_by=plain[2],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundBegun:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("1b58866d70a46b2f3b6dc5cc868830dbef291e549fe196bdf675452b8e6ab5f0")
+
+    round: int
+    draw_block: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "RoundBegun":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["uint64"], data)
+        return cls(round=indexed[0], draw_block=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSealed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("7a74426f01ef121de836f23f60b9c318773dda5d88e1d1b2a20d1396eb67141e")
+
+    round: int
+    seed: bytes
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "RoundSealed":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["bytes32"], data)
+        return cls(round=indexed[0], seed=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierEnlisted:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("bb01f7c9911fdf1af0ff26f7b18edd6cc122bbd5cf38c5b700d9cad98316a498")
+
+    verifier: ChecksumAddress
+    stake: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "VerifierEnlisted":
+        indexed = decode_topics(["address"], topics)
+        plain = decode_values(["uint96"], data)
+        return cls(verifier=to_checksum_address(indexed[0]), stake=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierLeft:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("cab9d5845ad351e465c7e93a14f8b5b7ce832ec2a1199fada852e7a977d2e281")
+
+    verifier: ChecksumAddress
+    stake: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "VerifierLeft":
+        indexed = decode_topics(["address"], topics)
+        plain = decode_values(["uint96"], data)
+        return cls(verifier=to_checksum_address(indexed[0]), stake=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierMissed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("859b3f7c7e27f70b99b23e868cda82947369d294e86d5ee6572dee931172aa3c")
+
+    job_id: int
+    verifier: ChecksumAddress
+    penalty: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "VerifierMissed":
+        indexed = decode_topics(["uint64", "address"], topics)
+        plain = decode_values(["uint96"], data)
+        return cls(job_id=indexed[0], verifier=to_checksum_address(indexed[1]), penalty=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierRetired:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("b5f30ef6819fcfd575bbbcad7f5a04f9fe73201a60446de2dd83a176fcdc9cfe")
+
+    verifier: ChecksumAddress
+    leaves_at: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "VerifierRetired":
+        indexed = decode_topics(["address"], topics)
+        plain = decode_values(["uint40"], data)
+        return cls(verifier=to_checksum_address(indexed[0]), leaves_at=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class VoteCommitted:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("59e5042d5b776877b9c76ce17a47e2d06893c2174ab050a8e6049106037314af")
+
+    job_id: int
+    verifier: ChecksumAddress
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "VoteCommitted":
+        indexed = decode_topics(["uint64", "address"], topics)
+        return cls(job_id=indexed[0], verifier=to_checksum_address(indexed[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class VoteRevealed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("388f563a8d05a5afa3892d58db45e492489194054675e827c10113cbc4713600")
+
+    job_id: int
+    verifier: ChecksumAddress
+    verdict: Verdict
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "VoteRevealed":
+        indexed = decode_topics(["uint64", "address"], topics)
+        plain = decode_values(["uint8"], data)
+        return cls(job_id=indexed[0], verifier=to_checksum_address(indexed[1]), verdict=Verdict(plain[0]))
+
+
+@dataclass(frozen=True, slots=True)
 class Disputes:
     """The contract at `address`."""
 
     address: ChecksumAddress
+
+    def audit(self, job_id: int, spec: JobSpec, settlement: Settlement, receipt: Receipt) -> Call[None]:
+        """Anyone, without a bond: as `challenge`, for a job that the sealed last round selects."""
+        data = encode_call(
+            bytes.fromhex("43efac80"),
+            ["uint64", JobSpec.ABI, Settlement.ABI, Receipt.ABI],
+            [job_id, spec.to_abi(), settlement.to_abi(), receipt.to_abi()],
+        )
+        return Call(self.address, data, "Disputes.audit", decode_nothing)
+
+    def authority(self) -> Call[ChecksumAddress]:
+        data = encode_call(bytes.fromhex("bf7e214f"), [], [])
+        return Call(
+            self.address, data, "Disputes.authority", lambda output: to_checksum_address(decode_one("address", output))
+        )
+
+    def begin_round(self) -> Call[int]:
+        """Anyone, `roundSecs` after the last one began: a new round of audits, drawn by the block after the next."""
+        data = encode_call(bytes.fromhex("65fdb08e"), [], [])
+        return Call(self.address, data, "Disputes.beginRound", lambda output: decode_one("uint64", output))
+
+    def challenge(self, job_id: int, spec: JobSpec, settlement: Settlement, receipt: Receipt) -> Call[None]:
+        """Anyone, with a bond, in the job's window, once a job: puts the answer before five verifiers."""
+        data = encode_call(
+            bytes.fromhex("fe4d9ac3"),
+            ["uint64", JobSpec.ABI, Settlement.ABI, Receipt.ABI],
+            [job_id, spec.to_abi(), settlement.to_abi(), receipt.to_abi()],
+        )
+        return Call(self.address, data, "Disputes.challenge", decode_nothing)
+
+    def commit_vote(self, job_id: int, commitment: bytes) -> Call[None]:
+        """Of the panel, until `commitBy`: keccak256(abi.encode(chainId, this, jobId, verifier, verdict, salt))."""
+        data = encode_call(bytes.fromhex("322a860e"), ["uint64", "bytes32"], [job_id, commitment])
+        return Call(self.address, data, "Disputes.commitVote", decode_nothing)
+
+    def dispute(self, job_id: int) -> Call[Dispute]:
+        data = encode_call(bytes.fromhex("405d4c4e"), ["uint64"], [job_id])
+        return Call(
+            self.address, data, "Disputes.dispute", lambda output: Dispute.from_abi(decode_one(Dispute.ABI, output))
+        )
+
+    def draw(self, job_id: int) -> Call[None]:
+        """Anyone, while the chain knows the hash of `drawBlock`: the panel, by lot among those enlisted before the
+        dispute and not leaving before its end; neither the node nor the challenger is drawn. When the hash is
+        forgotten, a call moves `drawBlock` instead.
+        """
+        data = encode_call(bytes.fromhex("1315b62d"), ["uint64"], [job_id])
+        return Call(self.address, data, "Disputes.draw", decode_nothing)
+
+    def enlist(self) -> Call[None]:
+        """Locks `verifierStake` of the caller's Vault balance; at most 128 verifiers."""
+        data = encode_call(bytes.fromhex("1a120481"), [], [])
+        return Call(self.address, data, "Disputes.enlist", decode_nothing)
+
+    def is_consuming_scheduled_op(self) -> Call[bytes]:
+        data = encode_call(bytes.fromhex("8fb36037"), [], [])
+        return Call(self.address, data, "Disputes.isConsumingScheduledOp", lambda output: decode_one("bytes4", output))
+
+    def is_selected(self, job_id: int) -> Call[bool]:
+        """Whether the sealed last round selects a job."""
+        data = encode_call(bytes.fromhex("74cae258"), ["uint64"], [job_id])
+        return Call(self.address, data, "Disputes.isSelected", lambda output: decode_one("bool", output))
 
     def nodes(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("5db82fa0"), [], [])
         return Call(
             self.address, data, "Disputes.nodes", lambda output: to_checksum_address(decode_one("address", output))
         )
+
+    def prove_contradiction(
+        self,
+        job_id: int,
+        spec: JobSpec,
+        settlement: Settlement,
+        committed: Receipt,
+        signed: SignedReceipt,
+        hot_key: ChecksumAddress,
+    ) -> Call[None]:
+        """As `proveEquivocation`, where one of the two receipts is the one committed to the queue, which the hot key
+        sent itself.
+        """
+        data = encode_call(
+            bytes.fromhex("f5c5df38"),
+            ["uint64", JobSpec.ABI, Settlement.ABI, Receipt.ABI, SignedReceipt.ABI, "address"],
+            [job_id, spec.to_abi(), settlement.to_abi(), committed.to_abi(), signed.to_abi(), hot_key],
+        )
+        return Call(self.address, data, "Disputes.proveContradiction", decode_nothing)
 
     def prove_equivocation(
         self, lane: Lane, spec: JobSpec, first: SignedReceipt, second: SignedReceipt, hot_key: ChecksumAddress
@@ -96,6 +549,20 @@ class Disputes:
         )
         return Call(self.address, data, "Disputes.proveEquivocation", decode_nothing)
 
+    def prove_false_receipt(
+        self, lane: Lane, spec: JobSpec, signed: SignedReceipt, hot_key: ChecksumAddress
+    ) -> Call[None]:
+        """Anyone: one signed receipt that its own spec gives the lie: counts over the limits, another recipe or input,
+        a fee that does not follow, and on the signed lane another work or seed than the order's. Slashes as
+        equivocation does.
+        """
+        data = encode_call(
+            bytes.fromhex("02117cea"),
+            ["uint8", JobSpec.ABI, SignedReceipt.ABI, "address"],
+            [lane, spec.to_abi(), signed.to_abi(), hot_key],
+        )
+        return Call(self.address, data, "Disputes.proveFalseReceipt", decode_nothing)
+
     def proven(self, node: ChecksumAddress, work_id: bytes) -> Call[bool]:
         """Whether a node was slashed over a work."""
         data = encode_call(bytes.fromhex("614cdc9c"), ["address", "bytes32"], [node, work_id])
@@ -107,17 +574,129 @@ class Disputes:
             self.address, data, "Disputes.queue", lambda output: to_checksum_address(decode_one("address", output))
         )
 
+    def resolve(self, job_id: int, settlement: Settlement) -> Call[None]:
+        """Anyone, after `revealBy`. Four of five FAIL: the node loses the claim's bond and half its stake, the client
+        is refunded. Three PASS: the bond goes half to the node and half to the verifiers, and the job goes on. Fewer
+        than three revealed, or no panel: it goes on. Anything else is AMBIGUOUS: the client is refunded, nobody
+        slashed. The challenger has its bond back unless it was PASS. Who did not reveal pays the penalty to those who
+        did.
+        """
+        data = encode_call(bytes.fromhex("78305b20"), ["uint64", Settlement.ABI], [job_id, settlement.to_abi()])
+        return Call(self.address, data, "Disputes.resolve", decode_nothing)
+
+    def retire(self) -> Call[None]:
+        """The caller is drawn for nothing that ends after an exit delay from now."""
+        data = encode_call(bytes.fromhex("a4874d77"), [], [])
+        return Call(self.address, data, "Disputes.retire", decode_nothing)
+
+    def reveal_vote(self, job_id: int, verdict: Verdict, salt: bytes) -> Call[None]:
+        """Of the panel, after `commitBy` and until `revealBy`."""
+        data = encode_call(bytes.fromhex("555011d9"), ["uint64", "uint8", "bytes32"], [job_id, verdict, salt])
+        return Call(self.address, data, "Disputes.revealVote", decode_nothing)
+
+    def round(self) -> Call[Round]:
+        """The last round."""
+        data = encode_call(bytes.fromhex("146ca531"), [], [])
+        return Call(self.address, data, "Disputes.round", lambda output: Round.from_abi(decode_one(Round.ABI, output)))
+
+    def round_count(self) -> Call[int]:
+        data = encode_call(bytes.fromhex("127f0b3f"), [], [])
+        return Call(self.address, data, "Disputes.roundCount", lambda output: decode_one("uint64", output))
+
+    def seal(self) -> Call[None]:
+        """Anyone, while the chain knows that block's hash."""
+        data = encode_call(bytes.fromhex("3fb27b85"), [], [])
+        return Call(self.address, data, "Disputes.seal", decode_nothing)
+
     def sessions(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("c89868df"), [], [])
         return Call(
             self.address, data, "Disputes.sessions", lambda output: to_checksum_address(decode_one("address", output))
         )
 
+    def set_authority(self, new_authority: ChecksumAddress) -> Call[None]:
+        data = encode_call(bytes.fromhex("7a9e5e4b"), ["address"], [new_authority])
+        return Call(self.address, data, "Disputes.setAuthority", decode_nothing)
 
-EVENTS = (EquivocationProven,)
+    def set_terms(self, new_terms: DisputeTerms) -> Call[None]:
+        """Authority only: for disputes from now on."""
+        data = encode_call(bytes.fromhex("9cf870c3"), [DisputeTerms.ABI], [new_terms.to_abi()])
+        return Call(self.address, data, "Disputes.setTerms", decode_nothing)
+
+    def terms(self) -> Call[DisputeTerms]:
+        data = encode_call(bytes.fromhex("d5025625"), [], [])
+        return Call(
+            self.address,
+            data,
+            "Disputes.terms",
+            lambda output: DisputeTerms.from_abi(decode_one(DisputeTerms.ABI, output)),
+        )
+
+    def vault(self) -> Call[ChecksumAddress]:
+        data = encode_call(bytes.fromhex("fbfa77cf"), [], [])
+        return Call(
+            self.address, data, "Disputes.vault", lambda output: to_checksum_address(decode_one("address", output))
+        )
+
+    def verifier(self, account: ChecksumAddress) -> Call[Verifier]:
+        data = encode_call(bytes.fromhex("809f3bc4"), ["address"], [account])
+        return Call(
+            self.address, data, "Disputes.verifier", lambda output: Verifier.from_abi(decode_one(Verifier.ABI, output))
+        )
+
+    def verifiers(self) -> Call[tuple[ChecksumAddress, ...]]:
+        """All of them, at most 128."""
+        data = encode_call(bytes.fromhex("26779776"), [], [])
+        return Call(
+            self.address,
+            data,
+            "Disputes.verifiers",
+            lambda output: tuple(to_checksum_address(item) for item in decode_one("address[]", output)),
+        )
+
+    def withdraw(self) -> Call[None]:
+        """After `leavesAt`, off duty: the stake returns to the caller's Vault balance."""
+        data = encode_call(bytes.fromhex("3ccfd60b"), [], [])
+        return Call(self.address, data, "Disputes.withdraw", decode_nothing)
+
+
+EVENTS = (
+    AuthorityUpdated,
+    DisputeOpened,
+    DisputeResolved,
+    DisputeTermsSet,
+    DrawMoved,
+    EquivocationProven,
+    FalseReceiptProven,
+    PanelDrawn,
+    RoundBegun,
+    RoundSealed,
+    VerifierEnlisted,
+    VerifierLeft,
+    VerifierMissed,
+    VerifierRetired,
+    VoteCommitted,
+    VoteRevealed,
+)
 
 
 ERRORS = (
+    ErrorType("AccessManagedInvalidAuthority", bytes.fromhex("c2f31e5e"), ("authority",), ("address",)),
+    ErrorType(
+        "AccessManagedRequiredDelay",
+        bytes.fromhex("af77169d"),
+        (
+            "caller",
+            "delay",
+        ),
+        (
+            "address",
+            "uint32",
+        ),
+    ),
+    ErrorType("AccessManagedUnauthorized", bytes.fromhex("068ca9d8"), ("caller",), ("address",)),
+    ErrorType("AlreadyDisputed", bytes.fromhex("8b82934f"), ("job_id",), ("uint64",)),
+    ErrorType("AlreadyDrawn", bytes.fromhex("9d26bb40"), ("job_id",), ("uint64",)),
     ErrorType(
         "AlreadyProven",
         bytes.fromhex("aa125147"),
@@ -130,9 +709,36 @@ ERRORS = (
             "bytes32",
         ),
     ),
+    ErrorType("AlreadyVerifier", bytes.fromhex("a379b3db"), ("account",), ("address",)),
+    ErrorType("AlreadyVoted", bytes.fromhex("d449d674"), ("account",), ("address",)),
     ErrorType("BadSignature", bytes.fromhex("5cd5d233"), (), ()),
+    ErrorType("BadTerms", bytes.fromhex("8dc59921"), (), ()),
+    ErrorType("NoDispute", bytes.fromhex("1bfc8c73"), ("job_id",), ("uint64",)),
     ErrorType("NotAModule", bytes.fromhex("7e8cfc5a"), ("account",), ("address",)),
+    ErrorType("NotAVerifier", bytes.fromhex("581a047c"), ("account",), ("address",)),
     ErrorType("NotEquivocation", bytes.fromhex("0b69ebb3"), (), ()),
+    ErrorType("NotFalse", bytes.fromhex("4c49b729"), (), ()),
     ErrorType("NotLiable", bytes.fromhex("5cf591ec"), ("hot_key",), ("address",)),
+    ErrorType("NotOnPanel", bytes.fromhex("361b510d"), ("account",), ("address",)),
+    ErrorType(
+        "NotSelected",
+        bytes.fromhex("a3b25e3f"),
+        (
+            "job_id",
+            "round",
+        ),
+        (
+            "uint64",
+            "uint64",
+        ),
+    ),
+    ErrorType("NotYet", bytes.fromhex("e4656236"), ("from_",), ("uint256",)),
+    ErrorType("NumericAuditWaived", bytes.fromhex("611512e3"), ("job_id",), ("uint64",)),
+    ErrorType("ReceiptMismatch", bytes.fromhex("99b716ca"), ("job_id",), ("uint64",)),
     ErrorType("SpecMismatch", bytes.fromhex("b4087263"), ("expected",), ("bytes32",)),
+    ErrorType("StillOnDuty", bytes.fromhex("1f953876"), ("verifier",), ("address",)),
+    ErrorType("TooFewVerifiers", bytes.fromhex("94bae362"), ("count",), ("uint256",)),
+    ErrorType("TooLate", bytes.fromhex("97d2ac90"), ("until",), ("uint40",)),
+    ErrorType("TooManyVerifiers", bytes.fromhex("842ed7de"), ("limit",), ("uint256",)),
+    ErrorType("VoteMismatch", bytes.fromhex("3d63d939"), (), ()),
 )

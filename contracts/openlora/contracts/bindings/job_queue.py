@@ -32,6 +32,39 @@ class JobState(IntEnum):
     FINALIZED = 4
     CANCELLED = 5
     EXPIRED = 6
+    HELD = 7
+    SLASHED = 8
+    ANNULLED = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    ABI: ClassVar[str] = "(bytes32,address,uint64,uint96,uint96)"
+
+    receipt_hash: bytes
+    client: ChecksumAddress
+    recipe_id: int
+    fee: int
+    refund: int
+
+    def to_abi(self) -> tuple[Any, ...]:
+        return (
+            self.receipt_hash,
+            self.client,
+            self.recipe_id,
+            self.fee,
+            self.refund,
+        )
+
+    @classmethod
+    def from_abi(cls, values: tuple[Any, ...]) -> "Settlement":
+        return cls(
+            receipt_hash=values[0],
+            client=to_checksum_address(values[1]),
+            recipe_id=values[2],
+            fee=values[3],
+            refund=values[4],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,36 +154,6 @@ class Answer:
             engine_profile=values[6],
             finish_reason=values[7],
             finished_at=values[8],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    ABI: ClassVar[str] = "(bytes32,address,uint64,uint96,uint96)"
-
-    receipt_hash: bytes
-    client: ChecksumAddress
-    recipe_id: int
-    fee: int
-    refund: int
-
-    def to_abi(self) -> tuple[Any, ...]:
-        return (
-            self.receipt_hash,
-            self.client,
-            self.recipe_id,
-            self.fee,
-            self.refund,
-        )
-
-    @classmethod
-    def from_abi(cls, values: tuple[Any, ...]) -> "Settlement":
-        return cls(
-            receipt_hash=values[0],
-            client=to_checksum_address(values[1]),
-            recipe_id=values[2],
-            fee=values[3],
-            refund=values[4],
         )
 
 
@@ -302,6 +305,21 @@ class AuthorityUpdated:
 
 
 @dataclass(frozen=True, slots=True)
+class JobAnnulled:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("ab910e22874318cfa44c98198b5e53c6800073ebd82f0aae566456e74aa9a4d0")
+
+    job_id: int
+    node: ChecksumAddress
+    refund: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "JobAnnulled":
+        indexed = decode_topics(["uint64", "address"], topics)
+        plain = decode_values(["uint96"], data)
+        return cls(job_id=indexed[0], node=to_checksum_address(indexed[1]), refund=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
 class JobCancelled:
     TOPIC: ClassVar[bytes] = bytes.fromhex("4b6a371a631a9dfad96335c635b2ac52ad3e0e123cf8c2e11ac3c425ec89abd3")
 
@@ -385,6 +403,19 @@ class JobFinalized:
 
 
 @dataclass(frozen=True, slots=True)
+class JobHeld:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("fa0837cb0bbd2ab36baad940290ff486dcf3036fbaf04b864ad4a8db58c81dc1")
+
+    job_id: int
+    judge: ChecksumAddress
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "JobHeld":
+        indexed = decode_topics(["uint64", "address"], topics)
+        return cls(job_id=indexed[0], judge=to_checksum_address(indexed[1]))
+
+
+@dataclass(frozen=True, slots=True)
 class JobReleased:
     TOPIC: ClassVar[bytes] = bytes.fromhex("54a4c7ffebeba5ddcb35ef0947ce746ed948056c232576c824b151e03398b10a")
 
@@ -397,6 +428,36 @@ class JobReleased:
         indexed = decode_topics(["uint64", "address"], topics)
         plain = decode_values(["uint96"], data)
         return cls(job_id=indexed[0], node=to_checksum_address(indexed[1]), lost=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class JobResumed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("5fda31ae247daa9c40b31c4219a323e017129833ea7dac89c46e773f9980ccd4")
+
+    job_id: int
+    finalizable_at: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "JobResumed":
+        indexed = decode_topics(["uint64"], topics)
+        plain = decode_values(["uint40"], data)
+        return cls(job_id=indexed[0], finalizable_at=plain[0])
+
+
+@dataclass(frozen=True, slots=True)
+class JobSlashed:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("090950c1dcd74b53ef1e8d4d81fc4e6230351fce4265ce8d40fd467c24fdcf7f")
+
+    job_id: int
+    node: ChecksumAddress
+    refund: int
+    bond: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "JobSlashed":
+        indexed = decode_topics(["uint64", "address"], topics)
+        plain = decode_values(["uint96", "uint96"], data)
+        return cls(job_id=indexed[0], node=to_checksum_address(indexed[1]), refund=plain[0], bond=plain[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,6 +566,11 @@ class JobQueue:
             self.address, data, "JobQueue.adapters", lambda output: to_checksum_address(decode_one("address", output))
         )
 
+    def annul(self, job_id: int, settlement: Settlement) -> Call[None]:
+        """Disputes only: ends a held job without a verdict. As `condemn`, but the bond is free again."""
+        data = encode_call(bytes.fromhex("4f976386"), ["uint64", Settlement.ABI], [job_id, settlement.to_abi()])
+        return Call(self.address, data, "JobQueue.annul", decode_nothing)
+
     def authority(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("bf7e214f"), [], [])
         return Call(
@@ -523,17 +589,23 @@ class JobQueue:
         data = encode_call(bytes.fromhex("364343d2"), ["uint64", JobSpec.ABI], [job_id, spec.to_abi()])
         return Call(self.address, data, "JobQueue.claim", decode_nothing)
 
-    def commit(self, job_id: int, spec: JobSpec, answer: Answer, signature: bytes) -> Call[None]:
-        """Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make,
-        signed by the hot key (EIP-712, low s; ERC-1271 if it is a contract). The seed must be the first 8 bytes of
-        keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash; later, audits judge it.
+    def commit(self, job_id: int, spec: JobSpec, answer: Answer) -> Call[None]:
+        """Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make. To
+        send it is to sign it: another receipt for the same work, signed by the hot key, is a contradiction. The seed
+        must be the first 8 bytes of keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash;
+        later, audits judge it.
         """
         data = encode_call(
-            bytes.fromhex("aaafa6ce"),
-            ["uint64", JobSpec.ABI, Answer.ABI, "bytes"],
-            [job_id, spec.to_abi(), answer.to_abi(), signature],
+            bytes.fromhex("b65116b0"), ["uint64", JobSpec.ABI, Answer.ABI], [job_id, spec.to_abi(), answer.to_abi()]
         )
         return Call(self.address, data, "JobQueue.commit", decode_nothing)
+
+    def condemn(self, job_id: int, settlement: Settlement) -> Call[int]:
+        """Outputs and Disputes only: ends a held job for its node's fault. The client is refunded, with the bonds
+        forfeited over it; the claim's bond goes to the registry's forfeits, for the caller to divide.
+        """
+        data = encode_call(bytes.fromhex("1b2bdbcf"), ["uint64", Settlement.ABI], [job_id, settlement.to_abi()])
+        return Call(self.address, data, "JobQueue.condemn", lambda output: decode_one("uint96", output))
 
     def eip712_domain(self) -> Call[tuple[bytes, str, str, int, ChecksumAddress, bytes, tuple[int, ...]]]:
         data = encode_call(bytes.fromhex("84b0196e"), [], [])
@@ -564,9 +636,10 @@ class JobQueue:
         return Call(self.address, data, "JobQueue.feeOf", lambda output: decode_one("uint96", output))
 
     def finalize_batch(self, job_ids: Sequence[int], settlements: Sequence[Settlement]) -> Call[None]:
-        """Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that are
-        already final are skipped, so two settlers never fail each other; a job that cannot be final yet, or whose
-        settlement differs, reverts the batch. Cheapest when sorted by recipe and node.
+        """Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that have
+        ended are skipped, so two settlers never fail each other; so are held ones and those whose window is open,
+        unless there is nothing else in the batch, which then reverts. A settlement that differs reverts the batch.
+        Cheapest when sorted by recipe and node.
         """
         data = encode_call(
             bytes.fromhex("b5dc527c"),
@@ -583,6 +656,11 @@ class JobQueue:
         """EIP-712 digest of the spec in this contract's domain: the job's identity on and off chain."""
         data = encode_call(bytes.fromhex("45449bf5"), [JobSpec.ABI], [spec.to_abi()])
         return Call(self.address, data, "JobQueue.hashSpec", lambda output: decode_one("bytes32", output))
+
+    def hold(self, job_id: int) -> Call[tuple[ChecksumAddress, int]]:
+        """Outputs and Disputes only: stops the clock of a committed job within its window."""
+        data = encode_call(bytes.fromhex("bef960c7"), ["uint64"], [job_id])
+        return Call(self.address, data, "JobQueue.hold", lambda output: decode_values(["address", "uint40"], output))
 
     def is_consuming_scheduled_op(self) -> Call[bytes]:
         data = encode_call(bytes.fromhex("8fb36037"), [], [])
@@ -621,6 +699,15 @@ class JobQueue:
         data = encode_call(bytes.fromhex("5c975abb"), [], [])
         return Call(self.address, data, "JobQueue.paused", lambda output: decode_one("bool", output))
 
+    def quote(self, spec: JobSpec) -> Call[tuple[int, int, int]]:
+        """What `submit` would take of the client's balance: the escrow and the recipe's use fee; and the flags with
+        which the recipe wants the spec. Reverts when the client may not use the recipe now.
+        """
+        data = encode_call(bytes.fromhex("c17a3655"), [JobSpec.ABI], [spec.to_abi()])
+        return Call(
+            self.address, data, "JobQueue.quote", lambda output: decode_values(["uint96", "uint96", "uint32"], output)
+        )
+
     def recipe_fees(self, recipe_id: int) -> Call[int]:
         """Fees ever finalized under a recipe; the basis of its legs' rounding."""
         data = encode_call(bytes.fromhex("a2187392"), ["uint64"], [recipe_id])
@@ -632,6 +719,11 @@ class JobQueue:
         """
         data = encode_call(bytes.fromhex("41fbbc31"), ["uint64"], [job_id])
         return Call(self.address, data, "JobQueue.release", decode_nothing)
+
+    def resume(self, job_id: int, held_secs: int) -> Call[None]:
+        """Outputs and Disputes only: the job is committed again, and its window longer by the time it was held."""
+        data = encode_call(bytes.fromhex("44ffd929"), ["uint64", "uint40"], [job_id, held_secs])
+        return Call(self.address, data, "JobQueue.resume", decode_nothing)
 
     def set_authority(self, new_authority: ChecksumAddress) -> Call[None]:
         data = encode_call(bytes.fromhex("7a9e5e4b"), ["address"], [new_authority])
@@ -669,12 +761,16 @@ class JobQueue:
 EVENTS = (
     AuthorityUpdated,
     EIP712DomainChanged,
+    JobAnnulled,
     JobCancelled,
     JobClaimed,
     JobCommitted,
     JobExpired,
     JobFinalized,
+    JobHeld,
     JobReleased,
+    JobResumed,
+    JobSlashed,
     JobSubmitted,
     LeaseLapsed,
     Paid,
@@ -712,17 +808,19 @@ ERRORS = (
             "uint40",
         ),
     ),
+    ErrorType("BadFlags", bytes.fromhex("c93d0843"), ("flags",), ("uint32",)),
     ErrorType("BadLease", bytes.fromhex("edb9f644"), ("lease_secs",), ("uint32",)),
     ErrorType("BadParams", bytes.fromhex("019af637"), (), ()),
-    ErrorType("BadSignature", bytes.fromhex("5cd5d233"), (), ()),
     ErrorType("DeadlinePassed", bytes.fromhex("6747c9fd"), ("deadline",), ("uint40",)),
     ErrorType("EnforcedPause", bytes.fromhex("d93c0665"), (), ()),
     ErrorType("ExpectedPause", bytes.fromhex("8dfc202b"), (), ()),
+    ErrorType("GuardedRecipe", bytes.fromhex("4aabc738"), ("recipe_id",), ("uint64",)),
     ErrorType("InputDigestMismatch", bytes.fromhex("93d287aa"), ("computed",), ("bytes32",)),
     ErrorType("InputTooLarge", bytes.fromhex("302b4b7e"), ("length",), ("uint256",)),
     ErrorType("InvalidShortString", bytes.fromhex("b3512b0c"), (), ()),
     ErrorType("LeaseExpired", bytes.fromhex("397f9b99"), ("lease_deadline",), ("uint40",)),
     ErrorType("LengthMismatch", bytes.fromhex("ff633a38"), (), ()),
+    ErrorType("NotAJudge", bytes.fromhex("0c4ebeef"), ("caller",), ("address",)),
     ErrorType("NotAModule", bytes.fromhex("7e8cfc5a"), ("account",), ("address",)),
     ErrorType("NotExpired", bytes.fromhex("b8b92567"), ("job_id",), ("uint64",)),
     ErrorType("NotTheClient", bytes.fromhex("e78c0d1e"), ("caller",), ("address",)),
@@ -739,6 +837,7 @@ ERRORS = (
             "uint32",
         ),
     ),
+    ErrorType("PayPerUse", bytes.fromhex("ce08a633"), ("recipe_id",), ("uint64",)),
     ErrorType(
         "SafeCastOverflowedUintDowncast",
         bytes.fromhex("6dfcc650"),
@@ -766,8 +865,8 @@ ERRORS = (
     ),
     ErrorType("StringTooLong", bytes.fromhex("305a27a9"), ("str",), ("string",)),
     ErrorType("TooEarly", bytes.fromhex("d606d83f"), ("claim_block",), ("uint64",)),
-    ErrorType("UnknownRecipe", bytes.fromhex("e6b983ec"), ("recipe_id",), ("uint64",)),
     ErrorType("WindowOpen", bytes.fromhex("b48335a6"), ("finalizable_at",), ("uint40",)),
+    ErrorType("WindowOver", bytes.fromhex("dcce3020"), ("finalizable_at",), ("uint40",)),
     ErrorType("WrongSeed", bytes.fromhex("fab1971c"), ("expected",), ("uint64",)),
     ErrorType(
         "WrongState",

@@ -312,8 +312,18 @@ class NodeRegistry:
             lambda output: to_checksum_address(decode_one("address", output)),
         )
 
+    def outputs(self) -> Call[ChecksumAddress]:
+        """Condemns a job whose node keeps silent; divides the bond."""
+        data = encode_call(bytes.fromhex("f65450ea"), [], [])
+        return Call(
+            self.address,
+            data,
+            "NodeRegistry.outputs",
+            lambda output: to_checksum_address(decode_one("address", output)),
+        )
+
     def pay_forfeit(self, beneficiary: ChecksumAddress, amount: int) -> Call[None]:
-        """Queue and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits."""
+        """Queue, Outputs and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits."""
         data = encode_call(bytes.fromhex("b6281a96"), ["address", "uint256"], [beneficiary, amount])
         return Call(self.address, data, "NodeRegistry.payForfeit", decode_nothing)
 
@@ -372,7 +382,9 @@ class NodeRegistry:
         )
 
     def withdraw_stake(self) -> Call[None]:
-        """After the delay, moves the unstaking amount back to the caller's Vault balance."""
+        """After the delay, and once none of its claims is live, moves the unstaking amount back to the caller's Vault
+        balance: what was at stake when it committed stays so until the job is final.
+        """
         data = encode_call(bytes.fromhex("bed9d861"), [], [])
         return Call(self.address, data, "NodeRegistry.withdrawStake", decode_nothing)
 
@@ -393,6 +405,18 @@ EVENTS = (
 
 ERRORS = (
     ErrorType("AlreadyRegistered", bytes.fromhex("45ed80e9"), ("operator",), ("address",)),
+    ErrorType(
+        "ClaimsLive",
+        bytes.fromhex("98973102"),
+        (
+            "operator",
+            "count",
+        ),
+        (
+            "address",
+            "uint256",
+        ),
+    ),
     ErrorType("ConsentExpired", bytes.fromhex("48cf4a53"), ("deadline",), ("uint40",)),
     ErrorType("HotKeyInUse", bytes.fromhex("f6077e3a"), ("hot_key",), ("address",)),
     ErrorType(

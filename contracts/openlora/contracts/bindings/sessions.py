@@ -294,7 +294,7 @@ class Sessions:
 
     def settle(self, voucher: Voucher, lines: Sequence[Line], signature: bytes) -> Call[None]:
         """Anyone: pays out what a voucher adds to the one settled before. `lines` are ascending by recipe, at most 32,
-        and sum to the voucher's fee; none ever shrinks.
+        and sum to the voucher's fee; none ever shrinks. A recipe with use fees is for the queue lane alone.
         """
         data = encode_call(
             bytes.fromhex("eca88233"),
@@ -360,6 +360,7 @@ ERRORS = (
     ErrorType("NotAParty", bytes.fromhex("544fc10d"), ("caller",), ("address",)),
     ErrorType("NotStaked", bytes.fromhex("2449d29b"), ("node",), ("address",)),
     ErrorType("OverDeposit", bytes.fromhex("27e8a7cc"), ("deposit",), ("uint96",)),
+    ErrorType("PayPerUse", bytes.fromhex("ce08a633"), ("recipe_id",), ("uint64",)),
     ErrorType(
         "SafeCastOverflowedUintDowncast",
         bytes.fromhex("6dfcc650"),
