@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {Disputes} from "src/Disputes.sol";
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
+import {Outputs} from "src/Outputs.sol";
 import {Sessions} from "src/Sessions.sol";
 import {Vault} from "src/Vault.sol";
 import {DevToken} from "src/dev/DevToken.sol";
+import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
+import {IDisputes} from "src/interfaces/IDisputes.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
+import {IOutputs} from "src/interfaces/IOutputs.sol";
 import {ISessions} from "src/interfaces/ISessions.sol";
+import {JobFlags} from "src/libraries/JobFlags.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
 
@@ -23,6 +29,16 @@ contract MarketHandler is MarketTest {
         uint256 until;
         uint256 bond;
         uint256 forfeited;
+        uint256 heldAt;
+        uint256 questionBond; // while a question is open
+        uint256 challengeBond; // while a dispute is
+        Holder holder;
+    }
+
+    enum Holder {
+        Nobody,
+        Outputs,
+        Disputes
     }
 
     struct GhostSession {
@@ -36,7 +52,13 @@ contract MarketHandler is MarketTest {
 
     address private constant BURNT = 0x000000000000000000000000000000000000dEaD;
 
+    bytes private constant OUTPUT = "forty-two";
+    uint256 private constant VERIFIERS = 8;
+    uint72 private constant USE_FEE = 0.7 ether;
+
     address internal challenger = makeAddr("challenger");
+    uint64 internal priced; // recipe of an adapter that costs a fee a use
+    address[] private _verifiers;
     uint256 private _works;
     uint64 public count;
     uint256 public sessionFees;
@@ -45,13 +67,31 @@ contract MarketHandler is MarketTest {
     uint256 public withdrawn;
     mapping(uint64 jobId => Ghost) private _ghosts;
 
-    function submitJob(uint32 maxIn, uint32 maxOut, uint96 price, bool alone) external {
+    function setUp() public override {
+        super.setUp();
+        fund(challenger, 100_000 ether);
+        for (uint256 i = 0; i < VERIFIERS; i++) {
+            _verifiers.push(makeAddr(string.concat("verifier", vm.toString(i))));
+            fund(_verifiers[i], 10_000 ether);
+            vm.prank(_verifiers[i]);
+            disputes.enlist();
+        }
+        vm.prank(authorA);
+        adapters.setAccess(ADAPTER_A, IAdapterRegistry.Access.PayPerUse, USE_FEE);
+        (bytes32[] memory digests, int32[] memory weights) = ensembleOf(3, -1);
+        priced = adapters.registerRecipe(BASE_ID, digests, weights);
+        skip(1);
+    }
+
+    function submitJob(uint32 maxIn, uint32 maxOut, uint96 price, uint8 kind) external {
         if (queue.paused()) return;
         IJobQueue.JobSpec memory spec = newSpec();
         spec.maxInTokens = uint32(bound(maxIn, 0, 1_000));
         spec.maxOutTokens = uint32(bound(maxOut, 0, 1_000));
         (spec.inPricePerK, spec.outPricePerK) = (uint96(bound(price, 0, 10 ether)), uint96(bound(price, 0, 999)));
-        if (alone) spec.recipeId = baseOnly;
+        if (kind % 4 == 0) spec.recipeId = baseOnly;
+        if (kind % 4 == 1) (spec.recipeId, spec.flags) = (priced, JobFlags.GUARDED);
+        if (kind % 3 == 0) spec.flags |= JobFlags.PUBLISH;
         count = submit(spec);
         _ghosts[count].spec = spec;
         _ghosts[count].state = IJobQueue.State.Open;
@@ -91,9 +131,87 @@ contract MarketHandler is MarketTest {
             uint32(bound(inTokens, 0, ghost.spec.maxInTokens)),
             uint32(bound(outTokens, 0, ghost.spec.maxOutTokens))
         );
+        ghost.receipt.outputDigest = sha256(OUTPUT);
         commit(jobId, ghost.spec, ghost.receipt, _operator(jobId));
         ghost.state = IJobQueue.State.Committed;
-        ghost.until = queue.job(jobId).finalizableAt;
+        ghost.until = block.timestamp + WINDOW;
+        if (ghost.spec.flags & JobFlags.PUBLISH != 0) _hold(ghost, Holder.Outputs);
+    }
+
+    function demand(uint256 pick) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Committed);
+        Ghost storage ghost = _ghosts[jobId];
+        if (!found || block.timestamp >= ghost.until || outputs.asked(jobId, IOutputs.Kind.Output)) return;
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory receipt) = _papers(ghost);
+        vm.prank(challenger);
+        outputs.demandOutput(jobId, settlement, receipt);
+        ghost.questionBond = 1 ether + uint256(receipt.outTokens) * 0.001 ether;
+        _hold(ghost, Holder.Outputs);
+    }
+
+    /// @dev In time the output is published, by whomever; later the node is at fault.
+    function answerOrCondemn(uint256 pick, bool late) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Held);
+        Ghost storage ghost = _ghosts[jobId];
+        if (!found || ghost.holder != Holder.Outputs) return;
+        if (late && block.timestamp <= ghost.heldAt + 10 minutes) vm.warp(ghost.heldAt + 10 minutes + 1);
+        if (block.timestamp <= ghost.heldAt + 10 minutes) {
+            outputs.publishOutput(jobId, OUTPUT);
+            _resume(ghost);
+        } else {
+            (IJobQueue.Settlement memory settlement,) = _papers(ghost);
+            outputs.resolve(jobId, settlement);
+            _end(ghost, IJobQueue.State.Slashed);
+        }
+        ghost.questionBond = 0;
+    }
+
+    function challengeJob(uint256 pick, bool draw) external {
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Committed);
+        Ghost storage ghost = _ghosts[jobId];
+        if (!found || block.timestamp >= ghost.until || disputes.dispute(jobId).openedAt != 0) return;
+        if (disputes.verifiers().length < 7) return;
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory receipt) = _papers(ghost);
+        vm.prank(challenger);
+        disputes.challenge(jobId, ghost.spec, settlement, receipt);
+        ghost.challengeBond = 20 ether;
+        _hold(ghost, Holder.Disputes);
+        if (!draw) return;
+        vm.roll(vm.getBlockNumber() + 3);
+        try disputes.draw(jobId) {} catch {} // those who are leaving may leave too few
+    }
+
+    /// @dev Two bits of `votes` a member: silent, PASS, FAIL or AMBIGUOUS.
+    function judge(uint256 pick, uint16 votes, uint8 mood) external {
+        if (mood % 3 == 0) votes = 0xaaaa; // all FAIL
+        if (mood % 3 == 1) votes = 0x5555; // all PASS
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Held);
+        Ghost storage ghost = _ghosts[jobId];
+        if (!found || ghost.holder != Holder.Disputes) return;
+        IDisputes.Dispute memory open = disputes.dispute(jobId);
+        if (block.timestamp <= open.commitBy) _castVotes(jobId, open, votes);
+        if (block.timestamp <= open.revealBy) vm.warp(open.revealBy + 1);
+        (IJobQueue.Settlement memory settlement,) = _papers(ghost);
+        disputes.resolve(jobId, settlement);
+        IDisputes.Verdict verdict = disputes.dispute(jobId).verdict;
+        if (verdict == IDisputes.Verdict.Fail) _end(ghost, IJobQueue.State.Slashed);
+        else if (verdict == IDisputes.Verdict.Ambiguous) _end(ghost, IJobQueue.State.Annulled);
+        else _resume(ghost);
+        ghost.challengeBond = 0;
+    }
+
+    function moveVerifier(uint256 pick) external {
+        address account = _verifiers[pick % VERIFIERS];
+        IDisputes.Verifier memory verifier = disputes.verifier(account);
+        vm.startPrank(account);
+        if (verifier.enlistedAt == 0) {
+            disputes.enlist();
+        } else if (verifier.leavesAt == 0 && disputes.verifiers().length == VERIFIERS) {
+            disputes.retire();
+        } else if (verifier.leavesAt > 0 && block.timestamp >= verifier.leavesAt && verifier.duties == 0) {
+            disputes.withdraw();
+        }
+        vm.stopPrank();
     }
 
     function finalizeJobs(uint256 pick) external {
@@ -103,8 +221,9 @@ contract MarketHandler is MarketTest {
         uint256 n = 0;
         for (uint64 jobId = first; jobId <= count && n < 8; jobId++) {
             IJobQueue.State state = _ghosts[jobId].state;
-            if (state != IJobQueue.State.Committed && state != IJobQueue.State.Finalized) continue;
-            if (block.timestamp < _ghosts[jobId].until) vm.warp(_ghosts[jobId].until);
+            if (state < IJobQueue.State.Committed || _isRefunded(state)) continue;
+            bool due = state == IJobQueue.State.Committed && n < 4; // later ones may find their window open
+            if (due && block.timestamp < _ghosts[jobId].until) vm.warp(_ghosts[jobId].until);
             jobIds[n++] = jobId;
         }
         IJobQueue.Settlement[] memory settlements = new IJobQueue.Settlement[](n);
@@ -114,7 +233,8 @@ contract MarketHandler is MarketTest {
         for (uint256 i = 0; i < n; i++) {
             Ghost storage ghost = _ghosts[jobIds[i]];
             settlements[i] = settlementOf(ghost.spec, ghost.receipt);
-            if (ghost.state == IJobQueue.State.Committed) fees += ghost.receipt.fee;
+            if (ghost.state != IJobQueue.State.Committed || block.timestamp < ghost.until) continue;
+            fees += ghost.receipt.fee;
             _end(ghost, IJobQueue.State.Finalized);
         }
         queue.finalizeBatch(jobIds, settlements);
@@ -207,12 +327,13 @@ contract MarketHandler is MarketTest {
         if (move % 3 == 0) nodes.stake(bound(amount, 0, vault.balanceOf(operator.cold)));
         if (move % 3 == 1) nodes.beginUnstake(bound(amount, 0, nodes.freeStake(operator.cold)));
         INodeRegistry.Node memory node = nodes.node(operator.cold);
-        if (move % 3 == 2 && node.unstaking > 0 && block.timestamp >= node.unstakeAt) nodes.withdrawStake();
+        bool leaves = node.unstaking > 0 && block.timestamp >= node.unstakeAt && node.liveClaims == 0;
+        if (move % 3 == 2 && leaves) nodes.withdrawStake();
         vm.stopPrank();
     }
 
     function takeOut(uint256 amount, uint8 who) external {
-        address[10] memory all = everyone();
+        address[] memory all = everyone();
         address account = all[who % all.length];
         vm.startPrank(account);
         withdrawn += vault.claimCredits(address(0xcafe));
@@ -229,15 +350,43 @@ contract MarketHandler is MarketTest {
 
     // What the books say
 
-    function everyone() public view returns (address[10] memory) {
-        return [client, alice.cold, bob.cold, authorA, authorB, dataPayee1, dataPayee2, basePayee, treasury, challenger];
+    function everyone() public view returns (address[] memory all) {
+        address[11] memory parties = [
+            client,
+            alice.cold,
+            bob.cold,
+            authorA,
+            authorB,
+            dataPayee1,
+            dataPayee2,
+            basePayee,
+            treasury,
+            challenger,
+            address(this)
+        ];
+        all = new address[](parties.length + VERIFIERS);
+        for (uint256 i = 0; i < all.length; i++) {
+            all[i] = i < parties.length ? parties[i] : _verifiers[i - parties.length];
+        }
+    }
+
+    /// @dev Over all jobs: bonds of open questions and of open disputes; and the verifiers' stakes.
+    function judgesBooks() external view returns (uint256 questions, uint256 challenges, uint256 stakes) {
+        for (uint64 jobId = 1; jobId <= count; jobId++) {
+            questions += _ghosts[jobId].questionBond;
+            challenges += _ghosts[jobId].challengeBond;
+        }
+        for (uint256 i = 0; i < VERIFIERS; i++) {
+            stakes += disputes.verifier(_verifiers[i]).stake;
+        }
     }
 
     /// @dev Over all jobs: escrow held, bonds held of each node, forfeits waiting.
     function books() external view returns (uint256 escrow, uint256 bondsAlice, uint256 bondsBob, uint256 forfeits) {
         for (uint64 jobId = 1; jobId <= count; jobId++) {
             Ghost storage ghost = _ghosts[jobId];
-            if (ghost.state <= IJobQueue.State.Committed) escrow += queue.escrowOf(ghost.spec);
+            if (!_isLive(ghost.state)) continue;
+            escrow += queue.escrowOf(ghost.spec) + (ghost.spec.recipeId == priced ? USE_FEE : 0);
             if (ghost.byAlice) bondsAlice += ghost.bond;
             else bondsBob += ghost.bond;
             forfeits += ghost.forfeited;
@@ -248,7 +397,7 @@ contract MarketHandler is MarketTest {
     function liveClaimsOf(bool byAlice) external view returns (uint256 live) {
         for (uint64 jobId = 1; jobId <= count; jobId++) {
             Ghost storage ghost = _ghosts[jobId];
-            bool bonded = ghost.state == IJobQueue.State.Claimed || ghost.state == IJobQueue.State.Committed;
+            bool bonded = _isLive(ghost.state) && ghost.state != IJobQueue.State.Open;
             if (bonded && ghost.byAlice == byAlice) live++;
         }
     }
@@ -259,8 +408,8 @@ contract MarketHandler is MarketTest {
         return lapsed ? IJobQueue.State.Open : ghost.state;
     }
 
-    function contracts() external view returns (DevToken, Vault, NodeRegistry, JobQueue, Sessions) {
-        return (token, vault, nodes, queue, sessions);
+    function contracts() external view returns (DevToken, Vault, NodeRegistry, JobQueue, Sessions, Outputs, Disputes) {
+        return (token, vault, nodes, queue, sessions, outputs, disputes);
     }
 
     /// @dev Over all sessions that are not closed: what they hold; and whether each says what is booked.
@@ -284,6 +433,50 @@ contract MarketHandler is MarketTest {
 
     function _end(Ghost storage ghost, IJobQueue.State end) private {
         (ghost.state, ghost.bond, ghost.forfeited) = (end, 0, 0);
+    }
+
+    function _hold(Ghost storage ghost, Holder holder) private {
+        (ghost.state, ghost.heldAt, ghost.holder) = (IJobQueue.State.Held, block.timestamp, holder);
+    }
+
+    function _resume(Ghost storage ghost) private {
+        (ghost.state, ghost.holder) = (IJobQueue.State.Committed, Holder.Nobody);
+        ghost.until += block.timestamp - ghost.heldAt;
+    }
+
+    function _papers(Ghost storage ghost)
+        private
+        view
+        returns (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory receipt)
+    {
+        receipt = ghost.receipt;
+        settlement = settlementOf(ghost.spec, receipt);
+    }
+
+    function _castVotes(uint64 jobId, IDisputes.Dispute memory open, uint16 votes) private {
+        for (uint256 i = 0; i < open.panel.length; i++) {
+            IDisputes.Verdict verdict = IDisputes.Verdict((votes >> 2 * i) & 3);
+            bytes32 commitment =
+                keccak256(abi.encode(block.chainid, address(disputes), jobId, open.panel[i], verdict, bytes32(0)));
+            vm.prank(open.panel[i]);
+            disputes.commitVote(jobId, commitment);
+        }
+        vm.warp(open.commitBy + 1);
+        for (uint256 i = 0; i < open.panel.length; i++) {
+            IDisputes.Verdict verdict = IDisputes.Verdict((votes >> 2 * i) & 3);
+            if (verdict == IDisputes.Verdict.None) continue;
+            vm.prank(open.panel[i]);
+            disputes.revealVote(jobId, verdict, 0);
+        }
+    }
+
+    function _isLive(IJobQueue.State state) private pure returns (bool) {
+        return state <= IJobQueue.State.Committed || state == IJobQueue.State.Held;
+    }
+
+    /// @dev Ended without a receipt: a batch that names it is refused.
+    function _isRefunded(IJobQueue.State state) private pure returns (bool) {
+        return state == IJobQueue.State.Cancelled || state == IJobQueue.State.Expired;
     }
 
     function _bond() private view returns (uint256) {
@@ -323,8 +516,8 @@ contract MarketInvariants is MarketTest {
     function setUp() public override {
         _handler = new MarketHandler();
         _handler.setUp();
-        (token, vault, nodes, queue, sessions) = _handler.contracts();
-        bytes4[] memory actions = new bytes4[](17);
+        (token, vault, nodes, queue, sessions, outputs, disputes) = _handler.contracts();
+        bytes4[] memory actions = new bytes4[](22);
         actions[0] = MarketHandler.submitJob.selector;
         actions[1] = MarketHandler.claimJob.selector;
         actions[2] = MarketHandler.releaseJob.selector;
@@ -342,6 +535,11 @@ contract MarketInvariants is MarketTest {
         actions[14] = MarketHandler.closeSession.selector;
         actions[15] = MarketHandler.setPaused.selector;
         actions[16] = MarketHandler.slashNode.selector;
+        actions[17] = MarketHandler.demand.selector;
+        actions[18] = MarketHandler.answerOrCondemn.selector;
+        actions[19] = MarketHandler.challengeJob.selector;
+        actions[20] = MarketHandler.judge.selector;
+        actions[21] = MarketHandler.moveVerifier.selector;
         targetSelector(FuzzSelector(address(_handler), actions));
         targetContract(address(_handler));
     }
@@ -363,7 +561,11 @@ contract MarketInvariants is MarketTest {
         assertEq(nodes.forfeitPool(), forfeits, "forfeits wait for their job");
         uint256 stakes = uint256(nodes.node(alice_).stake) + nodes.node(bob_).stake;
         assertEq(vault.potOf(address(nodes)), stakes + forfeits, "stakes and forfeits are the registry's pot");
-        assertEq(queue.recipeFees(1) + queue.recipeFees(2), _handler.fees(), "cumulative fees");
+        uint256 fees = queue.recipeFees(1) + queue.recipeFees(2) + queue.recipeFees(3);
+        assertEq(fees, _handler.fees(), "cumulative fees");
+        (uint256 questions, uint256 challenges, uint256 verifiers) = _handler.judgesBooks();
+        assertEq(vault.potOf(address(outputs)), questions, "bonds of open questions");
+        assertEq(vault.potOf(address(disputes)), challenges + verifiers, "bonds of open disputes, verifiers' stakes");
     }
 
     function _assertStatesAreAsBooked() private view {
@@ -383,8 +585,9 @@ contract MarketInvariants is MarketTest {
     }
 
     function _assertTokensAreAccountedFor() private view {
-        uint256 held = vault.potOf(address(queue)) + vault.potOf(address(nodes)) + vault.potOf(address(sessions));
-        address[10] memory accounts = _handler.everyone();
+        uint256 held = vault.potOf(address(queue)) + vault.potOf(address(nodes)) + vault.potOf(address(sessions))
+            + vault.potOf(address(outputs)) + vault.potOf(address(disputes));
+        address[] memory accounts = _handler.everyone();
         held += vault.creditsOf(0x000000000000000000000000000000000000dEaD);
         for (uint256 i = 0; i < accounts.length; i++) {
             held += vault.balanceOf(accounts[i]) + vault.creditsOf(accounts[i]);
