@@ -52,6 +52,16 @@ constexpr Configuration kAttention = {
     .rows = {16, 16, 16, 16, 16, 16, 16, 8},        // 7: their values
 };
 
+// As kLinear, but for 3 and 6, which have few rows.
+struct Shrinking {
+  Configuration of[kDepth + 1];
+
+  constexpr Shrinking() {
+    for (int rows = 1; rows <= kDepth; ++rows) of[rows].rows[3] = of[rows].rows[6] = rows;
+  }
+};
+constexpr Shrinking kShrinking;
+
 void enter() { _tile_loadconfig(&kLinear); }
 
 void leave() { _tile_release(); }
@@ -281,9 +291,9 @@ inline void turn(const void* const* x, int k, int count, std::uint32_t (*to)[kHe
 
 inline __mmask16 lanes_below(int n) { return n <= 0 ? 0 : n < 16 ? (1u << n) - 1 : 0xffff; }
 
-// Ranks are the rows of the sums in registers 0–3, and rows the columns, since a lies as it is wanted then. 4: a, which
-// may run on into what follows it; 5: the inputs, a pair of each row in a line. A lone row needs no turning: lines that
-// begin a pair apart have its pairs in their first column, and what the others have is not looked at.
+// Ranks are the rows of the sums in registers 0–3, and rows the columns, since a lies as it is wanted then. 4 and, for the
+// last ranks, 6: a; 5: the inputs, a pair of each row in a line. A lone row needs no turning: lines that begin a pair
+// apart have its pairs in their first column, and what the others have is not looked at.
 void shrink(bf16* const* h, const void* const* x, const float* weight, int count, const Stack& stack, int first,
             int ranks, int inputs, Ahead ahead) {
   constexpr int kAhead = 8;   // registers turned before the first is read, by when their stores are through
@@ -295,8 +305,10 @@ void shrink(bf16* const* h, const void* const* x, const float* weight, int count
   const char* next = static_cast<const char*>(ahead.at);
   const std::size_t each = ahead.bytes / steps / ((ranks + kAtOnce - 1) / kAtOnce) / 64 * 64;
   for (int begin = first; begin < first + ranks; begin += kAtOnce) {
-    const int now = first + ranks - begin < kAtOnce ? first + ranks - begin : kAtOnce, blocks = (now + 15) / 16;
+    const int now = first + ranks - begin < kAtOnce ? first + ranks - begin : kAtOnce;
+    const int whole = (now - 1) / 16, rest = now - 16 * whole;  // whole registers, and the last one's ranks
     const bf16* a = stack.a + std::ptrdiff_t{begin} * inputs;
+    if (rest < 16) _tile_loadconfig(&kShrinking.of[rest]);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -309,26 +321,27 @@ void shrink(bf16* const* h, const void* const* x, const float* weight, int count
           for (int i = 0; i < kAhead && step + i < steps; ++i) turn(x, (step + i) * 2 * kDepth, count, turned[i]);
         _tile_loadd(5, turned[step % kAhead], 64);
       }
-      _tile_loadd(4, a, a_bytes);
-      _tile_dpbf16ps(0, 4, 5);
-      if (blocks > 1) {
+      if (whole > 0) {
+        _tile_loadd(4, a, a_bytes);
+        _tile_dpbf16ps(0, 4, 5);
+      }
+      if (whole > 1) {
         _tile_loadd(4, a + below, a_bytes);
         _tile_dpbf16ps(1, 4, 5);
       }
-      if (blocks > 2) {
+      if (whole > 2) {
         _tile_loadd(4, a + 2 * below, a_bytes);
         _tile_dpbf16ps(2, 4, 5);
       }
-      if (blocks > 3) {
-        _tile_loadd(4, a + 3 * below, a_bytes);
-        _tile_dpbf16ps(3, 4, 5);
-      }
+      _tile_loadd(6, a + whole * below, a_bytes);
+      _tile_dpbf16ps(3, 6, 5);
       fetch(next, each);
     }
-    _tile_stored(0, sums[0], 64);
-    if (blocks > 1) _tile_stored(1, sums[16], 64);
-    if (blocks > 2) _tile_stored(2, sums[32], 64);
-    if (blocks > 3) _tile_stored(3, sums[48], 64);
+    if (whole > 0) _tile_stored(0, sums[0], 64);
+    if (whole > 1) _tile_stored(1, sums[16], 64);
+    if (whole > 2) _tile_stored(2, sums[32], 64);
+    _tile_stored(3, sums[16 * whole], 64);
+    if (rest < 16) _tile_loadconfig(&kLinear);
     const __m512i rows = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                             _mm512_set1_epi32(kHeight));
     for_matrices(stack, begin, now, [&](int matrix, int from, int until, int start, int offset) {
