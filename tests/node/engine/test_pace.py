@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.pace import LEAST_ROWS, LOOK_EVERY, Pace
+from openlora.node.engine.pace import LEAST_ROWS, LOOK_EVERY, LOOKS, Pace
 from openlora.node.engine.sequence import Chunk
 from tests.node.engine.passes import Passes, request
 
@@ -89,7 +89,9 @@ def test_one_odd_pass_changes_little() -> None:
     assert pace.prompt_rows(31, 1) <= 40
     pace = learnt()
     run(pace, 31, 40, 1.0)
-    assert pace.prompt_rows(31, 1) >= 24
+    while not pace.prompt_rows(31, 1):
+        run(pace, 31, 0, 0.02)
+    assert pace.prompt_rows(31, 1) in (33, 34)
 
 
 def test_a_machine_that_slows_down_is_known_again_soon() -> None:
@@ -102,12 +104,21 @@ def test_a_machine_that_slows_down_is_known_again_soon() -> None:
 def test_under_endless_prompts_a_pass_now_and_then_shows_what_decoding_takes() -> None:
     pace = learnt()
     rows = []
-    for _ in range(3 * (LOOK_EVERY + 1)):
+    for _ in range(3 * (LOOK_EVERY + LOOKS)):
         rows.append(pace.prompt_rows(31, 1))
         run(pace, 31, rows[-1], 0.01 + rows[-1] * 0.0005)  # half as long as before
-    assert rows.count(0) == 3
+    assert 3 * LOOKS <= rows.count(0) <= 4 * LOOKS
     assert rows[-1] < rows[0]
-    assert all(row != 0 for row in rows[:LOOK_EVERY])
+
+
+def test_a_machine_that_goes_half_as_fast_from_now_on_takes_as_many_rows() -> None:
+    pace = learnt()
+    rows = []
+    for _ in range(20):
+        rows.append(pace.prompt_rows(31, 1))
+        run(pace, 31, rows[-1], 0.04 + rows[-1] * 0.001)
+    assert rows.count(0) == LOOKS
+    assert rows[-1] in (33, 34)
 
 
 def test_many_prompts_do_not_wait_for_one_reader() -> None:
