@@ -33,7 +33,7 @@ def test_a_live_job_can_still_end(state: JobState) -> None:
 
 
 def test_nothing_leads_back_before_a_commit() -> None:
-    assert TRANSITIONS[JobState.COMMITTED] == {JobState.FINALIZED}
+    assert TRANSITIONS[JobState.COMMITTED] == {JobState.FINALIZED, JobState.SLASHED, JobState.ANNULLED}
     assert not TRANSITIONS[JobState.FINALIZED]
 
 

@@ -11,7 +11,7 @@ import pytest
 from eth_account import Account
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts import Call, JobQueue, Receipt, Recipe, eip712
+from openlora.contracts import Call, Gate, JobQueue, Receipt, Recipe, eip712
 from openlora.node import documents
 from openlora.node.absent import FORGET_S, Absent
 from openlora.node.adapters.residency import AdapterResidency
@@ -50,15 +50,19 @@ PLENTY = Funds(gas_wei=10**18, gas_price_wei=1, free_stake_wei=100, bond_wei=1)
 class Facts:
     """What the chain says; every test may say otherwise."""
 
-    answer: Recipe = field(default_factory=lambda: Recipe(BASE_ID, (), (), ()))
+    answer: Recipe = field(default_factory=lambda: Recipe(BASE_ID, (), (), (), 0, Gate.OPEN))
     money: Funds = PLENTY
     open: bool = True
+    permitted: bool = True
 
     async def recipe(self, recipe_id: int) -> Recipe:
         return self.answer
 
     async def funds(self) -> Funds:
         return self.money
+
+    async def may_use(self, recipe_id: int, client: str) -> bool:
+        return self.permitted
 
     async def is_open(self, job_id: int) -> bool:
         return self.open
@@ -127,7 +131,7 @@ class Scene:
 
     def use(self, *digests: bytes) -> None:
         weights = tuple(5_000 for _ in digests)
-        self.facts.answer = Recipe(BASE_ID, digests, weights, ())
+        self.facts.answer = Recipe(BASE_ID, digests, weights, (), 0, Gate.OPEN)
 
     async def run(self) -> JobState:
         await self.worker.run_job(JOB)
@@ -229,7 +233,7 @@ def poor(**changes: int) -> Callable[[Scene], None]:
 
 
 def other_base(scene: Scene) -> None:
-    scene.facts.answer = Recipe(b"\x09" * 32, (), (), ())
+    scene.facts.answer = Recipe(b"\x09" * 32, (), (), (), 0, Gate.OPEN)
 
 
 def only(**allowed: tuple[str, ...]) -> Callable[[Scene], None]:

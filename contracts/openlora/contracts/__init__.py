@@ -129,6 +129,7 @@ from openlora.contracts.deploy import (
     deployment_steps,
 )
 from openlora.contracts.errors import ContractError, decode_revert
+from openlora.contracts.flags import JobFlag
 from openlora.contracts.vouchers import MAX_LINES, Account, Charge, LineTotal, ReceiptTree
 from openlora.typed_data import Domain, InvalidSignature
 
@@ -186,6 +187,7 @@ __all__ = [
     "JobCommitted",
     "JobExpired",
     "JobFinalized",
+    "JobFlag",
     "JobHeld",
     "JobQueue",
     "JobReleased",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from openlora.contracts import JobSpec, Recipe
+from openlora.contracts import JobFlag, JobSpec, Recipe
 from openlora.node import documents
 from openlora.node.absent import Absent
 from openlora.node.content import Content, adapter_cid
@@ -17,6 +17,11 @@ from openlora.node.job import Job, SkipCode
 from openlora.node.terms import Terms
 
 CLAIM_AND_COMMIT_GAS: Final = 400_000  # what one job may cost the hot key, generously
+PUBLISH_GAS: Final = 400_000  # more, for publishing an output: a client's contract may be called with 200,000 of it …
+PUBLISH_GAS_PER_BYTE: Final = 60  # … and calldata, its digest and the event cost by the byte
+SERVED_FLAGS: Final = JobFlag.GUARDED | JobFlag.PUBLISH
+OUTPUT_BYTES_PER_TOKEN: Final = 24  # of an output document, generously: the token's id and its text as JSON
+MAX_PUBLISHED_BYTES: Final = 96 << 10  # servers take transactions of at most 128 KiB
 
 
 class Skip(Exception):
@@ -52,7 +57,7 @@ class Admission:
     async def admit(self, job: Job, recipe: Recipe, funds: Funds, now_s: float) -> None:
         """Returns when the job should be claimed, else raises Skip."""
         self._check_offer(job.spec, recipe, now_s)
-        if funds.gas_wei < CLAIM_AND_COMMIT_GAS * funds.gas_price_wei:
+        if funds.gas_wei < _gas_of(job.spec) * funds.gas_price_wei:
             raise Skip(SkipCode.LOW_GAS)
         if funds.free_stake_wei < funds.bond_wei:
             raise Skip(SkipCode.NO_STAKE)
@@ -71,6 +76,10 @@ class Admission:
             raise Skip(SkipCode.DRAINING)
         if recipe.base_id != self.base_id:
             raise Skip(SkipCode.MODEL_NOT_SERVED)
+        if spec.flags & ~SERVED_FLAGS:
+            raise Skip(SkipCode.UNKNOWN_FLAGS)
+        if spec.flags & JobFlag.PUBLISH and _output_bytes(spec) > MAX_PUBLISHED_BYTES:
+            raise Skip(SkipCode.OUTPUT_TOO_LARGE)
         if market.clients and spec.client not in market.clients:
             raise Skip(SkipCode.CLIENT_NOT_ALLOWED)
         if market.adapters and any(adapter_cid(digest) not in market.adapters for digest in recipe.adapters):
@@ -122,3 +131,14 @@ class Admission:
         if not all(0 <= token < self.model.vocab_size for token in document.prompt_ids):
             raise RequestError("bad_input", f"prompt_ids must lie in [0, {self.model.vocab_size})")
         return list(document.prompt_ids)
+
+
+def _output_bytes(spec: JobSpec) -> int:
+    """What the output document may come to."""
+    return 256 + OUTPUT_BYTES_PER_TOKEN * spec.max_out_tokens
+
+
+def _gas_of(spec: JobSpec) -> int:
+    """What the hot key must be able to pay for before it claims the job."""
+    published = PUBLISH_GAS + PUBLISH_GAS_PER_BYTE * _output_bytes(spec) if spec.flags & JobFlag.PUBLISH else 0
+    return CLAIM_AND_COMMIT_GAS + published

@@ -3,6 +3,7 @@
     follow     the chain's events → journal
     dispatch   journal → jobs under way, within `max_live_jobs`
     settle     committed jobs whose window has passed → paid
+    questions  outputs that the chain asks for → published in time
     sessions   orders that clients send directly → answered, and their vouchers → paid
     trust      the chain's stakes → whose presence counts
     announce   what this node is and holds → the network
@@ -28,7 +29,7 @@ from typing import Final
 import msgspec
 from eth_typing import ChecksumAddress
 
-from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, Sessions, Vault
+from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegistry, Outputs, Sessions, Vault
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
@@ -71,6 +72,7 @@ from openlora.node.network.staked import StakeDirectory
 from openlora.node.network.supervisor import supervised_network
 from openlora.node.network.trusting import keep_trusted
 from openlora.node.network.wanted import Wanted
+from openlora.node.questions import Questions
 from openlora.node.queue_events import QueueEvents
 from openlora.node.registered import Registered
 from openlora.node.service_manager import ServiceManager
@@ -143,6 +145,7 @@ class Node:
     worker: Worker
     dispatcher: Dispatcher
     sessions: SignedLane
+    questions: Questions
     network: NetworkClient
     announcer: Announcer
     directory: StakeDirectory
@@ -166,6 +169,7 @@ class Node:
             group.create_task(self.dispatcher.run(), name="dispatch")
             group.create_task(self._settle(), name="settle")
             group.create_task(self.sessions.run(), name="sessions")
+            group.create_task(self.questions.run(), name="questions")
             group.create_task(keep_trusted(self.network, self.directory), name="trust")
             group.create_task(self.announcer.run(), name="announce")
             group.create_task(self.observer.run(), name="observe")
@@ -207,20 +211,20 @@ class Node:
             self.registered.apply(occurrence.event, occurrence.block)
             self.claims.apply(occurrence.event)
             self.sessions.settler.apply(occurrence.event)
+            self.questions.apply(occurrence.event)
 
     async def _settle(self) -> None:
         """Finalizes each committed job soon after its window; chain trouble only delays it."""
-        due_at: dict[JobId, int] = {}
+        due_at: dict[JobId, float] = {}
         attempt = 1
         while True:
             try:
                 committed = self.journal.jobs(JobState.COMMITTED)
-                for job in committed:
-                    if job.id not in due_at:
-                        due_at[job.id] = await self.worker.facts.finalizable_at(job.id)
                 now_s = (await self.chain.block("latest")).timestamp
+                waiting = {job.id: due_at[job.id] for job in committed if due_at.get(job.id, 0) > now_s}
+                read = [job.id for job in committed if job.id not in waiting]  # also when due: questions stop the clock
+                due_at = waiting | {job_id: await self.worker.facts.finalizable_at(job_id) for job_id in read}
                 due = [job for job in committed if due_at[job.id] <= now_s]
-                due_at = {job.id: due_at[job.id] for job in committed}
                 await self.worker.settlement.finalize(due, attempt)
             except Reverted as error:
                 attempt += 1
@@ -302,6 +306,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
         answerer = Answerer(admission, residency, engine, streams)
         queue_domain = Domain(config.chain.chain_id, queue.address)
         signer = Signer(queue_domain, operator, hot_key, engine_profile(engine.info))
+        questions = Questions(Outputs(deployment.outputs), chain, journal, sender, admission.content, operator)
         worker = Worker(
             queue=queue,
             journal=journal,
@@ -318,6 +323,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             answerer=answerer,
             settlement=Settlement(queue, signer, journal, sender),
             confirmations=config.chain.confirmations,
+            urgent=lambda: questions.pending,
         )
         dispatcher = Dispatcher(worker, journal, lambda: terms.market.max_live_jobs)
         sessions = signed_lane(
@@ -391,7 +397,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             follower=Follower(
                 chain,
                 journal,
-                [queue.address, deployment.sessions, registry.address],
+                [queue.address, deployment.sessions, deployment.outputs, registry.address],
                 deployment.block,
                 poll_s=config.chain.poll_s,
             ),
@@ -399,6 +405,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             worker=worker,
             dispatcher=dispatcher,
             sessions=sessions,
+            questions=questions,
             network=network,
             announcer=announcer,
             directory=directory,

@@ -4,7 +4,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from openlora.contracts import JobCancelled, JobExpired, JobFinalized, JobSubmitted, Paid, Role, eip712
+from openlora.contracts import (
+    JobAnnulled,
+    JobCancelled,
+    JobExpired,
+    JobFinalized,
+    JobSlashed,
+    JobSubmitted,
+    Paid,
+    Role,
+    eip712,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +36,7 @@ class Books:
 
     @classmethod
     def of(cls, events: Iterable[object]) -> "Books":
-        """Reads JobSubmitted, Paid, JobFinalized, JobCancelled and JobExpired; passes over others."""
+        """Reads JobSubmitted, Paid, JobFinalized and the events of other ends; passes over others."""
         held: dict[int, int] = {}  # job → escrow
         earned: Counter[tuple[Role, str]] = Counter()
         escrow_wei = refunded_wei = finalized = jobs = 0
@@ -42,7 +52,7 @@ class Books:
                     finalized += 1
                     refunded_wei += event.refund
                     del held[event.job_id]
-                case JobCancelled() | JobExpired():
+                case JobCancelled() | JobExpired() | JobSlashed() | JobAnnulled():
                     refunded_wei += event.refund
                     del held[event.job_id]
         paid_wei, open_wei = sum(earned.values()), sum(held.values())

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from openlora.contracts import AdapterDeprecated, AdapterRegistered, BaseRegistered
+from openlora.node.chain.history import events
 from openlora.node.content import adapter_cid, adapter_digest
+from openlora.node.deeds import Desk
 from openlora.node.errors import ChainError
 
 
@@ -71,3 +73,8 @@ class Catalogue:
         if not found:
             raise ChainError(f"no adapter {text!r} is registered here; `openlora adapter list` shows what is")
         raise ChainError(f"{len(found)} adapters are named {text!r}; give the CID of the one you mean")
+
+
+async def catalogue(desk: Desk) -> Catalogue:
+    """Bases and adapters registered on chain. Raises ChainError."""
+    return Catalogue.of(await events(desk.chain, desk.registry.address, desk.deployment.block))

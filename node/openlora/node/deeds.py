@@ -13,13 +13,18 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 
 from openlora.contracts import (
+    Access,
+    AdapterRegistry,
     Call,
     Deployment,
     DevToken,
     Domain,
     HotKeyConsent,
     NodeRegistry,
+    Outputs,
+    Receipt,
     Sessions,
+    Settlement,
     Vault,
     eip712,
 )
@@ -29,6 +34,7 @@ from openlora.node.chain.types import to_hex
 from openlora.node.errors import ConfigError, Reverted
 from openlora.node.wei import tokens
 
+WHOM: Final = {Access.PUBLIC: "everyone", Access.ALLOW_LIST: "those on its list", Access.PAY_PER_USE: "who pays"}
 CONSENT_S: Final = 3_600  # a consent given now is good for so long
 UNSIGNED_CONSENT_S: Final = 7 * 86_400  # and one whose transaction is signed elsewhere
 LATER_GAS: Final = 400_000  # of a transaction that cannot be simulated before those ahead of it, generously
@@ -68,6 +74,8 @@ class Desk:
         self.vault = Vault(deployment.vault)
         self.nodes = NodeRegistry(deployment.node_registry)
         self.sessions = Sessions(deployment.sessions)
+        self.outputs = Outputs(deployment.outputs)
+        self.registry = AdapterRegistry(deployment.adapter_registry)
 
     # ---- the vault ----
 
@@ -173,6 +181,30 @@ class Desk:
     def close_session(self, session_id: bytes) -> list[Deed]:
         does = f"close session {to_hex(session_id)}: the rest of its deposit returns to the Vault balance"
         return [Deed(self.sessions.close(session_id), does)]
+
+    # ---- answers ----
+
+    async def demand_output(self, job_id: int, receipt: Receipt, settlement: Settlement) -> list[Deed]:
+        """The node that committed the job publishes its output in time, and has the bond; or loses its own."""
+        bond_wei = await self.chain.call(self.outputs.bond_for(receipt.out_tokens))
+        does = f"demand the output of job {job_id} with a bond of {tokens(bond_wei)} OLRA"
+        demand = self.outputs.demand_output(job_id, settlement, receipt)
+        return [*await self.cover(bond_wei), Deed(demand, does)]
+
+    # ---- adapters ----
+
+    def set_access(self, digest: bytes, access: Access, use_fee_wei: int) -> list[Deed]:
+        fee = f" at {tokens(use_fee_wei)} OLRA a job" if use_fee_wei else ""
+        does = f"serve adapter {to_hex(digest)} to {WHOM[access]}{fee}"
+        return [Deed(self.registry.set_access(digest, access, use_fee_wei), does)]
+
+    def allow(self, digest: bytes, accounts: Sequence[ChecksumAddress], allowed: bool) -> list[Deed]:
+        does = f"{'let' if allowed else 'no longer let'} {', '.join(accounts)} use adapter {to_hex(digest)}"
+        return [Deed(self.registry.allow(digest, list(accounts), allowed), does)]
+
+    def take_down(self, digest: bytes) -> list[Deed]:
+        does = f"take adapter {to_hex(digest)} down for good: no new job may use it"
+        return [Deed(self.registry.take_down(digest), does)]
 
     # ---- to be signed elsewhere ----
 

@@ -29,6 +29,7 @@ PASSING: Final = frozenset(  # reasons that may pass while the deadline is ahead
         SkipCode.TAKEN,
         SkipCode.ADAPTER_UNAVAILABLE,
         SkipCode.INPUT_UNAVAILABLE,
+        SkipCode.NOT_PERMITTED,
         SkipCode.LOW_DISK,
         SkipCode.LOW_GAS,
         SkipCode.NO_STAKE,

@@ -7,6 +7,7 @@ from eth_typing import ChecksumAddress
 from openlora.contracts import Adapter, AdapterRegistry, JobQueue, JobState, NodeRegistry, Recipe
 from openlora.node.admission import Funds
 from openlora.node.chain.client import ChainClient
+from openlora.node.errors import Reverted
 
 WEIGHT_UNIT: Final = 10_000  # a recipe's weights are whole numbers of 1/10,000
 KEPT_RECIPES: Final = 4096
@@ -49,13 +50,28 @@ class ChainFacts:
         shares = await self._chain.call(self._registry.datanet_shares(datanet_id))
         return frozenset(str(share.payee) for share in shares)
 
+    async def may_use(self, recipe_id: int, client: ChecksumAddress) -> bool:
+        """Whether the adapters' owners let this client have new jobs of the recipe done now."""
+        try:
+            await self._chain.call(self._registry.check_use(recipe_id, client))
+        except Reverted:
+            return False
+        return True
+
+    async def is_pay_per_use(self, recipe_id: int) -> bool:
+        """Whether a job of the recipe costs more than its tokens: such recipes are for the queue alone."""
+        use_fee_wei, _ = await self._chain.call(self._registry.terms(recipe_id))
+        return use_fee_wei > 0
+
     async def is_open(self, job_id: int) -> bool:
         """Whether a job can be claimed now, an elapsed lease included."""
         return (await self._chain.call(self._queue.job(job_id))).state is JobState.OPEN
 
-    async def finalizable_at(self, job_id: int) -> int:
-        """When a committed job's challenge window ends, in the chain's unix seconds."""
-        return (await self._chain.call(self._queue.job(job_id))).finalizable_at
+    async def finalizable_at(self, job_id: int) -> float:
+        """When a committed job's challenge window ends, in the chain's unix seconds; infinity while a question about
+        the job has stopped its clock."""
+        job = await self._chain.call(self._queue.job(job_id))
+        return float("inf") if job.state is JobState.HELD else job.finalizable_at
 
     async def funds(self) -> Funds:
         """Gas, stake and bond as of the latest block."""

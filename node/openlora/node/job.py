@@ -4,7 +4,7 @@
       │         │
       ▼         ▼
     CLAIMING ──► CLAIMED ──► COMMITTING ──► COMMITTED ──► FINALIZED
-      │             │            │
+      │             │            │             └────────► SLASHED, ANNULLED   refunded by a judge's word
       ▼             ▼            ▼
     LOST          LOST         LOST         the chain gave the job to somebody else, or our lease ran out
                   FAILED       FAILED       we held it and gave it up; the reason says why
@@ -39,6 +39,8 @@ class JobState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+    SLASHED = "slashed"  # committed, and found at fault: the client is refunded, the bond lost
+    ANNULLED = "annulled"  # committed, and nobody can say: the client is refunded, nobody at fault
 
 
 class SkipCode(StrEnum):
@@ -51,6 +53,9 @@ class SkipCode(StrEnum):
     PRICE_TOO_LOW = "price_too_low"
     CLIENT_NOT_ALLOWED = "client_not_allowed"  # not among market.clients
     ADAPTER_NOT_ALLOWED = "adapter_not_allowed"  # one of the recipe's is not among market.adapters
+    NOT_PERMITTED = "not_permitted"  # an adapter's owner does not serve this client, or has taken the adapter down
+    UNKNOWN_FLAGS = "unknown_flags"  # the spec asks for what this node cannot do, a private job, say
+    OUTPUT_TOO_LARGE = "output_too_large"  # to be published in a transaction, as the spec asks
     DEADLINE_TOO_NEAR = "deadline_too_near"
     OVER_CONTEXT = "over_context"
     NO_CAPACITY = "no_capacity"
@@ -75,12 +80,14 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.CLAIMING: frozenset(_BEFORE_CLAIM | _GIVEN_UP) - {JobState.CLAIMING},
     JobState.CLAIMED: frozenset({JobState.CLAIMED, JobState.COMMITTING, JobState.EXPIRED} | _GIVEN_UP),
     JobState.COMMITTING: frozenset({JobState.COMMITTED, JobState.EXPIRED} | _GIVEN_UP),
-    JobState.COMMITTED: frozenset({JobState.FINALIZED}),
+    JobState.COMMITTED: frozenset({JobState.FINALIZED, JobState.SLASHED, JobState.ANNULLED}),
     JobState.LOST: frozenset(_BEFORE_CLAIM | {JobState.COMMITTED}),
     JobState.FAILED: frozenset({JobState.FAILED, JobState.COMMITTED, JobState.CANCELLED, JobState.EXPIRED}),
     JobState.FINALIZED: frozenset(),
     JobState.CANCELLED: frozenset(),
     JobState.EXPIRED: frozenset(),
+    JobState.SLASHED: frozenset(),
+    JobState.ANNULLED: frozenset(),
 }
 
 # What a restart takes up again.

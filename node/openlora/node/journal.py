@@ -135,7 +135,7 @@ class Identity:
     @classmethod
     def of(cls, deployment: Deployment, hot_key: str) -> Self:
         """The market's own contracts; the token is not one of them."""
-        names = ("vault", "node_registry", "adapter_registry", "job_queue", "sessions")
+        names = ("vault", "node_registry", "adapter_registry", "job_queue", "sessions", "outputs")
         return cls(deployment.chain_id, {name: getattr(deployment, name) for name in names}, hot_key)
 
     def named_parts(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,18 +22,21 @@ from openlora.contracts import (
     Job,
     JobCancelled,
     JobCommitted,
+    JobFlag,
     JobQueue,
     JobSpec,
     JobSubmitted,
     Paid,
+    Receipt,
     RecipeRegistered,
+    Settlement,
     Share,
     eip712,
 )
 from openlora.node import documents
 from openlora.node.adapters.fetch import publish_adapter
 from openlora.node.adapters.modules import Layout
-from openlora.node.catalogue import Catalogue
+from openlora.node.catalogue import Catalogue, catalogue
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.history import events, events_of
 from openlora.node.chain.transact import transact
@@ -68,6 +71,7 @@ class Offer:
     out_price_wei_per_k: int
     deadline_s: int = 600  # from now, on the chain's clock
     lease_s: int = 120
+    publish: bool = False  # on chain, as part of the job: how a contract reads its result
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class SubmittedJob:
     job_id: int
     spec: JobSpec
     escrow_wei: int
+    use_fee_wei: int = 0  # beside the escrow: what pay-per-use adapters charge a job
 
 
 class Market:
@@ -145,7 +150,7 @@ class Market:
 
     async def catalogue(self) -> Catalogue:
         """Bases and adapters registered on chain."""
-        return Catalogue.of(await self._events(self.registry.address))
+        return await catalogue(self.desk)
 
     async def recipe(self, base_id: bytes, terms: Sequence[Term]) -> int:
         """The id of the recipe with these terms, registered now unless it was before."""
@@ -180,11 +185,13 @@ class Market:
             out_price_per_k=offer.out_price_wei_per_k,
             deadline=(await self.chain.block("latest")).timestamp + offer.deadline_s,
             lease_secs=offer.lease_s,
-            flags=0,
+            flags=JobFlag.PUBLISH if offer.publish else 0,
             nonce=secrets.randbits(256),
         )
+        _, use_fee_wei, wanted_flags = await self.chain.call(self.queue.quote(spec))
+        spec = replace(spec, flags=spec.flags | wanted_flags)
         receipt = await self.transact(self.queue.submit(spec, inline))
-        return SubmittedJob(_one(receipt, JobSubmitted).job_id, spec, eip712.escrow_wei(spec))
+        return SubmittedJob(_one(receipt, JobSubmitted).job_id, spec, eip712.escrow_wei(spec), use_fee_wei)
 
     async def cancel(self, job_id: int) -> int:
         """Takes back a job of this key's that nobody has claimed. Returns the refund in token wei."""
@@ -197,25 +204,17 @@ class Market:
 
     async def spec(self, job_id: int) -> JobSpec:
         """What was submitted. Raises ChainError for a job that never was."""
-        submitted = await self._job_event(JobSubmitted, job_id)
-        if submitted is None:
-            raise ChainError(f"no job {job_id} was ever submitted here")
-        return submitted.spec
+        return await _spec(self.desk, job_id)
 
     async def output(self, job_id: int) -> OutputDocument | None:
         """A committed job's output, whose digest is the one on chain; None before the commit.
 
         Raises ContentError when no reachable store has it.
         """
-        committed = await self._job_event(JobCommitted, job_id)
+        committed = await _job_event(self.desk, JobCommitted, job_id)
         if committed is None:
             return None
         return documents.decode_output(await self.content.get_document(committed.receipt.output_digest))
-
-    async def _job_event(self, kind: type[E], job_id: int) -> E | None:
-        """The last event of this kind for a job; a job that was released or lapsed may have several claims."""
-        found = [event for event in await self._events(self.queue.address) if isinstance(event, kind)]
-        return next((event for event in reversed(found) if getattr(event, "job_id", None) == job_id), None)
 
     async def _events(self, address: str) -> Sequence[object]:
         return await events(self.chain, address, self.deployment.block)
@@ -238,6 +237,28 @@ async def market_of(config: ClientConfig) -> AsyncIterator[Market]:
         yield Market(chain, deployment, key, BlockContent(config.content_dir))
     finally:
         await chain.close()
+
+
+async def committed(desk: Desk, job_id: int) -> tuple[Receipt, Settlement]:
+    """The receipt of a job that has one on chain, and the settlement that goes with it. Raises ChainError."""
+    event = await _job_event(desk, JobCommitted, job_id)
+    if event is None:
+        raise ChainError(f"job {job_id} has no receipt on chain yet; wait for its commit")
+    return event.receipt, eip712.settlement_of(await _spec(desk, job_id), event.receipt, event.receipt_hash)
+
+
+async def _spec(desk: Desk, job_id: int) -> JobSpec:
+    submitted = await _job_event(desk, JobSubmitted, job_id)
+    if submitted is None:
+        raise ChainError(f"no job {job_id} was ever submitted here")
+    return submitted.spec
+
+
+async def _job_event(desk: Desk, kind: type[E], job_id: int) -> E | None:
+    """The last event of this kind for a job; a job that was released or lapsed may have several claims."""
+    history = await events(desk.chain, desk.deployment.job_queue, desk.deployment.block)
+    found = [event for event in history if isinstance(event, kind)]
+    return next((event for event in reversed(found) if getattr(event, "job_id", None) == job_id), None)
 
 
 def _one(receipt: TxReceipt, kind: type[E]) -> E:

@@ -5,12 +5,14 @@ from collections.abc import Collection
 import msgspec
 
 from openlora.contracts import (
+    JobAnnulled,
     JobCancelled,
     JobClaimed,
     JobCommitted,
     JobExpired,
     JobFinalized,
     JobReleased,
+    JobSlashed,
     JobSubmitted,
     LeaseLapsed,
     Paid,
@@ -58,6 +60,10 @@ class QueueEvents:
                 self._journal.record_payment(event.role.name.lower(), event.amount, block)
             case JobCancelled():
                 self._move(event.job_id, JobState.CANCELLED, block)
+            case JobSlashed(node=self._operator):
+                self._move(event.job_id, JobState.SLASHED, block)
+            case JobAnnulled(node=self._operator):
+                self._move(event.job_id, JobState.ANNULLED, block)
             case JobExpired():
                 self._move(event.job_id, JobState.EXPIRED, block)
 

@@ -8,12 +8,12 @@ same seed, which the claim has fixed.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from openlora.contracts import JobQueue, Recipe
+from openlora.contracts import JobFlag, JobQueue, Recipe
 from openlora.node import documents
 from openlora.node.admission import Admission, Skip
 from openlora.node.answering import Answerer, Work
@@ -29,6 +29,7 @@ from openlora.node.turns import NotYet, Turns
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
+URGENT_S: Final = 1.0  # until claiming is thought of again, while something is urgent
 ADAPTERS_SHARE: Final = 0.5  # of what is left of a lease: then the claim is given back for want of adapters
 ANSWER_SHARE: Final = 0.9  # of what is left then: the rest is for the transaction that commits, or gives it back
 MIN_DEPTH: Final = 2  # blocks: the queue takes no commit in the claim's own, whose hash makes the seed
@@ -48,6 +49,7 @@ class Worker:
     answerer: Answerer
     settlement: Settlement
     confirmations: int  # blocks, the claim's own included, before a receipt is signed
+    urgent: Callable[[], bool] = lambda: False  # something must be answered on chain before anything is claimed
 
     @property
     def streams(self) -> JobStreams:
@@ -82,9 +84,13 @@ class Worker:
         job = self._job(job_id)
         if (wait_s := self.turns.wait_s(job, recipe, time.time())) > 0:
             raise NotYet(wait_s)
+        if self.urgent():
+            raise NotYet(URGENT_S)
         try:
             if job.signed is not None:
                 raise Skip(SkipCode.SIGNED_BEFORE)
+            if job.spec.flags & JobFlag.GUARDED and not await self.facts.may_use(job.spec.recipe_id, job.spec.client):
+                raise Skip(SkipCode.NOT_PERMITTED)
             await self.admission.admit(job, recipe, await self.facts.funds(), time.time())
         except Skip as skip:
             if job.skip is not skip.code:

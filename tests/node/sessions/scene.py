@@ -13,7 +13,18 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts import Call, Domain, InvalidSignature, JobSpec, Recipe, Session, Sessions, SessionState, eip712
+from openlora.contracts import (
+    Call,
+    Domain,
+    Gate,
+    InvalidSignature,
+    JobSpec,
+    Recipe,
+    Session,
+    Sessions,
+    SessionState,
+    eip712,
+)
 from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission
@@ -52,6 +63,7 @@ CLIENT: LocalAccount = Keys.from_key(b"\x0c" * 32)
 STRANGER: LocalAccount = Keys.from_key(b"\x0d" * 32)
 HOT_KEY: LocalAccount = Keys.from_key(b"\x07" * 32)
 SESSION = eip712.session_id(DOMAIN, CLIENT.address, OPERATOR, 1)
+RECIPE = Recipe(BASE_ID, (), (), (), 0, Gate.OPEN)
 OFFER = Offer(100, 50, 1_000, 3_000)  # escrow 250 wei
 DEPOSIT = 1_000
 CONFIG = SessionsConfig(settle_at_wei=10**18)
@@ -63,7 +75,9 @@ class Facts:
 
     known: dict[bytes, Session] = field(default_factory=dict)
     contracts: dict[str, Any] = field(default_factory=dict)  # address → whether it stands by (digest, signature)
-    recipes: dict[int, Recipe] = field(default_factory=lambda: {n: Recipe(BASE_ID, (), (), ()) for n in range(1, 41)})
+    guarded: set[int] = field(default_factory=set)  # recipes whose owners serve nobody
+    paid_per_use: set[int] = field(default_factory=set)
+    recipes: dict[int, Recipe] = field(default_factory=lambda: dict.fromkeys(range(1, 41), RECIPE))
 
     async def session(self, session_id: bytes) -> Session:
         none = Session(OPERATOR, OPERATOR, 0, 0, 0, SessionState.NONE)
@@ -78,6 +92,12 @@ class Facts:
         except InvalidSignature:
             pass
         return client in self.contracts and bool(self.contracts[client](digest, signature))
+
+    async def may_use(self, recipe_id: int, client: ChecksumAddress) -> bool:
+        return recipe_id not in self.guarded
+
+    async def is_pay_per_use(self, recipe_id: int) -> bool:
+        return recipe_id in self.paid_per_use
 
     async def recipe(self, recipe_id: int) -> Recipe:
         if recipe_id not in self.recipes:

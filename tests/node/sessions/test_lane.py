@@ -252,6 +252,16 @@ async def test_a_session_pays_for_32_recipes(scene: Scene):
     await scene.conversation().start(scene.now_s)  # the largest standing that there is fits a reply
 
 
+async def test_recipes_that_are_not_for_this_client_or_lane_are_refused(scene: Scene):
+    conversation = scene.conversation()
+    await conversation.start(scene.now_s)
+    scene.facts.guarded, scene.facts.paid_per_use = {1}, {2}
+    for recipe, refusal in ((1, "ask the owner"), (2, "fee a use")):
+        _, order = signed(conversation, scene.now_s, recipe=recipe)
+        with pytest.raises(PeerRefused, match=refusal):
+            await answer(conversation, order)
+
+
 async def test_a_contract_signs_by_erc1271(scene: Scene):
     contract = to_checksum_address("0x" + "c0" * 20)
     scene.facts.contracts[contract] = lambda digest, signature: signature == b"ok"

@@ -1,12 +1,37 @@
 """`openlora adapter`: publish a LoRA adapter and be paid whenever a job uses it."""
 
 import asyncio
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.output import ClientFile, JsonFlag, Output
+from openlora.contracts import Access
+from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
+from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens
+from openlora.node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openlora.node.deeds import Deed, Desk
+
+CLIENT_TOML = Path("client.toml")
+AdapterName = Annotated[str, typer.Argument(help="Its registered name, or its CID.")]
+
+
+class AccessChoice(StrEnum):
+    """As the registry knows it, in words."""
+
+    PUBLIC = "public"
+    ALLOW_LIST = "allow-list"
+    PAY_PER_USE = "pay-per-use"
+
+    @property
+    def on_chain(self) -> Access:
+        return Access[self.name]
+
 
 app = typer.Typer(help="Publish LoRA adapters and list what is registered.", no_args_is_help=True)
 
@@ -20,7 +45,9 @@ def publish(
     model: Annotated[Path, typer.Option(help="The base model it was trained on (directory or GGUF file).")],
     datanet: Annotated[list[int] | None, typer.Option(help="Id of a datanet it was trained on. Repeatable.")] = None,
     copies: Annotated[int, typer.Option(min=0, help="Nodes to hand it to, so that it outlives this machine.")] = 3,
-    client: ClientFile = Path("client.toml"),
+    access: Annotated[AccessChoice, typer.Option(help="Who may have jobs done with it.")] = AccessChoice.PUBLIC,
+    use_fee: Annotated[str, typer.Option(help="With pay-per-use: tokens a job, on top of the node's fee.")] = "0",
+    client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
     """Check an adapter as every node will, register it, and hand it to nodes that keep it."""
@@ -29,7 +56,7 @@ def publish(
     from openlora.node.engine.models.config import DecoderConfig
     from openlora.node.network.participant import participant
 
-    output = Output(json)
+    output, use_fee_wei = Output(json), checked_fee(access, use_fee)
 
     async def run() -> None:
         layout = DecoderConfig.from_path(model).modules()
@@ -38,6 +65,9 @@ def publish(
             digest = await peer.market.publish_adapter(directory, layout, base_id, datanet or (), name)
             cid = adapter_cid(digest)
             output.say(f"{name} is registered as {cid}")
+            if access is not AccessChoice.PUBLIC:
+                await peer.market.carry_out(peer.market.desk.set_access(digest, access.on_chain, use_fee_wei))
+                output.say(f"{name} is {access.value}")
             kept = await peer.replicate(cid, copies, base_id)
         output.say(f"{name}: {kept}")
         output.result({"name": name, "cid": cid, "digest": digest, "holders": kept.holders, "refusals": kept.refusals})
@@ -46,7 +76,7 @@ def publish(
 
 
 @app.command("list")
-def list_adapters(client: ClientFile = Path("client.toml"), json: JsonFlag = False) -> None:
+def list_adapters(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
     """List the adapters registered on chain."""
     from openlora.node.market import open_market
 
@@ -65,3 +95,44 @@ def list_adapters(client: ClientFile = Path("client.toml"), json: JsonFlag = Fal
         output.result([dict(zip(("name", "base", "cid", "owner"), row, strict=True)) for row in rows])
 
     asyncio.run(run())
+
+
+@app.command()
+def access(
+    adapter: AdapterName,
+    to: Annotated[AccessChoice | None, typer.Option(help="Who may have jobs done with it from now on.")] = None,
+    use_fee: Annotated[str, typer.Option(help="With pay-per-use: tokens a job, on top of the node's fee.")] = "0",
+    allow: Annotated[list[str] | None, typer.Option(help="Address to put on its list. Repeatable.")] = None,
+    deny: Annotated[list[str] | None, typer.Option(help="Address to take off its list. Repeatable.")] = None,
+    take_down: Annotated[bool, typer.Option("--take-down", help="For good: no new job may use it.")] = False,
+    client: ClientFile = CLIENT_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Say who may use an adapter of yours. It binds new jobs; those that are claimed run on."""
+    use_fee_wei = checked_fee(to or AccessChoice.PUBLIC, use_fee)
+    allowed, denied = [parse_address(text) for text in allow or ()], [parse_address(text) for text in deny or ()]
+    if to is None and not (allowed or denied or take_down):
+        raise ConfigError("nothing is to be changed: give --to, --allow, --deny or --take-down")
+
+    async def draw(desk: "Desk") -> "Sequence[Deed]":
+        from openlora.node.catalogue import catalogue
+
+        digest = (await catalogue(desk)).adapter(adapter).digest
+        deeds = [] if to is None else desk.set_access(digest, to.on_chain, use_fee_wei)
+        deeds += desk.allow(digest, allowed, True) if allowed else []
+        deeds += desk.allow(digest, denied, False) if denied else []
+        return [*deeds, *(desk.take_down(digest) if take_down else ())]
+
+    Hand(client, operator_keystore, password_file, unsigned, sender).carry_out(draw, Output(json), {"adapter": adapter})
+
+
+def checked_fee(access: AccessChoice, text: str) -> int:
+    """Token wei a job. Raises ConfigError unless it is positive just where it is charged."""
+    fee_wei = parse_tokens(text, "--use-fee")
+    if (fee_wei > 0) != (access is AccessChoice.PAY_PER_USE):
+        raise ConfigError("--use-fee goes with pay-per-use, and pay-per-use with a fee")
+    return fee_wei

@@ -1,14 +1,14 @@
 """`openlora job`: submit a job to the queue, watch its answer come, read the result."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.hand import parse_address
+from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
 from openlora.node.cli.output import ClientFile, Ink, JsonFlag, Output, parse_tokens, tokens
 from openlora.node.content import document_cid
 from openlora.node.documents import MAX_INLINE_BYTES, ChatMessage, InputDocument, JobSampling, encode
@@ -16,6 +16,7 @@ from openlora.node.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
     from openlora.node.catalogue import RegisteredAdapter
+    from openlora.node.deeds import Deed, Desk
     from openlora.node.market import Term
     from openlora.node.network.participant import Participant
 
@@ -38,6 +39,9 @@ def submit(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
     deadline: Annotated[int, typer.Option(min=1, help="Seconds until the job expires.")] = 600,
     watch: Annotated[bool, typer.Option("--watch", help="Stay, and print the answer as it comes.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Have the answer published on chain, as part of the job.")
+    ] = False,
     session: Annotated[
         bool, typer.Option("--session", help="Order from the node of an open session, at once; see `openlora session`.")
     ] = False,
@@ -61,6 +65,7 @@ def submit(
         in_price_wei_per_k=in_price_wei,
         out_price_wei_per_k=out_price_wei,
         deadline_s=deadline,
+        publish=publish,
     )
 
     async def order() -> None:
@@ -83,7 +88,10 @@ def submit(
             recipe_id = await market.recipe(catalogue.base(base).base_id, terms)
             job = await market.submit(recipe_id, document, offer)
             output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
-            output.result({"job_id": job.job_id, "recipe_id": recipe_id, "escrow_wei": job.escrow_wei})
+            if job.use_fee_wei:
+                output.say(f"and {tokens(job.use_fee_wei)} OLRA for its adapters, which charge by the job")
+            sums = {"escrow_wei": job.escrow_wei, "use_fee_wei": job.use_fee_wei}
+            output.result({"job_id": job.job_id, "recipe_id": recipe_id, **sums})
             if peer and len(encode(document)) > MAX_INLINE_BYTES:
                 output.say(f"the input: {await peer.replicate(document_cid(job.spec.input_digest))}")
             if peer and watch:
@@ -91,6 +99,8 @@ def submit(
 
     if node is not None and not session:
         raise ConfigError("--node goes with --session: any node may claim a job of the queue")
+    if publish and session:
+        raise ConfigError("--publish goes with the queue: an order of a session never reaches the chain")
     asyncio.run(order() if session else run())
 
 
@@ -134,6 +144,27 @@ def result(
         )
 
     asyncio.run(run())
+
+
+@app.command()
+def demand(
+    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    client: ClientFile = CLIENT_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Demand an answer that the node withholds: it publishes it on chain in time and has the bond, or loses its own."""
+
+    async def draw(desk: "Desk") -> "Sequence[Deed]":
+        from openlora.node.market import committed
+
+        return await desk.demand_output(job_id, *await committed(desk, job_id))
+
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(draw, Output(json), {"job_id": job_id})
 
 
 async def _show(peer: "Participant", job_id: int, output: Output) -> None:

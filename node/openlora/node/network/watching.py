@@ -32,7 +32,8 @@ POLL_S: Final = 1.0  # how often the chain is asked who holds the job
 DRAIN_S: Final = 10.0  # what a node is given to say the rest of an answer that it has committed
 OUTPUT_TIMEOUT_S: Final = 15.0
 WAITING: Final = "waiting"
-_ANSWERED: Final = (JobState.COMMITTED, JobState.FINALIZED)
+_ANSWERED: Final = (JobState.COMMITTED, JobState.HELD, JobState.FINALIZED)
+_WITHOUT: Final = (JobState.CANCELLED, JobState.EXPIRED, JobState.SLASHED, JobState.ANNULLED)
 _reply_decoder: Final = msgspec.msgpack.Decoder(Progress)
 
 Step = tuple[str, str]  # (state, answer so far)
@@ -85,8 +86,8 @@ async def follow_answer(market: Market, network: NetworkClient, job_id: int) -> 
 
     A node that dies, stalls or refuses is asked again until its claim ends; then the next holder is watched, and the
     answer begins anew. States are the nodes' own, and "waiting" while nobody holds the job; the last is the chain's:
-    committed, finalized, cancelled or expired. The last text is, where it can still be had, the one whose digest is on
-    chain. Raises RequestError (not_your_job), ChainError.
+    committed, held, finalized, or one of those that refund the client. The last text is, where it can still be had, the
+    one whose digest is on chain. Raises RequestError (not_your_job), ChainError.
     """
     spec = await market.spec(job_id)
     if spec.client != market.key.address:
@@ -113,7 +114,7 @@ class _Follow:
             if job.state in _ANSWERED:
                 yield job.state.name.lower(), await self._committed_text()
                 return
-            if job.state in (JobState.CANCELLED, JobState.EXPIRED):
+            if job.state in _WITHOUT:
                 yield job.state.name.lower(), ""
                 return
             claim = Claim.of(job)

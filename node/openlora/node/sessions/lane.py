@@ -127,6 +127,7 @@ class SessionLane:
             raise RequestError("bad_input", "the document is not the one that the spec names; send that one")
         session = await self._open_session(request.session, spec)
         recipe = await self._recipe(spec.recipe_id)
+        await self._check_access(spec)
         self._check_lines(request.session, spec.recipe_id)
         try:
             await self.admission.admit_order(spec, document, recipe, time.time())
@@ -155,6 +156,12 @@ class SessionLane:
             return await self.facts.recipe(recipe_id)
         except Reverted:
             raise RequestError("unknown_recipe", f"recipe {recipe_id} is not registered; register it first") from None
+
+    async def _check_access(self, spec: JobSpec) -> None:
+        if await self.facts.is_pay_per_use(spec.recipe_id):
+            raise RequestError("pay_per_use", "the recipe has a fee a use, which sessions cannot pay; use the queue")
+        if not await self.facts.may_use(spec.recipe_id, spec.client):
+            raise RequestError("not_permitted", "an adapter's owner does not serve you with it; ask the owner")
 
     def _check_lines(self, session: bytes, recipe_id: int) -> None:
         payment = self.ledger.payment(session)
