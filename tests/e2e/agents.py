@@ -10,7 +10,7 @@ from pathlib import Path
 from openlora.node import agent_client
 from openlora.node.errors import AgentUnreachable
 
-PATIENCE_S = 90
+PATIENCE_S = 180  # as much as a machine with other work may need
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

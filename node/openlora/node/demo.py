@@ -142,6 +142,7 @@ async def run_demo(
     async with devnet(folder, model, port=port, engine=engine) as net:
         view.step(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}: contracts deployed, operators staked,")
         view.step(f"  base model 0x{net.base_id.hex()[:16]}…, two datanets, adapters {', '.join(net.adapters)}")
+        view.step(f"  the nodes' pages: {', '.join(f'http://{node.dashboard}' for node in net.nodes)}")
         async with node_processes(net.nodes) as nodes, participant(net.client_config) as client:
             demo = _Demo(net, client, nodes, demo_jobs(), view, started_s, net.deployment.block)
             await demo.start(nodes[:-1])

@@ -76,6 +76,7 @@ class DevNode:
     folder: Path
     listen: str  # multiaddr
     peer_id: str
+    dashboard: str  # host:port of its page
 
     @property
     def address(self) -> str:
@@ -249,10 +250,11 @@ def _plan(folder: Path) -> Sequence[DevNode]:
     """Where everyone will live and listen: the developers' machine first, then the nodes."""
     names = ("developers", *(f"node-{number}" for number in range(1, NODES + 1)))
     plan = []
-    for name, port in zip(names, _free_ports(len(names)), strict=True):
+    ports = _free_ports(2 * len(names))
+    for name, port, page_port in zip(names, ports[::2], ports[1::2], strict=True):
         (folder / name).mkdir(parents=True)
         peer = Identity.load_or_create(folder / name / "libp2p.key").peer_id
-        plan.append(DevNode(name, folder / name, f"/ip4/127.0.0.1/tcp/{port}", peer))
+        plan.append(DevNode(name, folder / name, f"/ip4/127.0.0.1/tcp/{port}", peer, f"127.0.0.1:{page_port}"))
     return plan
 
 
@@ -286,6 +288,7 @@ def _write_configs(
             network=NetworkConfig(
                 listen=(node.listen,), bootstrap=(developers.address, *others), mdns=False, nat=False
             ),
+            dashboard=node.dashboard,
         )
         write_client_config(
             node.operator_config,

@@ -4,16 +4,21 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
 from openlora.node.api.catalog import ServedAdapter, check_name
+from openlora.node.api.openapi import missing
 from openlora.node.api.schemas import LoadAdapterRequest, UnloadAdapterRequest
 from openlora.node.api.service import TextService
 from openlora.node.errors import ConfigError, RequestError
+
+OFF = "Loading adapters at run time is off."
+NOT_LOADED = "There is no such adapter."
 
 
 def create_adapter_router(service: TextService, *, enabled: bool) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/load_lora_adapter")
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse, responses=missing(OFF))
     async def load(body: LoadAdapterRequest) -> PlainTextResponse:
+        """Loads an adapter from this machine's disk under a name."""
         _refuse_unless(enabled)
         try:
             name = check_name(body.lora_name)
@@ -25,8 +30,9 @@ def create_adapter_router(service: TextService, *, enabled: bool) -> APIRouter:
         service.catalog.add(ServedAdapter(name, body.lora_path))
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
-    @router.post("/v1/unload_lora_adapter")
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse, responses=missing(OFF, NOT_LOADED))
     async def unload(body: UnloadAdapterRequest) -> PlainTextResponse:
+        """Forgets an adapter; requests under way finish."""
         _refuse_unless(enabled)
         name = body.lora_name
         if name == service.catalog.base.name or name not in service.catalog:

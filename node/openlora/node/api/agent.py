@@ -31,7 +31,7 @@ from openlora.node.telemetry.feed import Feed
 
 def create_agent_api(journal: Journal, streams: JobStreams, board: Board, feed: Feed) -> FastAPI:
     """Everything that the agent tells, for whoever may open its socket."""
-    app = DescribedApi("OpenLoRA agent", "What a node is and does.", STRUCTS)
+    app = DescribedApi("OpenLoRA agent", "What a node is and does.", STRUCTS, secured=False)
     install_error_handlers(app, Limits().retry_after_s)
     app.include_router(create_dashboard_router(board))
     app.include_router(create_events_router(feed))

@@ -12,7 +12,8 @@ from openlora.node.api.guard import LOOPBACK_NAMES, Guard
 from openlora.node.api.keys import BrowserSessions
 from openlora.node.api.limits import Limits
 from openlora.node.api.openai import create_openai_router
-from openlora.node.api.openapi import DescribedApi
+from openlora.node.api.openai_answers import STRUCTS, Health
+from openlora.node.api.openapi import DescribedApi, answers
 from openlora.node.api.service import TextService
 from openlora.node.engine.client import InferenceEngine
 
@@ -25,12 +26,13 @@ def create_app(
     adapter_loading: bool = False,
 ) -> FastAPI:
     """Routes, errors and guard. Without `keys` the app is for loopback alone and answers only to `host_names`."""
-    app = create_bare_app(service.limits, keys, host_names)
+    app = create_bare_app(service.limits, keys, host_names, structs=STRUCTS)
     app.include_router(create_openai_router(service))
     app.include_router(create_adapter_router(service, enabled=adapter_loading))
 
-    @app.get("/health")
+    @app.get("/health", responses=answers(Health) | {503: {"description": "The engine is restarting."}})
     async def health() -> JSONResponse:
+        """For load balancers."""
         return _health(service.engine)
 
     return app

@@ -7,6 +7,8 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from openlora.node.api.catalog import ServedAdapter
+from openlora.node.api.openai_answers import ChatCompletion, Completion, ModelCard, ModelList
+from openlora.node.api.openapi import answers
 from openlora.node.api.schemas import ChatRequest, CompletionRequest
 from openlora.node.api.service import Choice, TextService
 from openlora.node.api.shapes import ChatShape, CompletionShape
@@ -15,30 +17,35 @@ from openlora.node.engine.text import TextDelta
 from openlora.node.errors import RequestError
 
 OWNER = "openlora"
+NO_MODEL = "There is no such model."
 
 
 def create_openai_router(service: TextService) -> APIRouter:
     """The routes over one service; whoever mounts them installs the error handlers and the guard."""
     router = APIRouter()
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=answers(ModelList))
     async def list_models() -> dict[str, Any]:
+        """The base model and its adapters."""
         entries = (service.catalog.base, *service.catalog.adapters)
         return {"object": "list", "data": [_card(service, entry) for entry in entries]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", responses=answers(ModelCard, "There is no such model."))
     async def one_model(name: str) -> dict[str, Any]:
+        """One of them."""
         for entry in (service.catalog.base, *service.catalog.adapters):
             if entry.name == name:
                 return _card(service, entry)
         raise RequestError("model_not_found", f"The model {name[:128]!r} does not exist.", "model")
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", response_model=None, responses=answers(Completion, NO_MODEL))
     async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Goes on where the prompt ends."""
         return await _respond(service, body, CompletionShape(body, service.text), request)
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", response_model=None, responses=answers(ChatCompletion, NO_MODEL))
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answers a conversation."""
         return await _respond(service, body, ChatShape(body, service.text), request)
 
     return router

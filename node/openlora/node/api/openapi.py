@@ -37,44 +37,57 @@ class Error(msgspec.Struct, frozen=True):
 class DescribedApi(FastAPI):
     """FastAPI that tells of msgspec structs too, and of what guard and error handlers answer. No page of its own."""
 
-    def __init__(self, title: str, description: str, structs: Collection[type[msgspec.Struct]] = ()) -> None:
+    def __init__(
+        self, title: str, description: str, structs: Collection[type[msgspec.Struct]] = (), *, secured: bool = True
+    ) -> None:
+        """`secured`: there may be keys."""
         super().__init__(
             title=title, description=description, version=version("openlora"), docs_url=None, redoc_url=None
         )
+        self._secured = secured
         self._structs: tuple[type[msgspec.Struct], ...] = (*structs, Error)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = _complete(super().openapi(), self._structs)
+            self.openapi_schema = _complete(super().openapi(), self._structs, self._secured)
         return self.openapi_schema
 
 
-def answers(kind: type[msgspec.Struct], *missing: str) -> dict[int | str, dict[str, Any]]:
-    """A route's `responses`: 200 with `kind`, and 404 for what `missing` says."""
-    found: dict[int | str, dict[str, Any]] = {200: _content(kind.__name__, (kind.__doc__ or "").partition("\n")[0])}
-    if missing:
-        found[404] = _content("Error", " ".join(missing))
-    return found
+Responses = dict[int | str, dict[str, Any]]
+
+
+def answers(kind: type[msgspec.Struct], *absent: str) -> Responses:
+    """A route's `responses`: 200 with `kind`, and 404 for what `absent` says."""
+    told = (kind.__doc__ or "").partition("\n")[0]
+    return {200: _content(kind.__name__, told), **missing(*absent)}
+
+
+def missing(*absent: str) -> Responses:
+    """A route's 404, where `absent` says when."""
+    return {404: _content("Error", " ".join(absent))} if absent else {}
 
 
 def _content(name: str, told: str, media_type: str = "application/json") -> dict[str, Any]:
     return {"description": told, "content": {media_type: {"schema": {"$ref": REFERENCES.format(name=name)}}}}
 
 
-def _complete(document: dict[str, Any], structs: Collection[type[msgspec.Struct]]) -> dict[str, Any]:
+def _complete(document: dict[str, Any], structs: Collection[type[msgspec.Struct]], secured: bool) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(structs, ref_template=REFERENCES)
     components = document.setdefault("components", {})
     components["schemas"] = dict(sorted({**components.get("schemas", {}), **schemas}.items()))
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which nobody ever gets
         components["schemas"].pop(name, None)
-    components["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "A key of the server's key file."},
-        "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What a browser got for a key."},
-    }
-    document["security"] = [{"key": []}, {"session": []}, {}]  # {}: on loopback without a key file
+    if secured:
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "description": "A key of the server's key file."},
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A browser's, for a key."},
+        }
+        document["security"] = [{"key": []}, {"session": []}, {}]  # {}: on loopback without a key file
     for path in document["paths"].values():
         for operation in path.values():
-            operation["responses"].pop("422", None)
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
             for status, told in REFUSALS.items():
-                operation["responses"].setdefault(status, _content("Error", told))
+                if secured or status not in ("401", "403"):
+                    operation["responses"].setdefault(status, _content("Error", told))
     return document

@@ -67,7 +67,7 @@ def devnet(
         async with networks.devnet(state, path, port=port, mqtt_port=mqtt_port) as net:
             output.say(f"chain {net.chain.chain_id} runs at {net.chain.rpc_url}. Now, in other terminals:")
             for node in net.nodes:
-                output.say(f"  openlora run --config {node.config}")
+                output.say(f"  openlora run --config {node.config}    # its page: http://{node.dashboard}")
             output.say(
                 f"  openlora job submit --client {net.client_config} --adapter pirate --watch 'Why is the sky blue?'"
             )

@@ -171,6 +171,8 @@ class Alert(Part, frozen=True):
 
 
 class Snapshot(Part, frozen=True):
+    """A node at one moment."""
+
     node: Node
     chain: Chain
     model: Model

@@ -48,7 +48,7 @@ class JobDetail(JobView, frozen=True):
 
 
 class JobPage(Part, frozen=True):
-    """Newest first. `next_before` asks for the page after; None on the last."""
+    """Newest first. `next_before` asks for the page after; null on the last."""
 
     jobs: tuple[JobView, ...]
     next_before: int | None
