@@ -59,7 +59,11 @@ def test_users_and_folders_are_what_the_processes_share(tmp_path):
     assert ids.keys() >= {"openlora", "openlora-engine", "openlora-p2p"}
     done = run("systemd-tmpfiles", f"--root={tmp_path}", "--create", "openlora.conf")
     assert done.returncode == 0, done.stderr
-    groups = {line.split(":")[0]: int(line.split(":")[2]) for line in (tmp_path / "etc/group").read_text().splitlines()}
+    lines = [line.split(":") for line in (tmp_path / "etc/group").read_text().splitlines()]
+    groups = {name: int(number) for name, _, number, _ in lines}
+    assert {name: members for name, _, _, members in lines}["openlora-p2p"] == "openlora", (
+        "it reads what that one writes"
+    )
     for folder, group, mode in (
         ("run/openlora/engine", "openlora-engine", 0o2750),
         ("run/openlora/p2p", "openlora-p2p", 0o2750),
