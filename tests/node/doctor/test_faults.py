@@ -98,6 +98,7 @@ async def test_config_invalid(patient: Patient):
         (lambda folder: (folder / "hot.json").write_text("{}"), "keystore_unreadable"),
         (lambda folder: replace_by_folder(folder / "hot.json"), "keystore_unreadable"),
         (lambda folder: (folder / "hot.json").chmod(0o644), "keystore_exposed"),
+        (lambda folder: (folder / "hot.password").chmod(0o604), "keystore_exposed"),
         (lambda folder: (folder / "hot.password").unlink(), "password_missing"),
         (lambda folder: (folder / "hot.password").write_text("guess"), "password_wrong"),
     ],
@@ -105,6 +106,18 @@ async def test_config_invalid(patient: Patient):
 async def test_key_and_deployment(patient: Patient, damage: Callable[[Path], object], code: str):
     damage(patient.folder)
     assert str(patient.folder) in await found(patient, code)
+
+
+async def test_a_credential_of_systemd_is_there_while_the_unit_runs(patient: Patient):
+    patient.put("password_file", '"/run/credentials/openlora-agent.service/hot.password"')
+    text = patient.config.read_text()
+    head, _, mqtt = text.partition("[telemetry.mqtt]")
+    patient.config.write_text(f"{head}[telemetry.mqtt]\n")
+    assert "systemd" in await found(patient, "password_missing")
+    report = await patient.report()
+    assert report.healthy
+    assert report.operator == patient.clinic.operator.address, "the keystore says whose it is"
+    assert mqtt
 
 
 def change_json(path: Path, **changes: object) -> None:
@@ -340,6 +353,23 @@ async def test_ports_busy(patient: Patient):
         patient.config.write_text(f"{network}[telemetry]\n{telemetry}")
         busy = [found.cause for found in (await patient.report()).findings if found.code == "port_busy"]
     assert [cause.split()[0] for cause in busy] == ["network.listen", "telemetry.listen"]
+
+
+async def test_a_dashboard_for_everybody(patient: Patient, tmp_path: Path):
+    text = patient.config.read_text()
+    network, _, telemetry = text.rpartition("[telemetry]\n")
+
+    def telemetry_is(lines: str) -> None:
+        patient.config.write_text(f"{network}[telemetry]\n{lines}\n")
+
+    assert telemetry
+    telemetry_is('listen = "0.0.0.0:0"')
+    assert "other machines" in await found(patient, "dashboard_unguarded")
+    (tmp_path / "keys").write_text("short\n")
+    telemetry_is(f'listen = "0.0.0.0:0"\nkey_file = "{tmp_path / "keys"}"')
+    assert "16 letters" in await found(patient, "dashboard_unguarded")
+    (tmp_path / "keys").write_text("a-key-that-is-long-enough\n")
+    assert await patient.codes() == set()
 
 
 async def test_bootstrap_unreachable(patient: Patient):

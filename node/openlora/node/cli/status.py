@@ -1,6 +1,7 @@
 """`openlora status`: what the running node on this machine does."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -30,7 +31,8 @@ def status(
     elif once or not output.console.is_terminal:
         Console(width=ONE_SHOT_COLUMNS, highlight=False, markup=False).print(screen(moment, ONE_SHOT_COLUMNS))
     else:
-        watch(output, socket, moment)
+        with suppress(KeyboardInterrupt):  # how one leaves it
+            watch(output, socket, moment)
 
 
 def look(socket: Path, before: Moment | None = None) -> Moment:

@@ -44,13 +44,20 @@ def until_idle(look: Callable[[], Any], timeout_s: float, output: Output) -> boo
     end_s, told = time.monotonic() + timeout_s, -1
     while True:
         state = look()
-        left: int = max(len(state["queue"]["live"]), state["queue"]["active_jobs"])
+        left = _under_way(state)
         if left != told:
             told = left
             output.say(_said(left, state["jobs_by_state"].get("committed", 0)))
         if left == 0 or time.monotonic() >= end_s:
             return left == 0
         time.sleep(min(EVERY_S, max(0.0, end_s - time.monotonic())))
+
+
+def _under_way(state: Any) -> int:
+    """Of the queue and of sessions, whose orders are seen in the engine alone."""
+    queue, engine = state["queue"], state["engine"]
+    requests: int = engine["running_requests"] + engine["waiting_requests"]
+    return max(len(queue["live"]), queue["active_jobs"], requests)
 
 
 def _said(left: int, committed: int) -> str:

@@ -153,7 +153,7 @@ def judge(facts: Facts) -> Iterator[Finding]:
     identity = None
     if facts.deployment.deployment is not None and facts.key.address is not None:
         identity = Identity.of(facts.deployment.deployment, facts.key.address)
-    yield from keys.check_key(facts.key)
+    yield from keys.check_key(facts.key, runs=facts.runs)
     yield from keys.check_deployment(facts.deployment, config.chain.chain_id)
     yield from chain.check_endpoints(facts.endpoints, config.chain.chain_id)
     if facts.market is not None:

@@ -50,6 +50,7 @@ class Code(StrEnum):
     JOURNAL_BEHIND = "journal_behind"
     AGENT_SECOND = "agent_second"
     PORT_BUSY = "port_busy"
+    DASHBOARD_UNGUARDED = "dashboard_unguarded"
     BOOTSTRAP_UNREACHABLE = "bootstrap_unreachable"
     NETWORK_LONELY = "network_lonely"
     KUBO_DOWN = "kubo_down"
@@ -100,6 +101,7 @@ EXPLAINED: Final[Mapping[Code, str]] = {
     Code.JOURNAL_BEHIND: "the hot key has sent transactions that the journal does not know",
     Code.AGENT_SECOND: "another agent, or one that hangs, holds the state folder",
     Code.PORT_BUSY: "a port that the node listens on is taken",
+    Code.DASHBOARD_UNGUARDED: "the dashboard can be reached from elsewhere and has no keys, or none that are good",
     Code.BOOTSTRAP_UNREACHABLE: "peers to join by do not answer",
     Code.NETWORK_LONELY: "no peer to join by is configured",
     Code.KUBO_DOWN: "the configured Kubo does not answer",

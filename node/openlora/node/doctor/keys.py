@@ -16,7 +16,7 @@ from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import ConfigError
 from openlora.node.keys import load_key
 
-OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+CREDENTIALS: Final = Path("/run/credentials")  # of systemd: there while the unit runs, for it alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class KeyFacts:
-    """`address` is that of the unlocked key; None where `refusal` says why it cannot be had."""
+    """`address` is the unlocked key's; where `refusal` says why it cannot be unlocked, what the keystore says it is."""
 
     keystore: FileFacts
     password: FileFacts
@@ -57,7 +57,7 @@ def look_at_key(config: KeyConfig) -> KeyFacts:
     try:
         address = str(load_key(config).address)
     except ConfigError as error:
-        refusal = str(error)
+        address, refusal = written_address(config.keystore), str(error)
     return KeyFacts(look_at_file(config.keystore), look_at_file(config.password_file), address, refusal)
 
 
@@ -73,14 +73,22 @@ def named_operator(operator_toml: Path) -> str | None:
     from openlora.node.config import ClientConfig, load
 
     try:
-        keystore = load(operator_toml, ClientConfig).key.keystore
+        return written_address(load(operator_toml, ClientConfig).key.keystore)
+    except ConfigError:
+        return None
+
+
+def written_address(keystore: Path) -> str | None:
+    """The address that a keystore names in the clear; None where there is none."""
+    try:
         address = msgspec.json.decode(keystore.read_bytes(), type=dict[str, object]).get("address")
-    except (ConfigError, OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError):
         return None
     return str(to_checksum_address(address)) if isinstance(address, str) and is_hex_address(address) else None
 
 
-def check_key(key: KeyFacts) -> Iterator[Finding]:
+def check_key(key: KeyFacts, *, runs: bool) -> Iterator[Finding]:
+    """`runs`: the agent has unlocked the key already, perhaps by a credential that we may not see."""
     keystore, password = key.keystore.path, key.password.path
     if not key.keystore.exists:
         yield critical(
@@ -88,25 +96,27 @@ def check_key(key: KeyFacts) -> Iterator[Finding]:
             f"the hot key's keystore {keystore} does not exist",
             "restore it with `openlora restore`, or make keys with `openlora init`",
         )
-    if not key.password.exists:
-        yield critical(
+    if not key.password.exists and not runs:
+        of_systemd = password.is_relative_to(CREDENTIALS)
+        severe, why = (warning, ": systemd makes it when the unit starts") if of_systemd else (critical, "")
+        yield severe(
             Code.PASSWORD_MISSING,
-            f"the hot key's password {password} does not exist; a systemd credential exists only while the unit runs",
-            "put the password there, or name the right file in hot_key.password_file",
+            f"the hot key's password {password} does not exist{why}",
+            "start the service, and look again" if of_systemd else "put it there, or correct hot_key.password_file",
         )
-    if key.refusal and key.keystore.exists and key.password.exists:
+    if not runs and key.refusal and key.keystore.exists and key.password.exists:
         wrong = "does not open" in key.refusal
         yield critical(
             Code.PASSWORD_WRONG if wrong else Code.KEYSTORE_UNREADABLE,
             key.refusal,
             "put the right password there" if wrong else "give the node's user a readable keystore v3 file",
         )
-    exposed = [str(file.path) for file in (key.keystore, key.password) if file.exists and file.mode & OTHERS]
+    exposed = [str(file.path) for file in (key.keystore, key.password) if file.exists and file.mode & stat.S_IRWXO]
     if exposed:
         yield warning(
             Code.KEYSTORE_EXPOSED,
             f"other users of this machine can read {' and '.join(exposed)}",
-            f"chmod 600 {' '.join(exposed)}",
+            f"chmod o= {' '.join(exposed)}",
         )
 
 

@@ -7,12 +7,15 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import aiomqtt
 import httpx
 
-from openlora.node.config import MqttConfig, NodeConfig
+from openlora.node.api.keys import read_keys
+from openlora.node.api.server import is_loopback
+from openlora.node.config import MqttConfig, NodeConfig, TelemetryConfig
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import ConfigError
 from openlora.node.telemetry.publisher import Broker
@@ -41,6 +44,7 @@ class NetworkFacts:
     busy_ports: tuple[tuple[str, str], ...]  # the key that names it, and why it cannot be listened on
     bootstrap: tuple[tuple[str, str], ...]  # each peer's multiaddr, and why it was not reached; "": it was
     lonely: bool  # nobody to join by
+    dashboard_fault: str = ""
     kubo_fault: str = ""
     broker_fault: str = ""
     broker_refusal: str = ""
@@ -57,6 +61,7 @@ async def look_at_network(config: NodeConfig, operator: str | None, *, runs: boo
         busy_ports=() if runs else tuple(_busy_ports(config)),
         bootstrap=tuple(zip(config.network.bootstrap, reached, strict=True)),
         lonely=not config.network.bootstrap and not config.network.mdns,
+        dashboard_fault=_dashboard_fault(config.telemetry),
         kubo_fault=kubo_fault,
         broker_fault=broker_fault,
         broker_refusal=refusal,
@@ -71,6 +76,18 @@ def _busy_ports(config: NodeConfig) -> Iterator[tuple[str, str]]:
     for key, shown, place in wanted:
         if place is not None and (fault := _unbindable(place)):
             yield f"{key} {shown}", fault
+
+
+def _dashboard_fault(telemetry: TelemetryConfig) -> str:
+    host = telemetry.listen.rpartition(":")[0].strip("[]")
+    try:
+        if telemetry.key_file:
+            read_keys(Path(telemetry.key_file), "telemetry.key_file")
+        elif telemetry.listen and not is_loopback(host):
+            return f"telemetry.listen {telemetry.listen} can be reached from other machines"
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _unbindable(place: Place) -> str:
@@ -160,6 +177,12 @@ def check_network(network: NetworkFacts) -> Iterator[Finding]:
             Code.PORT_BUSY,
             f"{where} cannot be listened on: {fault}",
             "end what uses it, or choose another port",
+        )
+    if network.dashboard_fault:
+        yield critical(
+            Code.DASHBOARD_UNGUARDED,
+            f"the node would not start: {network.dashboard_fault}",
+            "name a file of long keys, one a line, in telemetry.key_file, or listen on 127.0.0.1",
         )
     yield from _bootstrap(network.bootstrap)
     if network.lonely:
