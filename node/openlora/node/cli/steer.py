@@ -56,8 +56,8 @@ def until_idle(look: Callable[[], Any], timeout_s: float, output: Output) -> boo
 def _under_way(state: Any) -> int:
     """Of the queue and of sessions, whose orders are seen in the engine alone."""
     queue, engine = state["queue"], state["engine"]
-    requests: int = engine["running_requests"] + engine["waiting_requests"]
-    return max(len(queue["live"]), queue["active_jobs"], requests)
+    requests = engine["running_requests"] + engine["waiting_requests"]
+    return int(max(len(queue["live"]), queue["active_jobs"], requests))
 
 
 def _said(left: int, committed: int) -> str:
