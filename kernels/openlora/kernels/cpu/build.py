@@ -17,13 +17,13 @@ _COMMON = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-
 # gcc 12 knows no znver4; its tuning for znver3 with wide vectors is what Sapphire Rapids and Zen 4 want.
 _AVX512 = ("-march=x86-64-v4", "-mtune=znver3", "-mprefer-vector-width=512")
 _ANY_UNITS: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("api", "decoder", "quantised", "adapted", "altered", "step", "sample", "plain"), ()
+    ("api", "decoder", "packed", "quantised", "adapted", "altered", "step", "sample", "plain"), ()
 )
 _X86_UNITS: dict[str, tuple[str, ...]] = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": _AVX512,
     "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
-    "amx": (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    "amx": (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi2", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 _COMPILE_TIMEOUT_S = 300.0
 

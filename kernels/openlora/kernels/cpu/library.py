@@ -1,7 +1,7 @@
 """The shared library's functions and structs, as src/api.h declares them."""
 
 import ctypes
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 DENSE, INT8, CODES8, CODES4 = range(4)  # formats of Values
@@ -129,6 +129,7 @@ def load_library(path: Path) -> ctypes.CDLL:
         "decoder_alter": (c_bool, [c_void_p, c_int32, POINTER(Alteration), c_int32]),
         "decoder_unload_adapter": (None, [c_void_p, c_int32]),
         "decoder_step": (c_bool, [c_void_p, POINTER(Step)]),
+        "repack": (c_int64, [c_char_p, c_void_p, c_int32, c_void_p]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, f"openlora_{name}")

@@ -66,10 +66,12 @@ void enter() { _tile_loadconfig(&kLinear); }
 
 void leave() { _tile_release(); }
 
+#include "weights_amx.inc"
+
 // Registers 0–2: the sums of rows 0–15; 3–5: of rows 16–31; 6: inputs; 7: weights.
-template <bool kTall>
-inline void products(Inputs inputs, const bf16* w, int pairs, float* out, const void* ahead) {
-  constexpr int kWeightBytes = kTileRow * sizeof(bf16);
+template <bool kTall, class Weights>
+inline void products(Inputs inputs, Weights weights, int pairs, float* out) {
+  constexpr int kWeightBytes = kTileRow * sizeof(bf16), kAtOnce = kTall ? 1 : 2;
   const int input_bytes = static_cast<int>(inputs.stride);
   const bf16* x = static_cast<const bf16*>(inputs.row(0));
   _tile_zero(0);
@@ -82,30 +84,34 @@ inline void products(Inputs inputs, const bf16* w, int pairs, float* out, const 
   }
   const bf16* below = static_cast<const bf16*>(inputs.row(16));
   for (int p = 0; p < pairs; p += kDepth) {
-    const bf16* columns = w + std::ptrdiff_t{p} * kTileRow;
-    const char* next = static_cast<const char*>(ahead) + std::ptrdiff_t{p} * kWeightBytes;
+    const bf16* columns = weights.next();
     _tile_loadd(7, columns, kWeightBytes);
     _tile_loadd(6, x + 2 * p, input_bytes);
     _tile_dpbf16ps(0, 6, 7);
-    if (ahead) fetch(next, kDepth * kWeightBytes / 2);
+    weights.prepare(kAtOnce);
     if constexpr (kTall) {
       _tile_loadd(6, below + 2 * p, input_bytes);
       _tile_dpbf16ps(3, 6, 7);
+      weights.prepare(kAtOnce);
       _tile_loadd(7, columns + 32, kWeightBytes);
       _tile_dpbf16ps(4, 6, 7);
+      weights.prepare(kAtOnce);
       _tile_loadd(6, x + 2 * p, input_bytes);
       _tile_dpbf16ps(1, 6, 7);
-      if (ahead) fetch(next + kDepth * kWeightBytes / 2, kDepth * kWeightBytes / 2);
+      weights.prepare(kAtOnce);
       _tile_loadd(7, columns + 64, kWeightBytes);
       _tile_dpbf16ps(2, 6, 7);
+      weights.prepare(kAtOnce);
       _tile_loadd(6, below + 2 * p, input_bytes);
       _tile_dpbf16ps(5, 6, 7);
+      weights.prepare(kAtOnce);
     } else {
       _tile_loadd(7, columns + 32, kWeightBytes);
       _tile_dpbf16ps(1, 6, 7);
-      if (ahead) fetch(next + kDepth * kWeightBytes / 2, kDepth * kWeightBytes / 2);
+      weights.prepare(kAtOnce);
       _tile_loadd(7, columns + 64, kWeightBytes);
       _tile_dpbf16ps(2, 6, 7);
+      weights.prepare(kAtOnce);
     }
   }
   constexpr int kOutBytes = kTile * sizeof(float);
@@ -121,9 +127,21 @@ inline void products(Inputs inputs, const bf16* w, int pairs, float* out, const 
 
 void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const void* ahead) {
   if (rows > 16)
-    products<true>(x, w, pairs, out, ahead);
+    products<true>(x, Dense(w, ahead), pairs, out);
   else
-    products<false>(x, w, pairs, out, ahead);
+    products<false>(x, Dense(w, ahead), pairs, out);
+}
+
+void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, const void* ahead) {
+  alignas(64) Restored::Blocks blocks;
+  if (rows > 16)
+    products<true>(x, Restored(w, pairs, ahead, blocks), pairs, out);
+  else
+    products<false>(x, Restored(w, pairs, ahead, blocks), pairs, out);
+}
+
+void restore(const Packed& packed, int pairs, bf16* tile, const void* ahead) {
+  for (Restorer from(packed, pairs, ahead); from.more(); tile += kBlockNumbers) from.some(tile, kParts);
 }
 
 // Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then
@@ -363,12 +381,13 @@ void shrink(bf16* const* h, const void* const* x, const float* weight, int count
 #include "attention_amx.inc"
 
 const Kernels kTable = {"amx", sizeof(Input), kTall, enter, leave, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+                        rms_norm, rms_norm_, soft_cap_, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox, tile_packed, restore};
 
 bool has_amx() {
   unsigned a, b, c, d;
   constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTiles | kInt8;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll;
+  constexpr unsigned kVbmi2 = 1u << 6;  // of c
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll && (c & kVbmi2);
 }
 
 // Linux gives a process the registers when it asks.

@@ -55,6 +55,17 @@ bool openlora_decoder_step(Decoder* decoder, const Step* step) {
     return false;
   }
 }
+
+std::int64_t openlora_repack(const char* instructions, const std::uint16_t* numbers, std::int32_t count,
+                             std::uint16_t* restored) {
+  const Kernels* kernels = choose_kernels(instructions);
+  if (!kernels || !kernels->restore) return 0;
+  const Memory memory(sizeof(bf16) * count);
+  Packed* packed = memory.as<Packed>();
+  const std::size_t bytes = pack(numbers, count, packed);
+  if (bytes) kernels->restore(*packed, count / kTileRow, restored, nullptr);
+  return static_cast<std::int64_t>(bytes);
+}
 }
 
 }  // namespace openlora

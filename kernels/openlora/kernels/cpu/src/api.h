@@ -92,6 +92,12 @@ bool openlora_decoder_load_adapter(Decoder*, std::int32_t slot, const Factor*, s
 bool openlora_decoder_alter(Decoder*, std::int32_t slot, const Alteration*, std::int32_t count);
 void openlora_decoder_unload_adapter(Decoder*, std::int32_t slot);
 bool openlora_decoder_step(Decoder*, const Step*);
+
+// Packs `count` bfloat16 numbers, a multiple of 1,536, as a decoder's weights are, and restores them. Returns the bytes that
+// they take packed, 0 where weights like them stay as they are: many of their upper bytes are rare, or these instructions
+// take none packed.
+std::int64_t openlora_repack(const char* instructions, const std::uint16_t* numbers, std::int32_t count,
+                             std::uint16_t* restored);
 }
 #pragma GCC visibility pop
 

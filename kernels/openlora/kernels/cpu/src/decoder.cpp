@@ -29,7 +29,7 @@ Linear lay_out(int inputs, std::initializer_list<Matrix> matrices, bool in_turn)
     const int count = tiles_of(matrix.out);
     for (int i = 0; i < count; ++i) {
       const auto at = in_turn ? linear.tiles.begin() + i * (part + 1) + part : linear.tiles.end();
-      linear.tiles.insert(at, {part, i, nullptr});
+      linear.tiles.insert(at, {part, i});
     }
     biased |= matrix.bias != nullptr;
     ++part;
@@ -43,6 +43,28 @@ Linear lay_out(int inputs, std::initializer_list<Matrix> matrices, bool in_turn)
       linear.bias[t * kTile + i] = matrix.bias[first + i];
   }
   return linear;
+}
+
+// Puts the weights of a tile at `at`, bfloat16 packed where the unit takes that and it saves enough; returns their bytes.
+// `room` is for one dense tile.
+std::size_t place_tile(const Kernels& kernels, const Linear& linear, const Matrix& matrix, Linear::Tile& tile, char* at,
+                       bf16* room) {
+  const int first = tile.index * kTile, count = linear.pairs() * kTileRow;
+  tile.weights = at;
+  if (linear.coding.format != Format::kDense) {
+    pack_quantised(matrix.weight, matrix.out, linear.inputs, first, at);
+    return linear.tile_bytes();
+  }
+  const bf16* numbers = static_cast<const bf16*>(matrix.weight.numbers);
+  if (kernels.tile_packed) {
+    std::fill_n(room, count, 0);
+    pack_tile(numbers, matrix.out, linear.inputs, first, room);
+    const std::size_t bytes = pack(room, count, reinterpret_cast<Packed*>(at));
+    tile.packed = bytes != 0;
+    if (tile.packed) return bytes;
+  }
+  pack_tile(numbers, matrix.out, linear.inputs, first, reinterpret_cast<bf16*>(at));
+  return linear.tile_bytes();
 }
 
 }  // namespace
@@ -87,11 +109,11 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
   std::size_t unpacked_bytes = 0;
   for (const Job& job : jobs) {
     integers |= job.linear->integers();
-    if (job.linear->coded())
+    if (!job.linear->integers())
       unpacked_bytes = std::max(unpacked_bytes, job.linear->dense_tile_bytes() * job.linear->unit);
   }
   for (int member = 0; member < s.threads; ++member) {
-    std::size_t bytes = 0;
+    std::size_t bytes = 0;  // at most: what packing saves is never touched
     for (const Job& job : jobs) {
       const auto mine = team.share(job.linear->units(), member);
       bytes += job.linear->tile_bytes() * (mine.end - mine.begin) * job.linear->unit;
@@ -105,15 +127,7 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
       const auto mine = team.share(job.linear->units(), member);
       for (int t = mine.begin * job.linear->unit; t < mine.end * job.linear->unit; ++t) {
         Linear::Tile& tile = job.linear->tiles[t];
-        const Matrix& matrix = job.matrices[tile.part];
-        const int inputs = job.linear->inputs, first = tile.index * kTile;
-        if (job.linear->coding.format == Format::kDense)
-          pack_tile(static_cast<const bf16*>(matrix.weight.numbers), matrix.out, inputs, first,
-                    reinterpret_cast<bf16*>(at));
-        else
-          pack_quantised(matrix.weight, matrix.out, inputs, first, at);
-        tile.weights = at;
-        at += job.linear->tile_bytes();
+        at += place_tile(kernels, *job.linear, job.matrices[tile.part], tile, at, unpacked[member].as<bf16>());
       }
     }
   });

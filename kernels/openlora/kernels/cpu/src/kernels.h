@@ -4,6 +4,7 @@
 // many rows it has, each result is the same, bit for bit, within one table. Products accumulate in float32.
 #pragma once
 #include "layout.h"
+#include "packed.h"
 #include "quantised.h"
 
 namespace openlora {
@@ -124,6 +125,13 @@ struct Kernels {
 
   // words[i] is the first word of Philox4x32-10 with key `seed` and counter (position, first + i, 0, 0).
   void (*philox)(std::uint32_t position, std::uint64_t seed, std::uint32_t first, int count, std::uint32_t* words);
+
+  // As tile, of weights that pack() made of a tile. Null: the unit takes none.
+  void (*tile_packed)(Inputs x, int rows, const Packed& tile, int pairs, float* out, const void* ahead) = nullptr;
+
+  // The tile that pack() was given. It fetches as many bytes as the packed one has from `ahead`, unless that is null. Null:
+  // the unit takes none.
+  void (*restore)(const Packed& packed, int pairs, bf16* tile, const void* ahead) = nullptr;
 };
 
 constexpr int kMaxQueries = 64;  // query vectors that attention takes at once

@@ -19,7 +19,8 @@ struct Linear {
   struct Tile {
     int part;             // which matrix
     int index;            // which of the matrix's tiles
-    const char* weights;  // dense: bf16 [pairs][48][2]; else see quantised.h
+    const char* weights = nullptr;  // dense: bf16 [pairs][48][2], packed or not; else see quantised.h
+    bool packed = false;
   };
 
   int inputs = 0;

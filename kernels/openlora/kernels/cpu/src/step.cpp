@@ -222,7 +222,7 @@ class Pass {
     const auto mine = d_.team.share(linear.units(), member);
     const auto addends = adapted.addends(layer, part, linear.matrices);
     for (int unit = mine.begin; unit < mine.end; ++unit) {
-      if (linear.coded()) unpack(member, linear, unit);
+      unpack(member, linear, unit, rows);
       for (int first = 0; first < rows; first += kBlock) {
         const int count = std::min(kBlock, rows - first);
         for (int i = 0; i < linear.unit; ++i) {
@@ -232,8 +232,11 @@ class Pass {
           if (linear.integers())
             k_.tile_int8(planes(linear, first), count, *reinterpret_cast<const Int8Tile*>(tile.weights),
                          linear.quads(), out[i], ahead);
-          else if (linear.coded())
+          else if (unpacks(linear, tile, rows))
             k_.tile(x.from(first), count, unpacked(member, linear, i), linear.pairs(), out[i], nullptr);
+          else if (tile.packed)
+            k_.tile_packed(x.from(first), count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out[i],
+                           ahead);
           else
             k_.tile(x.from(first), count, reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out[i], ahead);
           if (altered.any())
@@ -248,10 +251,21 @@ class Pass {
     }
   }
 
-  void unpack(int member, const Linear& linear, int unit) {
+  // Whether a tile is made dense before its rows are multiplied: packed weights are restored as they are used if that is
+  // only once.
+  static bool unpacks(const Linear& linear, const Linear::Tile& tile, int rows) {
+    return linear.coded() || (tile.packed && rows > kBlock);
+  }
+
+  void unpack(int member, const Linear& linear, int unit, int rows) {
     for (int i = 0; i < linear.unit; ++i) {
-      const char* weights = linear.tiles[unit * linear.unit + i].weights;
-      k_.unpack(weights, linear.coding, linear.pairs(), unpacked(member, linear, i), weights + kAhead);
+      const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
+      if (!unpacks(linear, tile, rows)) continue;
+      if (tile.packed)
+        k_.restore(*reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), unpacked(member, linear, i),
+                   tile.weights + kAhead);
+      else
+        k_.unpack(tile.weights, linear.coding, linear.pairs(), unpacked(member, linear, i), tile.weights + kAhead);
     }
   }
 
