@@ -13,16 +13,16 @@ from openlora.node.errors import AgentUnreachable, RequestError
 TIMEOUT_S = 10.0
 
 
-def get(socket: Path, path: str) -> Any:
+def get(socket: Path, path: str, *, timeout_s: float = TIMEOUT_S) -> Any:
     """A JSON document of the agent's. Raises AgentUnreachable, and RequestError for what it refuses."""
-    return send(socket, "GET", path)
+    return send(socket, "GET", path, timeout_s=timeout_s)
 
 
-def send(socket: Path, method: str, path: str) -> Any:
+def send(socket: Path, method: str, path: str, *, timeout_s: float = TIMEOUT_S) -> Any:
     """Asks the agent for something, and returns the JSON document that it answers with. Raises as `get`."""
     with _open(socket) as http:
         try:
-            answer = http.request(method, path)
+            answer = http.request(method, path, timeout=timeout_s)
         except httpx.TransportError:
             raise _unreachable(socket) from None
     _check(answer)

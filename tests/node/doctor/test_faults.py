@@ -338,6 +338,14 @@ async def test_a_second_agent(patient: Patient):
     assert await patient.codes() == set()
 
 
+async def test_an_agent_that_hangs(patient: Patient):
+    path = patient.folder / "state/agent.sock"
+    with Journal(patient.folder / "state", identity(patient)), socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        assert "does not answer" in await found(patient, "agent_second")
+
+
 # ---- the network ----------------------------------------------------------------------------------------------------
 
 

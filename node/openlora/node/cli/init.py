@@ -154,6 +154,7 @@ def show(output: Output, plan: "Plan", made: "Made", wanted: "Needs | None", why
     output.say("")
     output.say("Then:")
     files = f"--config {made.config} --client {made.operator_config}"
-    output.say(f"  openlora register --stake 8 {files}")
+    bonds = tokens(8 * wanted.bond_wei) if wanted and wanted.bond_wei else "AMOUNT"
+    output.say(f"  openlora register --stake {bonds} {files}")
     output.say(f"  openlora doctor --config {made.config}")
     output.say(f"  openlora run --config {made.config}")

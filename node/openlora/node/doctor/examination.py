@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from openlora.contracts import Deployment
 from openlora.node.config import MarketConfig, NodeConfig, load
 from openlora.node.doctor import chain, journal, keys, machine, model, network
 from openlora.node.doctor.chain import Clock, Endpoint, MarketFacts
@@ -22,8 +23,8 @@ from openlora.node.errors import ChainError, ConfigError
 from openlora.node.journal import Identity
 from openlora.node.telemetry.snapshot import Severity
 
-READING_S: Final = 6.0  # for model and journal, which may be large
-ASKING_S: Final = 3.5  # for each round of questions to the chain
+READING_S: Final = 4.0  # for model and journal, which may be large
+ASKING_S: Final = 2.5  # for all questions to the contracts
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +107,10 @@ async def look(config: NodeConfig, operator_toml: Path, clock: Clock, instrument
         machine.look_at_machine(config, instruments),
         asyncio.to_thread(_read, config, deadline_s),
     )
-    unchecked: list[str] = []
-    url, market, registered = chain.usable(endpoints, config.chain.chain_id), None, None
     named = keys.named_operator(operator_toml)
-    found = deployment.deployment
-    if url is not None and found is not None and found.chain_id == config.chain.chain_id:
-        try:
-            async with asyncio.timeout(ASKING_S):
-                market = await chain.look_at_market(url, found, key.address, named)
-                if model_facts.base_id is not None and not market.without_code and not market.foreign:
-                    registered = await chain.base_is_registered(url, found, model_facts.base_id)
-        except (ChainError, TimeoutError) as error:
-            unchecked.append(f"the contracts could not be asked: {error or 'no answer in time'}")
-    else:
-        unchecked.append("stake, gas and contracts, since there is no chain or no contracts' file to ask")
+    market, registered, unchecked = await _ask(
+        chain.usable(endpoints, config.chain.chain_id), deployment.deployment, key.address, named, model_facts.base_id
+    )
     operator = market.standing.operator if market and market.standing else named
     runs = journal.runs(journal_facts, key.address)
     return Facts(
@@ -133,8 +124,25 @@ async def look(config: NodeConfig, operator_toml: Path, clock: Clock, instrument
         model=model_facts,
         model_registered=registered,
         network=await network.look_at_network(config, operator, runs=runs),
-        unchecked=tuple(unchecked),
+        unchecked=unchecked,
     )
+
+
+async def _ask(
+    url: str | None, deployment: Deployment | None, hot_key: str | None, operator: str | None, base_id: bytes | None
+) -> tuple[MarketFacts | None, bool | None, tuple[str, ...]]:
+    """What the contracts say of the node, whether they know its model, and what could not be asked."""
+    if url is None or deployment is None:
+        return None, None, ("stake, gas and contracts, since there is no chain or no contracts' file to ask",)
+    market = registered = None
+    try:
+        async with asyncio.timeout(ASKING_S):
+            market = await chain.look_at_market(url, deployment, hot_key, operator)
+            if base_id is not None and not market.without_code and not market.foreign:
+                registered = await chain.base_is_registered(url, deployment, base_id)
+    except (ChainError, TimeoutError) as error:
+        return market, None, (f"the contracts could not be asked: {error or 'no answer in time'}",)
+    return market, registered, ()
 
 
 def _read(config: NodeConfig, deadline_s: float) -> tuple[JournalFacts, ModelFacts]:

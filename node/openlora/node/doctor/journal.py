@@ -17,6 +17,7 @@ from openlora.node.errors import AgentUnreachable, RequestError
 from openlora.node.journal import MIGRATIONS, Identity
 from openlora.node.journal_view import next_nonce, read_only
 
+AGENT_TIMEOUT_S: Final = 3.0
 SQLITE_STEPS: Final = 20_000  # between two looks at the clock
 
 
@@ -83,7 +84,7 @@ def _holder(lock: Path) -> int | None:
 
 def _ask_agent(socket: Path) -> Mapping[str, Any] | None:
     try:
-        state: Mapping[str, Any] = agent_client.get(socket, "/v1/state")
+        state: Mapping[str, Any] = agent_client.get(socket, "/v1/state", timeout_s=AGENT_TIMEOUT_S)
     except (AgentUnreachable, RequestError):
         return None
     return state

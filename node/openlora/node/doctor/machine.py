@@ -16,7 +16,7 @@ from openlora.node.config import Backend, EngineConfig, NodeConfig
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.hardware import NVML, Gpu, ram_available_bytes, read_hardware
 
-PROBE_TIMEOUT_S: Final = 6.0
+PROBE_TIMEOUT_S: Final = 4.0
 FIND_VLLM: Final = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
 MIB: Final = 1 << 20
 OVERHEAD_BYTES: Final = 1 << 30  # of the three processes, beside weights, cache and adapters

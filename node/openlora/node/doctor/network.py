@@ -20,7 +20,7 @@ from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import ConfigError
 from openlora.node.telemetry.publisher import Broker
 
-TIMEOUT_S: Final = 3.0
+TIMEOUT_S: Final = 2.5
 
 
 @dataclass(frozen=True, slots=True)
