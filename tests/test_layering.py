@@ -141,7 +141,9 @@ def crossings(modules: dict[str, Module]) -> list[str]:
 def eager_torch(modules: dict[str, Module]) -> list[str]:
     """The import chains by which a module that must start without torch brings it in, one a module."""
     return [
-        " → ".join(chain) for name in sorted(modules) if starts_light(name) and (chain := torch_chain(name, modules))
+        " → ".join(chain)
+        for name in sorted(modules)
+        if starts_light(name) and (chain := chain_to("torch", name, modules))
     ]
 
 
@@ -150,13 +152,13 @@ def starts_light(name: str) -> bool:
     return within(name, "openlora") and (not computes or name in TORCH_FREE)
 
 
-def torch_chain(start: str, modules: dict[str, Module]) -> list[str]:
-    """Breadth first over eager imports; importing a.b.c runs a and a.b too. Empty: torch is not reached."""
+def chain_to(package: str, start: str, modules: dict[str, Module]) -> list[str]:
+    """Breadth first over eager imports; importing a.b.c runs a and a.b too. Empty: the package is not reached."""
     chains, seen = [[start]], {start}
     for chain in chains:
         for imported in (i.target for i in modules[chain[-1]].imports if i.eager):
-            if within(imported, "torch"):
-                return [*chain, "torch"]
+            if within(imported, package):
+                return [*chain, package]
             parts = imported.split(".")
             for name in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
                 if name in modules and name not in seen:
@@ -188,6 +190,11 @@ def test_the_libraries_import_neither_each_other_nor_the_node(our_modules: dict[
 
 def test_the_agent_starts_without_torch(our_modules: dict[str, Module]) -> None:
     assert eager_torch(our_modules) == []
+
+
+@pytest.mark.parametrize("package", ["eth_utils", "eth_account", "web3", "libp2p", "fastapi", "typer"])
+def test_vllms_process_starts_without_what_its_environment_lacks(our_modules: dict[str, Module], package: str) -> None:
+    assert chain_to(package, "openlora.node.engine.vllm.__main__", our_modules) == []
 
 
 def test_openlora_is_a_namespace(repository: Path) -> None:

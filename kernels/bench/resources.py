@@ -137,10 +137,15 @@ def linear_cases() -> Iterator[Case]:
         "head": ({"codes": "bf16", "scales": "bf16", "minima": "bf16", "y": "fp32"}, {"BITS": 16, "GROUP": 0}),
     }
     for kind, (pointers, constants) in kinds.items():
-        for step, rows in (("decode", 16), ("prompt", linear.MOST_ROWS)):
+        for step, rows in (("decode", 16), ("prompt", linear.block_rows(512, 2))):
             cut = {"MINIMA": False, "BIASED": False, "BLOCK_ROWS": rows, "BLOCK_OUT": linear.BLOCK_OUT} | constants
             odd = ("rows", "groups") if kind == "int8" else ("rows",)
             yield Case(f"linear_{kind}_{step}", linear.linear_kernel, tensors | pointers, cut, odd=odd)
+
+    pointers = {"codes": "u8"} | coded | dict.fromkeys(tensors, "fp32")
+    cut = {"BITS": 4, "GROUP": 32, "MINIMA": True, "BIASED": False, "BLOCK_OUT": linear.BLOCK_OUT}
+    cut |= {"BLOCK_ROWS": linear.block_rows(512, 4)}
+    yield Case("linear_int4_minima_prompt_fp32", linear.linear_kernel, pointers, cut, odd=("rows",))
 
 
 def resources(case: Case, architecture: int) -> dict[str, int]:

@@ -31,6 +31,7 @@ def test_weights_adapters_and_caches_are_read_in_vectors(table: dict[str, Any]) 
     one for 16 codes or more."""
     found = {name: [x["narrow_reads"] for x in each.values()] for name, each in table["kernels"].items()}
     of_groups = {f"linear_{kind}_{step}" for kind in ("int4", "int4_minima", "coded8") for step in ("decode", "prompt")}
+    of_groups.add("linear_int4_minima_prompt_fp32")
     expected = {"lora_expand_ensemble_odd_rank_bf16", "lora_lookup", *of_groups}
     assert {name for name, reads in found.items() if any(reads)} == expected
 

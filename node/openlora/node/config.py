@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
-from eth_utils.address import is_checksum_address
 
 from openlora.node.errors import ConfigError
 
@@ -94,12 +93,20 @@ class MarketConfig(Table, frozen=True):
     adapters: tuple[str, ...] = ()  # CIDs of the adapters that alone are served; (): any
 
     def __post_init__(self) -> None:
-        if wrong := [client for client in self.clients if not is_checksum_address(client)]:
+        if wrong := _wrong_addresses(self.clients):
             raise ValueError(f"clients: {', '.join(wrong)}: no address with its checksum")
         if wrong := [cid for cid in self.adapters if not ADAPTER_CID.fullmatch(cid)]:
             raise ValueError(f"adapters: {', '.join(wrong)}: no CID of a folder, as `openlora adapter list` shows it")
         if min(self.min_in_price_wei_per_k, self.min_out_price_wei_per_k, self.max_live_jobs, self.turn_s) < 0:
             raise ValueError("prices, max_live_jobs and turn_s must not be negative")
+
+
+def _wrong_addresses(addresses: tuple[str, ...]) -> list[str]:
+    if not addresses:  # vLLM's process reads this file too, and has no package for them
+        return []
+    from eth_utils.address import is_checksum_address
+
+    return [address for address in addresses if not is_checksum_address(address)]
 
 
 class SessionsConfig(Table, frozen=True):

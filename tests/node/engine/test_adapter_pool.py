@@ -4,6 +4,7 @@ import torch
 
 from openlora.kernels.types import Difference, LoraFactors
 from openlora.node.adapters.format import AdapterWeights, Factor, RawTensor
+from openlora.node.engine import changes
 from openlora.node.engine.adapter_pool import AdapterPool
 from openlora.node.engine.loader import Checkpoint
 from openlora.node.engine.lora_tables import LoraTables
@@ -181,3 +182,16 @@ def test_another_effect_has_another_digest() -> None:
     copied = AdapterWeights(plain.rank, plain.nbytes, plain.factors, copies={"m": stored(ones)})
     assert len({weights.digest() for weights in effects}) == len(effects)
     assert copied.digest() == plain.digest()
+
+
+def test_a_device_without_room_refuses_the_adapter_and_keeps_the_slot_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    adapters = pool()
+    with monkeypatch.context() as patch:
+        patch.setattr(changes, "_moved", full)
+        with pytest.raises(AdapterError, match="does not fit into the device's memory"):
+            adapters.load("k", weights(1.0))
+    assert (adapters.keys, adapters.nbytes) == ((), 0)
+    assert adapters.load("k", weights(1.0)).slot == 0

@@ -22,9 +22,11 @@ HALF = tl.constexpr(32)
 SHARED = tl.constexpr(16)  # inputs that are sure to share a scale
 
 
-def block_rows(rows: int) -> int:
-    """The rows of a matrix instruction at least, so that a decoding batch reads every weight once."""
-    return min(MOST_ROWS, max(16, int(triton.next_power_of_2(rows))))
+def block_rows(rows: int, element_bytes: int) -> int:
+    """The rows of a matrix instruction at least, so that a decoding batch reads every weight once; of float32, which
+    is multiplied in registers alone, half as many have room."""
+    most = MOST_ROWS if element_bytes == 2 else MOST_ROWS // 2
+    return min(most, max(16, int(triton.next_power_of_2(rows))))
 
 
 @triton.jit
@@ -119,7 +121,7 @@ def _product(x: Tensor, weight: _Numbers, bias: Tensor | None, out_dtype: torch.
     rows, outputs = len(x), len(codes)
     y = torch.empty(rows, outputs, dtype=out_dtype, device=x.device)
     if y.numel():
-        block = block_rows(rows)
+        block = block_rows(rows, x.element_size())
         linear_kernel[(triton.cdiv(rows, block), triton.cdiv(outputs, BLOCK_OUT))](
             x, codes, x if scales is None else scales, x if minima is None else minima, x if bias is None else bias, y,
             rows, outputs, weight.inputs, x.stride(0), codes.stride(0), 0 if scales is None else scales.stride(0),

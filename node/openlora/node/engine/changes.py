@@ -25,7 +25,8 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
     """By module, in the dtype that the model computes in. An adapter is the sum of the differences that it makes to the
     base's weights, so that a recipe's effect is Σ wᵢ·ΔWᵢ whatever the kinds of its adapters.
 
-    Raises AdapterError if the effect depends on the base's numbers and these do not do.
+    Raises AdapterError if the effect depends on the base's numbers and these do not do, and where the device's memory
+    ends.
     """
     found: dict[str, Change] = {}
     try:
@@ -39,7 +40,10 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
             found[module] = Difference(difference.to(_kept(raw, dtype)))
     except ModelError as error:
         raise AdapterError(f"the base's weights are needed for this adapter and cannot be read: {error}") from error
-    return {module: _moved(change, device) for module, change in found.items()}
+    try:
+        return {module: _moved(change, device) for module, change in found.items()}
+    except torch.OutOfMemoryError as error:
+        raise AdapterError(f"the adapter does not fit into the device's memory: {error}") from error
 
 
 def _check_copy(module: str, copy: Tensor, weight: Tensor) -> None:

@@ -50,7 +50,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int  # prompt + output tokens of one request, at most
     eos_token_ids: tuple[int, ...]
     kv_tokens: int  # capacity of the paged cache, in tokens
-    backend: str  # kernel backend: "reference", "cpu", "cuda"
+    backend: str  # kernels: "reference", "cpu-…" with the instruction set, "triton", "vllm …"
 
     @property
     def numbers(self) -> str:

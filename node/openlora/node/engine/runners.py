@@ -51,17 +51,23 @@ def cuda_runner(config: DecoderConfig, weights: DecoderWeights, limits: EngineLi
     from openlora.kernels.flashinfer import with_flashinfer
     from openlora.node.engine.graphs import CudaGraphs
 
-    if config.heads // config.kv_heads > DECODE_QUERIES:
-        raise KernelsUnavailable(f"more than {DECODE_QUERIES} query heads share a key-value head")
     device = weights.embedding.device
-    if (capability := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
-        raise KernelsUnavailable(f"the GPU's compute capability is {capability[0]}.{capability[1]}, and 8.0 is needed")
+    require_fitting(config, torch.cuda.get_device_capability(device), DECODE_QUERIES)
     card = torch.cuda.get_device_name(device)
     checks = [] if cache_dir is None else passed_checks(checks_file(cache_dir), kernels_digest())
     if card not in {check.card for check in checks}:
         log.warning("the CUDA kernels have not passed their check on %s; `make gpu-check` makes it", card)
     ops = Ops(with_flashinfer(TRITON, device))
     return CudaRunner(Decoder(config, packed(weights), ops), ops, limits, CudaGraphs())
+
+
+def require_fitting(config: DecoderConfig, capability: tuple[int, int], most_shared: int) -> None:
+    """Raises KernelsUnavailable for a model or a GPU that the Triton kernels do not serve: in these, at most
+    `most_shared` query heads share a key-value head."""
+    if config.heads // config.kv_heads > most_shared:
+        raise KernelsUnavailable(f"more than {most_shared} query heads share a key-value head")
+    if capability < LEAST_CAPABILITY:
+        raise KernelsUnavailable(f"the GPU's compute capability is {capability[0]}.{capability[1]}, and 8.0 is needed")
 
 
 def _widened(weights: DecoderWeights) -> DecoderWeights:
