@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
-from openlora.contracts import Recipe
+from openlora.contracts import Gate, Recipe
 from openlora.node.job import Job, JobId, JobState
 from openlora.node.live_claims import LiveClaims
 from openlora.node.turns import Contender, Turns
@@ -20,7 +20,7 @@ def contender(name: str, *adapters: bytes, crowded: bool = False) -> Contender:
 
 def waits(me: Contender, *rivals: Contender, adapters: tuple[bytes, ...] = (PIRATE,), job: Job = SEEN) -> float:
     turns = Turns(lambda: 2.0, lambda: me, lambda job, recipe: rivals)
-    return turns.wait_s(job, Recipe(b"", adapters, (), ()), now_s=1_000.0)
+    return turns.wait_s(job, Recipe(b"", adapters, (), (), 0, Gate.OPEN), now_s=1_000.0)
 
 
 def first_of(nodes: list[Contender], adapters: tuple[bytes, ...], job: Job) -> str:

@@ -116,7 +116,7 @@ class Refusals:
         while len(self._logged_s) > self._remembered:
             self._logged_s.popitem(last=False)
         level = logging.WARNING if fault else logging.DEBUG
-        _log.log(level, "refused peer=%s reason=%s total=%d", who, code, self.counts[code])
+        _log.log(level, "event=peer_refused peer=%s reason=%s total=%d", who, code, self.counts[code])
 
 
 class Strikes:

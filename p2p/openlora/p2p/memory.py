@@ -253,10 +253,10 @@ async def _at_root(name: str, task: Callable[[Argument], Awaitable[None]], argum
     try:
         await task(argument)
     except StreamLost as lost:
-        _log.debug("task=%s lost its peer: %s", name, lost)
+        _log.debug("event=stream_lost task=%s reason=%r", name, str(lost))
         return False
     except Exception:
-        _log.exception("task=%s failed", name)
+        _log.exception("event=stream_failed task=%s", name)
         return False
     return True
 

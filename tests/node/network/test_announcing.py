@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from openlora.contracts import Recipe
+from openlora.contracts import Gate, Recipe
 from openlora.node import hardware
 from openlora.node.config import MarketConfig
 from openlora.node.content import adapter_cid
@@ -29,7 +29,7 @@ PIRATE, HAIKU = b"\x02" * 32, b"\x03" * 32
 BASE = b"\x01" * 32
 US = peer_id("us")
 IDLE = Workload(queued=0, running=0)
-RECIPE = Recipe(BASE, (PIRATE,), (10_000,), ())
+RECIPE = Recipe(BASE, (PIRATE,), (10_000,), (), 0, Gate.OPEN)
 JOB = Job(JobId(1), spec(in_price_per_k=10, out_price_per_k=30), spec_hash(1), None, None)
 
 

@@ -171,11 +171,11 @@ class BlockClient:
             try:
                 await self._talk(source)
             except (StreamLost, PeerUnreachable) as error:
-                _log.debug("lost the source peer=%s: %s", source.peer, error)
+                _log.debug("event=source_lost peer=%s reason=%r", source.peer, str(error))
                 self._lose(source)
                 continue
             except Exception:
-                _log.exception("failed to ask peer=%s", source.peer)
+                _log.exception("event=source_failed peer=%s", source.peer)
                 self._lose(source)
                 continue
             with trio.move_on_after(self._limits.asked_lately_s) as scope:
@@ -234,7 +234,7 @@ class BlockClient:
 
     def _bench(self, source: Source, seconds: float, why: str) -> None:
         """Asks the source for nothing for a while, and others for what it owes us."""
-        _log.info("benched the source peer=%s for_s=%g: it %s", source.peer, seconds, why)
+        _log.info("event=source_benched peer=%s for_s=%g reason=%r", source.peer, seconds, why)
         source.benched_until = trio.current_time() + seconds
         for want in list(source.owed.values()):
             self._take_back(source, want)

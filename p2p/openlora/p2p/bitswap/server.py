@@ -88,9 +88,9 @@ class BlockServer:
             await line.close()
         except (StreamLost, PeerUnreachable) as error:
             self._counters.refused["answer-not-taken"] += 1
-            _log.debug("stopped serving peer=%s: %s", peer, error)
+            _log.debug("event=serving_stopped peer=%s reason=%r", peer, str(error))
         except Exception:
-            _log.exception("failed to serve peer=%s", peer)
+            _log.exception("event=serving_failed peer=%s", peer)
         finally:
             if self._queues.get(peer) is queue:
                 del self._queues[peer]

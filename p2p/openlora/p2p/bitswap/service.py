@@ -126,4 +126,4 @@ class Bitswap:
     def _refuse(self, peer: PeerId, code: str, error: P2PError) -> None:
         self.counters.refused[code] += 1
         self._network.penalise(peer, code)
-        _log.debug("refused peer=%s: %s", peer, error)
+        _log.debug("event=message_refused peer=%s reason=%r", peer, str(error))

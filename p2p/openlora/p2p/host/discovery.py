@@ -156,7 +156,7 @@ class Discovery:
                     await self.dial(bootstrap.peer, [bootstrap.address])
                     backoff_s = _SHORTEST_BACKOFF_S
                 except PeerUnreachable as error:
-                    _log.debug("bootstrap peer=%s: %s", bootstrap.peer, error)
+                    _log.debug("event=bootstrap_unreachable peer=%s reason=%r", bootstrap.peer, str(error))
                     await trio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - so that not all come at once
                     backoff_s = min(2 * backoff_s, _LONGEST_BACKOFF_S)
                     continue
@@ -213,7 +213,7 @@ class Discovery:
         try:
             discovery = await trio.to_thread.run_sync(_open_mdns, self._swarm, port, self._host)
         except OSError as error:
-            _log.warning("mdns is not available: %s", error)
+            _log.warning("event=mdns_unavailable reason=%r", str(error))
             return
         peerDiscovery.register_peer_discovered_handler(note)
         try:
@@ -235,7 +235,7 @@ class Discovery:
                     for address in self._host.get_transport_addrs():
                         await router.add_port_mapping(int(str(address.value_for_protocol("tcp"))), "TCP")
         except Exception as error:  # the library raises whatever its C extension does
-            _log.info("upnp is not available: %s", error)
+            _log.info("event=upnp_unavailable reason=%r", str(error))
 
 
 def _open_mdns(swarm: Swarm, port: int, host: GuardedHost) -> MDNSDiscovery:

@@ -68,7 +68,7 @@ class Gossip(Pubsub):
             await super().push_msg(msg_forwarder, msg)
         except Exception as error:
             self._guard.penalise(neighbour, "gossip-malformed")
-            _log.debug("gossip of peer=%s failed", neighbour, exc_info=error)
+            _log.debug("event=gossip_failed peer=%s", neighbour, exc_info=error)
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
         """The library queues 32 messages for a neighbour and drops the rest: less than a burst of ten nodes. And a
@@ -113,7 +113,7 @@ class Gossip(Pubsub):
         except GossipRefused:  # whoever validates also counts
             return False
         except Exception:
-            _log.exception("the validator of a topic failed")
+            _log.exception("event=validator_failed")
             return False
         return True
 

@@ -175,7 +175,7 @@ class Libp2pNetwork:
             except (P2PError, BaseLibp2pError):
                 raise
             except Exception:
-                _log.exception("the handler of %s failed", protocol)
+                _log.exception("event=handler_failed protocol=%s", protocol)
                 muxed(stream).break_off()
 
         self._host.set_stream_handler(TProtocol(protocol), serve)
@@ -289,9 +289,9 @@ async def _at_root(greet: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> 
     try:
         await greet(peer)
     except P2PError as error:
-        _log.debug("greeting peer=%s: %s", peer, error)
+        _log.debug("event=greeting_lost peer=%s reason=%r", peer, str(error))
     except Exception:
-        _log.exception("greeting failed peer=%s", peer)
+        _log.exception("event=greeting_failed peer=%s", peer)
 
 
 def _listen_addresses(addresses: Sequence[str]) -> list[Multiaddr]:

@@ -111,11 +111,11 @@ class GuardedHost(BasicHost):
             await self._negotiate_and_serve(net_stream, stream, peer)
             stream.end()
         except (BaseLibp2pError, StreamLost) as lost:
-            _log.debug("stream of peer=%s lost: %s", peer, lost)
+            _log.debug("event=stream_lost peer=%s reason=%r", peer, str(lost))
             stream.break_off()
         except Exception as error:
             self._guard.refuse(peer, "stream-error")
-            _log.debug("stream of peer=%s failed", peer, exc_info=error)
+            _log.debug("event=stream_failed peer=%s", peer, exc_info=error)
             stream.break_off()
         finally:
             stream.discard()

@@ -188,9 +188,9 @@ class YamuxConnection(IMuxedConn):
         except ProtocolBroken as broken:
             self._guard.penalise(self.peer, str(broken))
         except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            _log.debug("connection lost peer=%s: %s", self.peer, error)
+            _log.debug("event=connection_lost peer=%s reason=%r", self.peer, str(error))
         except Exception:
-            _log.exception("connection failed peer=%s", self.peer)
+            _log.exception("event=connection_failed peer=%s", self.peer)
         self.cut()
 
     async def _read_frames(self) -> None:
@@ -306,7 +306,7 @@ class YamuxConnection(IMuxedConn):
         try:
             await self.secured_conn.close()
         except (BaseLibp2pError, OSError, trio.BrokenResourceError) as error:
-            _log.debug("closing peer=%s: %s", self.peer, error)
+            _log.debug("event=close_failed peer=%s reason=%r", self.peer, str(error))
         if self.on_close is not None:
             with trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await self.on_close()
