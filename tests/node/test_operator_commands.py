@@ -2,7 +2,13 @@
 
 import asyncio
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +113,34 @@ def test_a_drain_ends_when_queue_and_sessions_are_done(capsys: pytest.CaptureFix
         "draining: 1 job to finish",
         "drained: nothing is under way, the node may be stopped; 2 committed jobs are paid after their window",
     ]
+
+
+def test_the_doctor_shows_code_cause_and_fix_and_exits_1(tmp_path: Path):
+    lines = typed("doctor", "--config", tmp_path / "node.toml", code=1).splitlines()
+    assert lines[0] == "✗ config_missing"
+    assert str(tmp_path) in lines[1]
+    assert lines[2].startswith("  → make one with `openlora init`")
+    assert lines[-1].startswith("one thing keeps this node from earning")
+    report = json.loads(typed("doctor", "--config", tmp_path / "node.toml", "--json", code=1))
+    assert [finding["code"] for finding in report["findings"]] == ["config_missing"]
+
+
+@pytest.mark.slow
+def test_a_terminal_has_a_live_screen_that_ctrl_c_leaves(config: Path):
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": "120", "LINES": "40", "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "openlora.node", "status", "--config", str(config)]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while shown.count(b"latest jobs") < 2:
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # what a terminal says at its end
+            while said := os.read(ours, 4096):
+                shown += said
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()[-500:]
+    assert shown.startswith(b"\x1b[?1049h"), "on a screen of its own"
+    assert b"\x1b[?1049l" in shown, "which is given back"
+    assert b"Traceback" not in shown

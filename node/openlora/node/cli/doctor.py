@@ -33,8 +33,11 @@ def show(output: Output, report: "Report") -> None:
     marks = {"critical": ("✗", "bold red"), "warning": ("!", "yellow")}
     for finding in report.findings:
         mark, style = marks[finding.severity]
-        output.line((f"{mark} {finding.code}  ", style), (finding.cause, ""))
-        output.line(("  → ", "green"), (finding.fix, ""))
+        output.line((f"{mark} {finding.code}", style))
+        output.line((finding.cause, ""), indent=2)
+        output.line(("→ ", "green"), (finding.fix, ""), indent=2)
+    if report.findings:
+        output.say("")
     number = sum(finding.severity == "critical" for finding in report.findings)
     where = "and the node runs" if report.agent_runs else "and the node does not run: `openlora run` starts it"
     if report.healthy:

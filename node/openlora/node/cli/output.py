@@ -11,6 +11,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -38,9 +39,13 @@ class Output:
     def say(self, text: str) -> None:
         self.console.print(printable(text))
 
-    def line(self, *parts: tuple[str, str]) -> None:
-        """Pieces of text, each in its style, on one line."""
-        self.console.print(Text.assemble(*((printable(text), style) for text, style in parts)))
+    def line(self, *parts: tuple[str, str], indent: int = 0) -> None:
+        """Pieces of text, each in its style; a terminal wraps them within their indent, a file has one line."""
+        text = Text.assemble(*((printable(text), style) for text, style in parts))
+        if self.console.is_terminal:
+            self.console.print(Padding(text, (0, 0, 0, indent)), soft_wrap=False)
+        else:
+            self.console.print(Text(" " * indent) + text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
         table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)

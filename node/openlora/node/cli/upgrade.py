@@ -32,7 +32,7 @@ def upgrade(
         mark, style = ("✓", "green") if one.ok else ("✗", "bold red")
         output.line((f"{mark} {one.about:<15}", style), (one.said, ""))
         if not one.ok:
-            output.line(("  → ", "green"), (one.fix, ""))
+            output.line(("→ ", "green"), (one.fix, ""), indent=2)
     ready = all(one.ok for one in checks)
     if ready:
         output.say("Next: openlora drain --wait, openlora backup FILE, stop the node, start this version")
