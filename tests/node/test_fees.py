@@ -14,7 +14,7 @@ from openlora.node.journal import Journal
 from openlora.node.queue_events import QueueEvents
 from tests.node.facts import OPERATOR, RIVAL, block, claimed, committed, finalized, open_journal, submitted
 
-LEGS = [Leg(RIVAL, role, bps) for role, bps in ((Role.ADAPTER, 1_333), (Role.DATANET, 667), (Role.PROTOCOL, 500))]
+LEGS = [Leg(RIVAL, role, bps, 0) for role, bps in ((Role.ADAPTER, 1_333), (Role.DATANET, 667), (Role.PROTOCOL, 500))]
 
 
 def apply(journal: Journal, number: int, *events: object) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +35,7 @@ from openlora.node.adapters.residency import AdapterResidency
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.admission import Admission
 from openlora.node.answering import Answerer
-from openlora.node.api.agent import create_agent_api, create_dashboard_api, serve_dashboard, serve_unix
-from openlora.node.api.keys import read_keys
-from openlora.node.api.limits import Limits
+from openlora.node.api.agent import DashboardPort, create_agent_api, serve_dashboard, serve_unix
 from openlora.node.api.steering import steering_router
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
@@ -155,7 +153,7 @@ class Node:
     registered: Registered
     board: Board
     feed: Feed
-    dashboard_keys: Collection[str]
+    dashboard: DashboardPort | None  # None where no port is configured
     publisher: Publisher | None  # None where no broker is configured
     manager: ServiceManager
     steering: Steering
@@ -239,10 +237,8 @@ class Node:
         await serve_unix(api, self.config.socket)
 
     async def _serve_dashboard(self) -> None:
-        if address := self.config.telemetry.listen:
-            limits = Limits()
-            api = create_dashboard_api(self.board, self.feed, limits, self.dashboard_keys)
-            await serve_dashboard(api, address, limits, keyed=bool(self.dashboard_keys))
+        if self.dashboard is not None:
+            await serve_dashboard(self.board, self.feed, self.dashboard)
 
 
 @asynccontextmanager
@@ -258,8 +254,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
         stack.push_async_callback(chain.close)
         queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
         operator = await _operator(chain, nodes, hot_key.address)
-        key_file = config.telemetry.key_file
-        dashboard_keys = read_keys(Path(key_file), "telemetry.key_file") if key_file else ()
+        dashboard = DashboardPort.of(config.telemetry)
         broker = Broker.of(config.telemetry.mqtt, operator) if config.telemetry.mqtt.host else None
         options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
         sender = Sender(chain, journal, hot_key, identity.contracts, options)
@@ -415,7 +410,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             registered=registered,
             board=board,
             feed=Feed(board),
-            dashboard_keys=dashboard_keys,
+            dashboard=dashboard,
             publisher=_publisher(config, observer, broker, Session.begin(operator, hot_key, domain))
             if broker
             else None,

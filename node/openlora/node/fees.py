@@ -54,13 +54,18 @@ class Fees:
 
 
 def divide(legs: Sequence[Leg], before_wei: int, fee_wei: int, node: str) -> list[tuple[Role, str, int]]:
-    """(role, payee, wei) of each part of a fee, the node's last; they sum to the fee, as Royalties.divide does it.
+    """(role, payee, wei) of each part, the node's last, as Royalties.divide does it for one job: without the use fees,
+    which come on top, they sum to the fee.
 
     The contract divides what neighbours in a batch earned together: over them the sums are these, but for fees of a few
     dozen wei, where a leg may get less and the node more.
     """
-    left_wei, parts = fee_wei, []
+    left_wei = fee_wei
+    parts: list[tuple[Role, str, int]] = []
     for leg in legs:
+        if leg.role is Role.USE:
+            parts.append((leg.role, str(leg.payee), leg.per_use))
+            continue
         reckoned_wei = (before_wei + fee_wei) * leg.bps // BPS - before_wei * leg.bps // BPS
         amount_wei = min(left_wei, reckoned_wei)
         left_wei -= amount_wei

@@ -10,7 +10,7 @@ from openlora.contracts import AdapterRegistered, Paid, Role
 from openlora.node.errors import RequestError
 from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.telemetry.history import KEPT, sample
-from tests.node.dashboard.world import ADAPTERS, BASE_ID, DEVELOPERS, OLRA, PROVIDER, digest, world
+from tests.node.dashboard.world import ADAPTERS, BASE_ID, DEVELOPERS, OLRA, PROVIDER, USE_FEE_WEI, digest, world
 from tests.node.facts import OPERATOR, claimed
 
 
@@ -60,7 +60,7 @@ async def test_a_receipt_s_parts_are_what_the_chain_paid(tmp_path: Path):
         for job_id, (_, fee_wei) in fees.items():
             view = await shown.board.receipt(JobId(job_id))
             assert (view.paid, view.fee_wei) == (True, str(fee_wei))
-            assert sum(int(part.amount_wei) for part in view.parts) == fee_wei
+            assert sum(int(part.amount_wei) for part in view.parts) == fee_wei + int(view.use_fee_wei)
             found.update({(part.role, part.payee): int(part.amount_wei) for part in view.parts})
         assert found == {(role.name.lower(), payee): wei for (role, payee), wei in shown.paid_by.items()}
         first = await shown.board.receipt(JobId(1))
@@ -71,6 +71,7 @@ async def test_a_receipt_s_parts_are_what_the_chain_paid(tmp_path: Path):
         assert (developer.names, developer.terms[0].weight) == (("haiku",), 0.7)
         assert by_role["datanet", PROVIDER].names == ("shanties",)
         assert by_role["node", OPERATOR].names == ()
+        assert (by_role["use", DEVELOPERS[2]].names, first.use_fee_wei) == (("json",), str(USE_FEE_WEI))
         shown.submit(9)
         with pytest.raises(RequestError, match="signed no receipt"):
             await shown.board.receipt(JobId(9))

@@ -10,9 +10,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from openlora.contracts import Paid, Role
+from openlora.node.api.agent import DashboardPort
 from openlora.node.api.events import TOO_MANY, TOO_SLOW
 from openlora.node.api.keys import MAX_SESSIONS, SESSION_S, BrowserSessions
-from openlora.node.errors import Overloaded
+from openlora.node.config import TelemetryConfig
+from openlora.node.errors import ConfigError, Overloaded
 from openlora.node.telemetry import feed
 from openlora.node.telemetry.feed import EVENTS, Feed, Listener
 from openlora.node.telemetry.history import sample
@@ -186,6 +188,21 @@ async def test_a_name_that_was_made_to_resolve_here_is_refused(tmp_path: Path):
     async with world(tmp_path) as shown, served(shown) as server:
         for path in ("/", "/v1/state", "/page/page.css"):
             assert (await server.http.get(path, headers={"Host": "evil.example"})).status_code == 403
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9464", "[::]:1", "9464", "127.0.0.1", "127.0.0.1:x", ":9464"])
+def test_nobody_else_can_reach_a_port_without_keys(listen: str):
+    with pytest.raises(ConfigError, match=r"telemetry\."):
+        DashboardPort.of(TelemetryConfig(listen=listen))
+
+
+def test_with_keys_it_may_be_any_address(tmp_path: Path):
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    port = DashboardPort.of(TelemetryConfig(listen="[::]:9464", key_file=str(tmp_path / "keys")))
+    assert port is not None
+    assert (port.host, port.port, port.keys) == ("::", 9464, (KEY,))
+    assert KEY not in repr(port)
+    assert DashboardPort.of(TelemetryConfig()) is None
 
 
 def test_sessions_end_and_the_oldest_gives_way():

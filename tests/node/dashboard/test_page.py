@@ -45,7 +45,7 @@ async def test_the_page_says_what_the_node_says(tmp_path: Path):
             parts = {f"{part.role} {part.payee}": int(part.amount_wei) for part in receipt.parts}
             found = {name: await seen.wei(f"[data-part='{name}']") for name in parts}
             assert found == parts
-            assert sum(found.values()) == int(receipt.fee_wei)
+            assert sum(found.values()) == int(receipt.fee_wei) + int(receipt.use_fee_wei)
             await seen.page.keyboard.press("Escape")
 
             before = state.earnings.paid_wei

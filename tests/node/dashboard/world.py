@@ -6,16 +6,17 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import msgspec
 from eth_utils.address import to_checksum_address
 
 from openlora.contracts import (
-    Adapter,
     AdapterRegistered,
     BaseRegistered,
     DatanetCreated,
+    Gate,
     JobCommitted,
     Leg,
     Paid,
@@ -41,6 +42,7 @@ from tests.node.telemetry.scene import Scene, observed
 from tests.p2p.presence.people import Node
 
 OLRA = 10**18
+USE_FEE_WEI = OLRA // 2_000
 BASE_ID = b"\x01" * 32
 CANARY = "<img src=x onerror=document.title='owned'>"
 ADAPTERS = ("pirate", "haiku", "json", "legal-summaries-v3", "sql-from-english", CANARY, "‮evil‬ name", "swiss-german")
@@ -67,20 +69,31 @@ def digest(number: int) -> bytes:
 
 
 def recipe(number: int) -> Recipe:
-    """Recipe 1 is the base alone; n > 1 has the adapters n-2 and n-1, at weights of 0.7 and 0.3."""
+    """Recipe 1 is the base alone; n > 1 has the adapters n-2 and n-1, at weights of 0.7 and 0.3; 3 is paid per use."""
     if number == 1:
-        legs = (Leg(BASE_OWNER, Role.BASE, 1_000), Leg(TREASURY, Role.PROTOCOL, 500))
-        return Recipe(base_id=BASE_ID, adapters=(), weights=(), legs=legs)
+        return _recipe((), Leg(BASE_OWNER, Role.BASE, 1_000, 0), Leg(TREASURY, Role.PROTOCOL, 500, 0))
     first, second = number - 2, (number - 1) % len(ADAPTERS)
-    legs = (
-        Leg(DEVELOPERS[first], Role.ADAPTER, 1_400),
-        Leg(PROVIDER, Role.DATANET, 700),
-        Leg(DEVELOPERS[second], Role.ADAPTER, 600),
-        Leg(OTHER_PROVIDER, Role.DATANET, 300),
-        Leg(BASE_OWNER, Role.BASE, 500),
-        Leg(TREASURY, Role.PROTOCOL, 500),
+    return _recipe(
+        (digest(first), digest(second)),
+        Leg(DEVELOPERS[first], Role.ADAPTER, 1_400, 0),
+        Leg(PROVIDER, Role.DATANET, 700, 0),
+        Leg(DEVELOPERS[second], Role.ADAPTER, 600, 0),
+        Leg(OTHER_PROVIDER, Role.DATANET, 300, 0),
+        Leg(BASE_OWNER, Role.BASE, 500, 0),
+        Leg(TREASURY, Role.PROTOCOL, 500, 0),
+        *([Leg(DEVELOPERS[second], Role.USE, 0, USE_FEE_WEI)] if number == 3 else []),
     )
-    return Recipe(base_id=BASE_ID, adapters=(digest(first), digest(second)), weights=(7_000, 3_000), legs=legs)
+
+
+def _recipe(adapters: tuple[bytes, ...], *legs: Leg) -> Recipe:
+    return Recipe(
+        base_id=BASE_ID,
+        adapters=adapters,
+        weights=(7_000, 3_000)[: len(adapters)],
+        legs=legs,
+        use_fee=sum(leg.per_use for leg in legs),
+        gate=Gate.OPEN,
+    )
 
 
 class Facts:
@@ -89,9 +102,9 @@ class Facts:
     async def recipe(self, recipe_id: int) -> Recipe:
         return recipe(recipe_id)
 
-    async def adapter(self, wanted: bytes) -> Adapter:
+    async def adapter(self, wanted: bytes) -> SimpleNamespace:
         number = [digest(n) for n in range(len(ADAPTERS))].index(wanted)
-        return Adapter(BASE_ID, DEVELOPERS[number], 1, False, (1 + number % 2,))
+        return SimpleNamespace(datanets=(1 + number % 2,))
 
     async def datanet_payees(self, datanet_id: int) -> frozenset[str]:
         return frozenset({PROVIDER if datanet_id == 1 else OTHER_PROVIDER})

@@ -5,7 +5,9 @@ None of them shows a prompt and, but for the stream of one job on the socket, no
 
 import socket
 from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import msgspec
 from fastapi import APIRouter, FastAPI
@@ -15,11 +17,12 @@ from openlora.node.api.app import create_bare_app
 from openlora.node.api.dashboard import STRUCTS, create_dashboard_router, create_session_router
 from openlora.node.api.errors import install_error_handlers
 from openlora.node.api.events import create_events_router
-from openlora.node.api.keys import BrowserSessions
+from openlora.node.api.keys import BrowserSessions, read_keys
 from openlora.node.api.limits import Limits
 from openlora.node.api.openapi import DescribedApi
 from openlora.node.api.page import create_page_router, is_page
 from openlora.node.api.server import Server, bind, is_loopback
+from openlora.node.config import TelemetryConfig
 from openlora.node.errors import ConfigError, JournalError, RequestError
 from openlora.node.job import JobId
 from openlora.node.journal import Journal
@@ -50,17 +53,36 @@ def create_dashboard_api(board: Board, feed: Feed, limits: Limits, keys: Collect
     return app
 
 
-async def serve_dashboard(app: FastAPI, address: str, limits: Limits, *, keyed: bool) -> None:
-    """Serves on `host:port` until cancelled. Raises ConfigError for an address that is in use, and for one that others
-    can reach unless the app is `keyed`."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not port.isdigit() or not host:
-        raise ConfigError(f"telemetry.listen {address} must be host:port, as 127.0.0.1:9464")
-    if not keyed and not is_loopback(host):
-        raise ConfigError(f"telemetry.listen {address} can be reached from other machines: set telemetry.key_file")
-    with bind(host, int(port), limits) as sock:
-        await Server().serve(app, sock, limits)
+@dataclass(frozen=True, slots=True)
+class DashboardPort:
+    """Where the dashboard listens, and the keys that open it."""
+
+    host: str
+    port: int
+    keys: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: TelemetryConfig) -> Self | None:
+        """None where no port is configured. Raises ConfigError for one that others can reach without a key."""
+        if not config.listen:
+            return None
+        keys = read_keys(Path(config.key_file), "telemetry.key_file") if config.key_file else ()
+        host, _, port = config.listen.rpartition(":")
+        host = host.strip("[]")
+        if not port.isdigit() or not host:
+            raise ConfigError(f"telemetry.listen {config.listen} must be host:port, as 127.0.0.1:9464")
+        if not keys and not is_loopback(host):
+            raise ConfigError(
+                f"telemetry.listen {config.listen} can be reached from other machines: set telemetry.key_file"
+            )
+        return cls(host, int(port), keys)
+
+
+async def serve_dashboard(board: Board, feed: Feed, place: DashboardPort) -> None:
+    """Serves until cancelled. Raises ConfigError for an address that is in use."""
+    limits = Limits()
+    with bind(place.host, place.port, limits) as sock:
+        await Server().serve(create_dashboard_api(board, feed, limits, place.keys), sock, limits)
 
 
 async def serve_unix(app: FastAPI, path: Path) -> None:

@@ -127,6 +127,7 @@ class Board:
             escrow_wei=str(eip712.escrow_wei(job.spec)),
             refund_wei=str(eip712.escrow_wei(job.spec) - receipt.fee),
             fee_wei=str(receipt.fee),
+            use_fee_wei=str(recipe.use_fee),
             parts=await self._parts(recipe, before_wei, receipt, terms),
         )
 
@@ -137,6 +138,7 @@ class Board:
         datanets = await self._datanets(recipe)
         names: dict[Role, Callable[[str], Iterable[str | None]]] = {
             Role.ADAPTER: lambda payee: [term.name for term in self._owned(terms, payee)],
+            Role.USE: lambda payee: [term.name for term in self._owned(terms, payee)],
             Role.DATANET: lambda payee: [name for name, payees in datanets if payee in payees],
             Role.BASE: lambda _: [base.name if base else None],
         }
@@ -146,7 +148,7 @@ class Board:
                 payee=payee,
                 amount_wei=str(amount_wei),
                 names=tuple(name for name in names[role](payee) if name) if role in names else (),
-                terms=tuple(self._owned(terms, payee)) if role is Role.ADAPTER else (),
+                terms=tuple(self._owned(terms, payee)) if role in (Role.ADAPTER, Role.USE) else (),
             )
             for role, payee, amount_wei in divide(recipe.legs, before_wei, receipt.fee, receipt.node)
         )

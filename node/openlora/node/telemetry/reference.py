@@ -20,9 +20,9 @@ TEXT: Final = """\
 One snapshot feeds `/v1/state`, `/metrics` and the MQTT topics, so they never contradict each other. Every number has
 its unit in its name; amounts are decimal text in wei; times are unix seconds. No prompt, answer or secret is in it.
 
-`/v1/state` answers on `agent.sock`, and with `/v1/earnings` and `/metrics` on `telemetry.listen` where that is set. Its
-document is `Snapshot` below, schema version {version}: a key that goes or changes its meaning raises the version; new
-keys may come without.
+`/v1/state` answers on `agent.sock`, and on `telemetry.listen` where that is set: [http.md](http.md) has all routes, and
+[dashboards.md](dashboards.md) shows how to use them. Its document is `Snapshot` below, schema version {version}: a key
+that goes or changes its meaning raises the version; new keys may come without.
 
 ## Topics
 

@@ -55,9 +55,9 @@ class JobPage(Part, frozen=True):
 
 
 class PartOfFee(Part, frozen=True):
-    """What one payee gets in one role. `terms`: the adapters for which, of an adapter's or a datanet's part."""
+    """What one payee gets in one role. `terms`: the adapters for which, where it is their owner's part."""
 
-    role: str  # node | adapter | datanet | base | protocol
+    role: str  # node | adapter | datanet | base | protocol | use
     payee: str
     amount_wei: Wei
     names: tuple[str, ...]  # of the adapters, datanets or the base that are paid for here
@@ -65,7 +65,7 @@ class PartOfFee(Part, frozen=True):
 
 
 class ReceiptView(Part, frozen=True):
-    """The receipt that this node signed for a job, and where its fee went: the parts sum to `fee_wei`.
+    """The receipt that this node signed for a job, and where its fee went: the parts sum to fee_wei + use_fee_wei.
 
     Before the fee is paid (`paid` is false), the parts are what they would be now.
     """
@@ -88,6 +88,7 @@ class ReceiptView(Part, frozen=True):
     escrow_wei: Wei
     refund_wei: Wei
     fee_wei: Wei
+    use_fee_wei: Wei  # what adapters that are paid per use cost on top
     parts: tuple[PartOfFee, ...]
 
 

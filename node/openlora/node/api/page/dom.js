@@ -19,7 +19,9 @@ function fill(element, attributes, children) {
     else if (typeof value === "function") element.addEventListener(name, value);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -28,9 +30,13 @@ export const byId = (id) => document.getElementById(id);
 /** Replaces what an element holds, and keeps the focus where it was: on the element of the same `data-key`. */
 export function show(place, ...children) {
   const focused = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  place.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  place.replaceChildren(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   if (focused !== undefined) {
-    [...place.querySelectorAll("[data-key]")].find((element) => element.dataset.key === focused)?.focus({ preventScroll: true });
+    [...place.querySelectorAll("[data-key]")]
+      .find((element) => element.dataset.key === focused)
+      ?.focus({ preventScroll: true });
   }
 }
 
@@ -41,8 +47,17 @@ export const quoted = (text, attributes = {}) => make("bdi", attributes, text);
 export function table(caption, columns, rows, empty) {
   if (!rows.length) return make("p", { class: "empty" }, empty);
   const head = columns.map(({ title, kind }) => make("th", { scope: "col", class: kind }, title));
-  return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption, "data-key": caption },
-    make("table", {}, make("caption", { class: "unseen" }, caption), make("thead", {}, make("tr", {}, head)), make("tbody", {}, rows)));
+  return make(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": caption, "data-key": caption },
+    make(
+      "table",
+      {},
+      make("caption", { class: "unseen" }, caption),
+      make("thead", {}, make("tr", {}, head)),
+      make("tbody", {}, rows),
+    ),
+  );
 }
 
 /** A sentence where there is nothing to show. */

@@ -3,11 +3,20 @@
 const SILENCE_S = 20; // the node says something every 5 s
 const FIRST_WAIT_S = 0.5;
 const LAST_WAIT_S = 8;
-const REASONS = { 4008: "this page was too slow to read it", 4029: "too many dashboards are open on it", 1012: "the node is restarting" };
+const REASONS = {
+  4008: "this page was too slow to read it",
+  4029: "too many dashboards are open on it",
+  1012: "the node is restarting",
+};
 
 /** Calls `on.event(event)`, `on.live()`, `on.lost(reason, wait_s)` and `on.locked()`; a key unlocks with `connect`. */
 export class Feed {
-  #on; #socket; #expected; #wait_s = FIRST_WAIT_S; #silence; #again;
+  #on;
+  #socket;
+  #expected;
+  #wait_s = FIRST_WAIT_S;
+  #silence;
+  #again;
 
   constructor(on) {
     this.#on = on;
@@ -19,7 +28,9 @@ export class Feed {
     const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/events`);
     this.#socket = socket;
     socket.onmessage = ({ data }) => this.#heard(socket, JSON.parse(data));
-    socket.onclose = ({ code }) => { if (socket === this.#socket) this.#closed(code); };
+    socket.onclose = ({ code }) => {
+      if (socket === this.#socket) this.#closed(code);
+    };
     this.#watch();
   }
 
@@ -36,13 +47,20 @@ export class Feed {
     if (event.sequence_number !== this.#expected) return socket.close(4000); // something was lost: all of it anew
     this.#expected += 1;
     this.#watch();
-    if (event.type === "everything") { this.#wait_s = FIRST_WAIT_S; this.#on.live(); }
+    if (event.type === "everything") {
+      this.#wait_s = FIRST_WAIT_S;
+      this.#on.live();
+    }
     this.#on.event(event);
   }
 
   #watch() {
     clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => { const socket = this.#socket; this.#closed(0); socket?.close(); }, SILENCE_S * 1000);
+    this.#silence = setTimeout(() => {
+      const socket = this.#socket;
+      this.#closed(0);
+      socket?.close();
+    }, SILENCE_S * 1000);
   }
 
   async #closed(code) {

@@ -15,7 +15,8 @@ export function tokens(wei) {
   const units = digits.slice(0, -WEI_DIGITS);
   const decimals = digits.slice(-WEI_DIGITS);
   const sign = amount < 0n ? "−" : "";
-  if (units !== "0") return sign + whole.format(BigInt(units)) + trimmed(decimals.slice(0, units.length > 3 ? 2 : SMALL));
+  if (units !== "0")
+    return sign + whole.format(BigInt(units)) + trimmed(decimals.slice(0, units.length > 3 ? 2 : SMALL));
   const first = decimals.search(/[1-9]/);
   if (first < 0) return "0";
   if (first >= 9) return `${sign}${amount < 0n ? -amount : amount} wei`;
@@ -26,14 +27,24 @@ export function tokens(wei) {
 export const exactly = (wei) => `${whole.format(BigInt(wei))} wei`;
 
 /** With the unit. */
-export const olra = (wei) => { const text = tokens(wei); return text.endsWith("wei") ? text : `${text} OLRA`; };
+export const olra = (wei) => {
+  const text = tokens(wei);
+  return text.endsWith("wei") ? text : `${text} OLRA`;
+};
 
-const trimmed = (decimals) => { const kept = decimals.replace(/0+$/, ""); return kept ? `.${kept}` : ""; };
+const trimmed = (decimals) => {
+  const kept = decimals.replace(/0+$/, "");
+  return kept ? `.${kept}` : "";
+};
 
 export function bytes(number) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-  let value = number, unit = 0;
-  while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
+  let value = number,
+    unit = 0;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
   return `${value < 10 && unit ? value.toFixed(1) : whole.format(value)} ${units[unit]}`;
 }
 
@@ -46,7 +57,8 @@ export function compact(number) {
 export const percent = (share) => `${share > 0 && share < 0.01 ? "<1" : Math.round(share * 100)}\u202f%`;
 
 /** The exact share of two amounts, as a number from 0 to 1. */
-export const share = (part, all) => (BigInt(all) === 0n ? 0 : Number((BigInt(part) * 100_000n) / BigInt(all)) / 100_000);
+export const share = (part, all) =>
+  BigInt(all) === 0n ? 0 : Number((BigInt(part) * 100_000n) / BigInt(all)) / 100_000;
 
 export function span(seconds) {
   const s = Math.max(0, Math.round(seconds));

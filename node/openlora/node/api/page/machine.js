@@ -22,25 +22,46 @@ export function add(sample) {
 /** A counter as what it rose by a second; a counter that began anew rose by nothing. */
 function rate(name) {
   const values = columns[name] ?? [];
-  return values.map((value, index) => (index ? Math.max(0, value - values[index - 1]) / Math.max(0.5, columns.at_s[index] - columns.at_s[index - 1]) : null));
+  return values.map((value, index) =>
+    index
+      ? Math.max(0, value - values[index - 1]) / Math.max(0.5, columns.at_s[index] - columns.at_s[index - 1])
+      : null,
+  );
 }
 
 /** Tokens a second over the last quarter of a minute; null before there are two points. */
 export function tokenRate() {
-  const last = rate("generated_tokens").slice(-3).filter((value) => value !== null);
+  const last = rate("generated_tokens")
+    .slice(-3)
+    .filter((value) => value !== null);
   return last.length ? last.reduce((sum, value) => sum + value, 0) / last.length : null;
 }
 
 export function paint({ machine, engine }) {
   const gpus = machine.gpus;
   const names = [...new Set(gpus.map(({ name }) => name))];
-  byId("machine-aside").textContent = [gpus.length ? `${gpus.length} × ${names.join(", ")}` : null, `${machine.cpu_cores} cores, ${machine.cpu}`, `${bytes(machine.disk_free_bytes)} of disk free`].filter(Boolean).join(" · ");
+  byId("machine-aside").textContent = [
+    gpus.length ? `${gpus.length} × ${names.join(", ")}` : null,
+    `${machine.cpu_cores} cores, ${machine.cpu}`,
+    `${bytes(machine.disk_free_bytes)} of disk free`,
+  ]
+    .filter(Boolean)
+    .join(" · ");
   if (columns.at_s.length < 2) return show(byId("graphs"), empty("The first figures come within seconds."));
   const gpuMemory = gpus.reduce((sum, gpu) => sum + gpu.memory_bytes, 0);
   const graphs = [
-    gpus.length && columns.gpu_busy_percent.some((value) => value !== null) && one("GPU busy", "gpu_busy_percent", 100, (value) => percent(value / 100), "violet"),
+    gpus.length &&
+      columns.gpu_busy_percent.some((value) => value !== null) &&
+      one("GPU busy", "gpu_busy_percent", 100, (value) => percent(value / 100), "violet"),
     gpus.length && one("GPU memory", "gpu_memory_used_bytes", gpuMemory, bytes, "violet", `of ${bytes(gpuMemory)}`),
-    one("CPU load", "cpu_load_processes", Math.max(machine.cpu_cores, roundTop(Math.max(...columns.cpu_load_processes))), (value) => value.toFixed(1), "blue", `of ${machine.cpu_cores} cores`),
+    one(
+      "CPU load",
+      "cpu_load_processes",
+      Math.max(machine.cpu_cores, roundTop(Math.max(...columns.cpu_load_processes))),
+      (value) => value.toFixed(1),
+      "blue",
+      `of ${machine.cpu_cores} cores`,
+    ),
     one("Memory", "ram_used_bytes", machine.ram_bytes, bytes, "blue", `of ${bytes(machine.ram_bytes)}`),
     cache(engine),
     graph("Tokens generated", rate("generated_tokens"), null, (value) => `${compact(value)}/s`, "amber"),
@@ -55,9 +76,16 @@ const one = (title, name, top, unit, kind, aside) => graph(title, columns[name],
 
 function cache(engine) {
   const { kv_used_tokens: used, kv_cached_tokens: cached } = columns;
-  const series = [{ values: used, kind: "teal" }, { values: cached, kind: "grey" }];
+  const series = [
+    { values: used, kind: "teal" },
+    { values: cached, kind: "grey" },
+  ];
   const read = (index) => [`${compact(used[index])} in use, ${compact(cached[index])} kept for later`];
-  return framed("KV cache", `${compact(used.at(-1))} tokens`, `of ${compact(engine.kv_capacity_tokens)}`, { series, top: engine.kv_capacity_tokens, read });
+  return framed("KV cache", `${compact(used.at(-1))} tokens`, `of ${compact(engine.kv_capacity_tokens)}`, {
+    series,
+    top: engine.kv_capacity_tokens,
+    read,
+  });
 }
 
 function graph(title, values, top, unit, kind, aside = "") {
@@ -65,13 +93,24 @@ function graph(title, values, top, unit, kind, aside = "") {
   const scale = top ?? roundTop(Math.max(0, ...known));
   const last = known.at(-1);
   return framed(title, last === undefined ? "–" : unit(last), aside || `scale ${unit(scale)}`, {
-    series: [{ values, kind }], top: scale, read: (index) => [values[index] === null ? "–" : unit(values[index])],
+    series: [{ values, kind }],
+    top: scale,
+    read: (index) => [values[index] === null ? "–" : unit(values[index])],
   });
 }
 
 function framed(title, now, aside, { series, top, read }) {
   const label = `${title}, the last ${span(columns.at_s.length * every_s)}: now ${now}. Arrow keys read single moments.`;
   const withTime = (index) => [make("b", {}, atClock(columns.at_s[index])), make("span", {}, ...read(index))];
-  return make("figure", {}, make("figcaption", {}, make("span", {}, title), make("span", {}, make("b", {}, now), make("small", {}, ` ${aside}`))),
-    area({ label, series, top, read: withTime, key: `graph ${title}` }));
+  return make(
+    "figure",
+    {},
+    make(
+      "figcaption",
+      {},
+      make("span", {}, title),
+      make("span", {}, make("b", {}, now), make("small", {}, ` ${aside}`)),
+    ),
+    area({ label, series, top, read: withTime, key: `graph ${title}` }),
+  );
 }

@@ -17,7 +17,11 @@ let heard_s = 0;
 const due = new Set(); // what is to be painted at the next frame
 
 const painters = {
-  overview: () => { showAlerts(byId("alerts"), state.alerts); showTiles(byId("tiles"), state, machine.tokenRate()); who(); },
+  overview: () => {
+    showAlerts(byId("alerts"), state.alerts);
+    showTiles(byId("tiles"), state, machine.tokenRate());
+    who();
+  },
   earnings: () => earnings.update(state.earnings),
   machine: () => machine.paint(state),
   filters: () => jobs.paintFilters(state),
@@ -27,10 +31,20 @@ const painters = {
 };
 
 /** Which parts of the snapshot each painter shows. */
-const shownBy = { machine: ["machine", "engine"], filters: ["jobs_by_state", "queue"], adapters: ["adapters"], earnings: ["earnings"] };
+const shownBy = {
+  machine: ["machine", "engine"],
+  filters: ["jobs_by_state", "queue"],
+  adapters: ["adapters"],
+  earnings: ["earnings"],
+};
 
 function paint(...parts) {
-  if (!due.size) requestAnimationFrame(() => { const now = [...due]; due.clear(); for (const part of now) painters[part](); });
+  if (!due.size)
+    requestAnimationFrame(() => {
+      const now = [...due];
+      due.clear();
+      for (const part of now) painters[part]();
+    });
   for (const part of parts) due.add(part);
 }
 
@@ -41,14 +55,23 @@ const events = {
     network.begin(event.nodes);
     paint(...Object.keys(painters));
     earnings.refresh();
-    ask("/v1/history").then((history) => { machine.begin(history); paint("machine", "overview"); }, () => {});
+    ask("/v1/history").then(
+      (history) => {
+        machine.begin(history);
+        paint("machine", "overview");
+      },
+      () => {},
+    );
   },
   state({ changed, names: more }) {
     const paid = changed.earnings !== undefined;
     Object.assign(state, changed);
     Object.assign(names, more);
     paint("overview", ...Object.keys(shownBy).filter((part) => shownBy[part].some((key) => key in changed)));
-    if (paid) { clearTimeout(events.asking); events.asking = setTimeout(earnings.refresh, 1500); } // its block's time is known by then
+    if (paid) {
+      clearTimeout(events.asking);
+      events.asking = setTimeout(earnings.refresh, 1500);
+    } // its block's time is known by then
   },
   jobs({ jobs: changed }) {
     jobs.hear(changed);
@@ -97,7 +120,10 @@ function link(name, text) {
 
 function who() {
   const { node, chain } = state;
-  byId("who").replaceChildren(make("code", { title: node.operator }, shortHex(node.operator)), make("span", {}, ` chain ${chain.chain_id}, block ${chain.block_number ?? "–"}`));
+  byId("who").replaceChildren(
+    make("code", { title: node.operator }, shortHex(node.operator)),
+    make("span", {}, ` chain ${chain.chain_id}, block ${chain.block_number ?? "–"}`),
+  );
   byId("foot").textContent = `openlora ${node.version}, up ${span(Date.now() / 1000 - node.started_at_s)}`;
   document.title = `${shortHex(node.operator)} · OpenLoRA`;
 }
@@ -115,7 +141,10 @@ async function login(event) {
   event.preventDefault();
   const problem = byId("login-problem");
   try {
-    const answer = await fetch("/v1/session", { method: "POST", headers: { Authorization: `Bearer ${byId("key").value}` } });
+    const answer = await fetch("/v1/session", {
+      method: "POST",
+      headers: { Authorization: `Bearer ${byId("key").value}` },
+    });
     problem.textContent = answer.ok ? "" : "That key is not one of this node's.";
     if (!answer.ok) return;
   } catch {
@@ -143,14 +172,21 @@ function theme(next) {
   const chosen = document.documentElement.dataset.theme ?? "auto";
   const order = Object.keys(THEMES);
   const now = next ? order[(order.indexOf(chosen) + 1) % order.length] : chosen;
-  if (now === "auto") { delete document.documentElement.dataset.theme; localStorage.removeItem("theme"); } else { document.documentElement.dataset.theme = now; localStorage.setItem("theme", now); }
+  if (now === "auto") {
+    delete document.documentElement.dataset.theme;
+    localStorage.removeItem("theme");
+  } else {
+    document.documentElement.dataset.theme = now;
+    localStorage.setItem("theme", now);
+  }
   byId("theme").textContent = THEMES[now];
 }
 
 /** What is told in relation to now. */
 function tick() {
   for (const element of document.querySelectorAll("[data-ago]")) element.textContent = ago(Number(element.dataset.ago));
-  for (const element of document.querySelectorAll("[data-due]")) element.textContent = dueIn(Number(element.dataset.due));
+  for (const element of document.querySelectorAll("[data-due]"))
+    element.textContent = dueIn(Number(element.dataset.due));
 }
 
 byId("theme").addEventListener("click", () => theme(true));

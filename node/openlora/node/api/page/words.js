@@ -38,6 +38,7 @@ export const ROLES = {
   datanet: "Datanets",
   base: "Base model",
   protocol: "Protocol",
+  use: "Use fees",
 };
 
 export const FINISHES = { stop: "at its end", length: "at its length limit" };
