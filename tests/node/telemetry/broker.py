@@ -76,6 +76,7 @@ async def mosquitto(folder: Path, users: dict[str, str]) -> AsyncIterator[Mosqui
             while b" running" not in (line := await process.stderr.readline()):
                 said += line
                 assert line, said.decode()
+                assert b"port 1883" not in line, "the configuration opens a listener without TLS"
         drain = asyncio.create_task(process.stderr.read())
         yield Mosquitto(port, websocket_port, folder / "server.crt")
         drain.cancel()
