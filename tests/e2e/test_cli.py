@@ -22,6 +22,14 @@ def test_help_is_the_map():
     shown = typer.testing.CliRunner().invoke(app, ["--help"]).output
     for verb in (
         "init",
+        "doctor",
+        "drain",
+        "reload",
+        "backup",
+        "restore",
+        "upgrade",
+        "logs",
+        "bench",
         "run",
         "network",
         "devnet",
