@@ -113,8 +113,10 @@ def backend(library: Library) -> Backend:
     return flashinfer.joined(BACKENDS["reference"], CPU, library)
 
 
-@pytest.mark.parametrize("soft_cap", [None, 1.5])
-@pytest.mark.parametrize(("heads", "kv_heads", "window"), [(9, 3, None), (4, 4, 20), (8, 1, 1)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "window", "soft_cap"),
+    [(9, 3, None, None), (4, 4, 20, None), (8, 1, 1, None), (4, 2, 20, 1.5)],
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_what_is_planned_means_what_the_op_means(
     library: Library,

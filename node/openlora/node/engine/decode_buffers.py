@@ -19,6 +19,7 @@ from openlora.node.engine.lora_tables import LoraTables
 from openlora.node.engine.models.batch import Batch, LoraBatch
 from openlora.node.engine.sequence import Chunk
 
+_ALIGNED = 4  # int32 in 16 bytes
 _ROWS_STEP = 8  # beyond this many rows, sizes are its multiples
 
 
@@ -48,6 +49,11 @@ def _power_of_2(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
+def _aligned(numbers: int) -> int:
+    """Room for that many int32 that ends where the next ones may begin: kernels are compiled for such pointers."""
+    return -(-numbers // _ALIGNED) * _ALIGNED
+
+
 class DecodeBuffers:
     """The inputs of one size of step, and the batch that reads them."""
 
@@ -69,7 +75,8 @@ class DecodeBuffers:
             "row": (entries,),
             "weight": (entries,),
         }
-        total = sum(int(np.prod(shape)) for shape in shapes.values())
+        sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+        total = sum(map(_aligned, sizes.values()))
         pinned = device.type == "cuda"
         self._sent = torch.zeros(total, dtype=torch.int32, pin_memory=pinned)
         self._block = torch.zeros(total, dtype=torch.int32, device=device)
@@ -77,10 +84,10 @@ class DecodeBuffers:
         self._views: dict[str, Tensor] = {}
         start = 0
         for name, shape in shapes.items():
-            end = start + int(np.prod(shape))
+            end = start + sizes[name]
             self._host[name] = self._sent[start:end].numpy().reshape(shape)
             self._views[name] = self._block[start:end].view(shape)
-            start = end
+            start += _aligned(sizes[name])
         self._host["weight"] = self._host["weight"].view(np.float32)
         self._views["weight"] = self._views["weight"].view(torch.float32)
         self._rows = torch.arange(rows + 1, dtype=torch.int32, device=device)
