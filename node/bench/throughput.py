@@ -3,10 +3,12 @@
     python node/bench/throughput.py MODEL [--adapters 0 1 8 32] [--dtype bfloat16] [--weights auto] [--runs 3]
         [--kernels best]
 
-Prints one JSON line for each N: the median of the runs after a warm-up. The adapters are drawn at random, ranks 8, 16,
-16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that each changes the output. With --steps, lines for
-single steps follow: decoding at several batch sizes and contexts, prefilling whole prompts. Beside every figure stand
-the machine's load and what its memory gave to a plain sum at that moment: on a shared machine both vary by a factor.
+Prints one JSON line for each N: the median of the runs after a warm-up, and what is kept of the base model's tokens a
+second: the median over rounds of one run a case, since a machine's speed is not the same for long. The adapters are
+drawn at random, ranks 8, 16, 16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that each changes the
+output. With --steps, lines for single steps follow: decoding at several batch sizes and contexts, prefilling whole
+prompts. Beside every figure stand the machine's load and what its memory gave to a plain sum just then: on a shared
+machine both vary by a factor.
 """
 
 import argparse
@@ -141,7 +143,7 @@ def read_gb_s() -> float:
     return block.nbytes / min(seconds) / 1e9
 
 
-def report(engine: Engine, seconds: list[float], tokens: int, **what: int) -> None:
+def report(engine: Engine, seconds: list[float], tokens: int, **what: float) -> None:
     median_s = statistics.median(seconds)
     result = {
         "engine": f"openlora-{engine.info.backend}",
@@ -174,10 +176,13 @@ def main() -> None:
             path = write_adapter(Path(folder), arguments.model, number)
             (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(path)))
             assert isinstance(loaded, AdapterLoaded), loaded
-    for adapters in arguments.adapters:
-        run_once(engine, adapters)
-        seconds = [run_once(engine, adapters) for _ in range(arguments.runs)]
-        report(engine, seconds, REQUESTS * OUTPUT, adapters=adapters, requests=REQUESTS, prompt=PROMPT, output=OUTPUT)
+    rounds = [{n: run_once(engine, n) for n in arguments.adapters} for _ in range(1 + arguments.runs)][1:]
+    for n in arguments.adapters:
+        kept = (
+            {"kept": round(statistics.median(one[0] / one[n] for one in rounds), 3)} if 0 in arguments.adapters else {}
+        )
+        seconds = [one[n] for one in rounds]
+        report(engine, seconds, REQUESTS * OUTPUT, adapters=n, requests=REQUESTS, prompt=PROMPT, output=OUTPUT, **kept)
     if not arguments.steps:
         return
     for context in (100, 1_000):
