@@ -15,14 +15,16 @@ import httpx
 import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
+from websockets.sync.client import connect
 
 from openlora.node import agent_client
+from openlora.node.config import NodeConfig, load
 from openlora.node.devnet import Devnet
 from openlora.node.telemetry.snapshot import Snapshot
 from openlora.node.telemetry.topics import Place, StateMessage
 from tests.e2e.agents import wait_until
 from tests.e2e.services import services
-from tests.node.telemetry.broker import Mosquitto, free_port, mosquitto
+from tests.node.telemetry.broker import Mosquitto, mosquitto
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
@@ -56,7 +58,7 @@ def life(net: Devnet, openlora, tmp_path_factory: pytest.TempPathFactory) -> Ite
         users = {operator.lower(): MQTT_PASSWORD}
         folder = tmp_path_factory.mktemp("broker")
         broker = stack.enter_context(portal.wrap_async_context_manager(mosquitto(folder, users)))
-        port = configure(node.folder, broker)
+        listen_at = configure(node.folder, broker)
         place = Place(net.chain.chain_id, operator)
         life = Life(secrets=secrets(net))
         watching = portal.start_task_soon(listen, broker, life.mqtt)
@@ -77,8 +79,8 @@ def life(net: Devnet, openlora, tmp_path_factory: pytest.TempPathFactory) -> Ite
             life.secrets["answer"] = max(answer.splitlines(), key=len)
             wait_until(lambda: agent_client.get(node.socket, job)["state"] == "finalized", "the fee")
             life.processes = {name: shown_of(pid) for name, pid in running.processes().items()}
-            life.http = scrape(f"http://127.0.0.1:{port}") | scrape_socket(node.socket)
-            life.seen = asyncio.run(same_view(broker, place, port))
+            life.http = scrape(listen_at) | scrape_socket(node.socket)
+            life.seen = asyncio.run(same_view(broker, place, listen_at))
             life.told = running.heard()
             running.agent.send_signal(signal.SIGKILL)
             killed_s = time.monotonic()
@@ -90,13 +92,12 @@ def life(net: Devnet, openlora, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield life
 
 
-def configure(folder: Path, broker: Mosquitto) -> int:
-    """The node tells a broker, serves its telemetry on the port that is returned, and logs all it has to say."""
+def configure(folder: Path, broker: Mosquitto) -> str:
+    """The node tells a broker, and logs all it has to say. Returns where its dashboard listens."""
     (folder / "mqtt.password").write_text(MQTT_PASSWORD + "\n")
-    port, path = free_port(), folder / "node.toml"
+    path = folder / "node.toml"
     text = path.read_text()
     for old, new in (
-        ('listen = "" ', f'listen = "127.0.0.1:{port}" '),
         ('host = "" ', 'host = "127.0.0.1" '),
         ("port = 8883", f"port = {broker.port}"),
         ('ca_file = "" ', f'ca_file = "{broker.ca_file}" '),
@@ -107,7 +108,7 @@ def configure(folder: Path, broker: Mosquitto) -> int:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     path.write_text(text)
-    return port
+    return load(path, NodeConfig).telemetry.listen
 
 
 def secrets(net: Devnet) -> dict[str, str]:
@@ -136,21 +137,21 @@ async def retained(client: aiomqtt.Client, topic: str) -> StateMessage:
         return msgspec.json.decode(message.payload, type=StateMessage)
 
 
-async def same_view(broker: Mosquitto, place: Place, port: int) -> dict[str, Snapshot]:
+async def same_view(broker: Mosquitto, place: Place, listen_at: str) -> dict[str, Snapshot]:
     """What each dashboard sees once all see the same, or at last: a block may come between two looks."""
     for _ in range(20):
-        seen = await everyones_view(broker, place, port)
+        seen = await everyones_view(broker, place, listen_at)
         if len({msgspec.json.encode([getattr(view, part) for part in SAME]) for view in seen.values()}) == 1:
             break
     return seen
 
 
-async def everyones_view(broker: Mosquitto, place: Place, port: int) -> dict[str, Snapshot]:
+async def everyones_view(broker: Mosquitto, place: Place, listen_at: str) -> dict[str, Snapshot]:
     topic = place.topic("state")
     over_tcp = (await retained(broker.dashboard(), topic)).state
     over_websocket = (await retained(broker.dashboard(websocket=True), topic)).state
     async with httpx.AsyncClient(timeout=10) as http:
-        polled = (await http.get(f"http://127.0.0.1:{port}/v1/state")).content
+        polled = (await http.get(f"http://{listen_at}/v1/state")).content
     return {"tcp": over_tcp, "websocket": over_websocket, "http": msgspec.json.decode(polled, type=Snapshot)}
 
 
@@ -160,23 +161,30 @@ async def until_offline(broker: Mosquitto, place: Place) -> StateMessage:
     return message
 
 
-def scrape(base: str) -> dict[str, str]:
-    """Every route of the telemetry's port that can be read."""
-    with httpx.Client(base_url=base, timeout=10) as http:
-        return {
-            f"{base}{path}": http.get(path).text for path in ("/", "/metrics", "/v1/state", "/v1/earnings", "/docs")
-        }
+def scrape(listen_at: str) -> dict[str, str]:
+    """All that the dashboard's port shows: the page and its files, every route below /v1, the metrics, and events."""
+    with httpx.Client(base_url=f"http://{listen_at}", timeout=10) as http:
+        pages = routes_of(http) | {"/": http.get("/").text, "/metrics": http.get("/metrics").text}
+        for path in re.findall(r'(?:src|href)="(/?[^":#]+)"', pages["/"]):
+            pages[path] = http.get("/" + path.lstrip("/")).text
+    with connect(f"ws://{listen_at}/v1/events") as events:
+        pages["/v1/events"] = str(events.recv(timeout=10))
+    return {f"{listen_at} {path}": text for path, text in pages.items()}
 
 
 def scrape_socket(path: Path) -> dict[str, str]:
-    """Every route of the agent's socket, as its OpenAPI document has them; but a job's stream, which is its answer."""
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://agent", timeout=10) as http:
-        described = http.get("/openapi.json")
-        pages = {"/openapi.json": described.text}
-        for route, methods in described.json()["paths"].items():
-            if "get" in methods and not route.endswith("/stream"):
-                pages[route] = http.get(re.sub(r"\{\w+\}", "1", route)).text
-        return pages
+        return {f"agent.sock {path}": text for path, text in routes_of(http).items()}
+
+
+def routes_of(http: httpx.Client) -> dict[str, str]:
+    """What the OpenAPI document has a GET for; but a job's stream, which is its answer."""
+    described = http.get("/openapi.json")
+    pages = {"/openapi.json": described.text}
+    for route, methods in described.json().get("paths", {}).items():
+        if "get" in methods and not route.endswith("/stream"):
+            pages[route] = http.get(re.sub(r"\{\w+\}", "1", route)).text
+    return pages
 
 
 def shown_of(pid: int) -> str:
@@ -224,6 +232,8 @@ def test_no_secret_is_in_a_log_a_page_a_topic_a_metric_or_a_process_list(life: L
     assert "job_committed" in life.logs
     assert any(topic.endswith("/jobs/1") for topic, _ in life.mqtt)
     assert any("openlora_jobs" in page for page in life.http.values())
+    assert any(place.endswith("/v1/jobs/{job_id}") and '"finalized"' in page for place, page in life.http.items())
+    assert any(place.endswith(".js") for place in life.http)
     assert life.processes.keys() == {"agent", "engine", "network"}
     leaks = [(name, place) for name, secret in life.secrets.items() for place in places if secret in places[place]]
     assert leaks == []
