@@ -11,8 +11,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from openlora.kernels.ops import Ops
 from openlora.kernels.quantised import pack_int4
 from openlora.kernels.triton.lora_table import FactorTable
@@ -49,15 +47,10 @@ class CudaRunner(OpsRunner):
         self._launches: dict[str, tuple[object, ...]] = {}  # how each module's adapters are applied, as captured
 
     def run(self, chunks: Sequence[Chunk]) -> Outputs:
-        if self._graphs is None or not self._only_decodes(chunks):
+        if not self._only_decodes(chunks) or (step := self._step(chunks)) is None:
             return super().run(chunks)
-        try:
-            logits = self._decode(chunks, self._graphs)[: len(chunks)]
-        except RuntimeError as error:
-            log.warning("decoding steps cannot be captured, and are launched kernel by kernel from now on: %s", error)
-            self._graphs = None
-            self._captured.clear()
-            return super().run(chunks)
+        step.buffers.send(chunks)
+        logits = step.repeat()[: len(chunks)]
         return Outputs(choose(self._ops, logits, [chunk.sequence for chunk in chunks]), logits)
 
     def _only_decodes(self, chunks: Sequence[Chunk]) -> bool:
@@ -70,22 +63,29 @@ class CudaRunner(OpsRunner):
             for chunk in chunks
         )
 
-    def _decode(self, chunks: Sequence[Chunk], graphs: Graphs) -> Tensor:
-        """[rows of the size, vocabulary]."""
+    def _step(self, chunks: Sequence[Chunk]) -> _Captured | None:
+        """The captured step that has room for the chunks; None where steps cannot be captured."""
+        if self._graphs is None:
+            return None
         self._forget_stale()
         size = DecodeSize.of(chunks, self._max_rows)
-        if (captured := self._captured.get(size)) is not None:
+        if size in self._captured:
             self._captured.move_to_end(size)
-            captured.buffers.send(chunks)
-            return captured.repeat()
+            return self._captured[size]
         buffers = DecodeBuffers(size, self._page_tokens, self._spare_page, self.device)
         batch = buffers.batch(set(self._model.config.windows), self.factors)
         buffers.send(chunks)
-        repeat = graphs.capture(lambda: self._model.forward(batch, self._cache))
+        try:
+            repeat = self._graphs.capture(lambda: self._model.forward(batch, self._cache))
+        except RuntimeError as error:
+            log.warning("decoding steps cannot be captured, and are launched kernel by kernel from now on: %s", error)
+            self._graphs = None
+            self._captured.clear()
+            return None
         if len(self._captured) == MAX_GRAPHS:
             self._captured.popitem(last=False)
         self._captured[size] = _Captured(buffers, repeat)
-        return repeat()
+        return self._captured[size]
 
     def _forget_stale(self) -> None:
         """Steps with adapters are captured again where other modules have adapters now, or larger ranks."""
