@@ -1,12 +1,14 @@
 """Seeds faults into src/, one at a time, and asks whether the tests notice: every one of them must.
 
     python script/mutants.py             all of them, in a copy of the project; a minute or two each
+    python script/mutants.py 2/3         every third of them, from the second
     python script/mutants.py escrow …    those whose names contain one of the words
 
 A mutant that does not compile or whose text is gone is an error: it would prove nothing. Ends with 1 if one survives.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +77,56 @@ MISTAKES = (
         "amount = (uint256(free) + self.unstaking) / parts;",
         "amount = uint256(free) / parts;",
         "test_stake_in_withdrawal_is_slashed",
+    ),
+    Mutant(
+        "quorum counts slots",
+        "Disputes.sol",
+        "        _votes[jobId][msg.sender] = REVEALED;\n",
+        "",
+        "test_a_verifier_has_one_vote",
+    ),
+    Mutant(
+        "a view without bound",
+        "Disputes.sol",
+        "if (_verifierList.length == MAX_VERIFIERS) revert TooManyVerifiers(MAX_VERIFIERS);",
+        "",
+        "test_enlist_revertsWhen_full",
+    ),
+    Mutant(
+        "live terms change an open question",
+        "Outputs.sol",
+        "if (block.timestamp > asked_.answerBy) revert TooLate(asked_.answerBy);",
+        "if (block.timestamp > asked_.askedAt + _terms.answerSecs) revert TooLate(asked_.answerBy);",
+        "test_live_terms_leave_an_open_question_alone",
+    ),
+    Mutant(
+        "stake leaves before the verdict",
+        "NodeRegistry.sol",
+        "if (self.liveClaims > 0) revert ClaimsLive(msg.sender, self.liveClaims);",
+        "",
+        "test_stake_does_not_leave_while_a_job_may_be_disputed",
+    ),
+    Mutant(
+        "a client's contract blocks the publication",
+        "Outputs.sol",
+        "received := call(callbackGas, client, 0, add(message, 0x20), mload(message), 0, 0)\n",
+        "received := call(callbackGas, client, 0, add(message, 0x20), mload(message), 0, 0)\n"
+        "            if iszero(received) { revert(0, 0) }\n",
+        "test_no_callback_blocks_a_publication",
+    ),
+    Mutant(
+        "a callback starved of gas",
+        "Outputs.sol",
+        "if (gasleft() < needed) revert NotEnoughGas(needed);",
+        "",
+        "testFuzz_a_callback_has_all_its_gas_or_the_publication_reverts",
+    ),
+    Mutant(
+        "a held job stops its batch",
+        "JobQueue.sol",
+        "if (state == State.Finalized || state >= State.Held) return;",
+        "if (state == State.Finalized || state > State.Held) return;",
+        "test_a_held_job_leaves_the_rest_of_a_batch_alone",
     ),
 )
 
@@ -316,6 +368,259 @@ FAULTS = (
         "uint256 left = slashed - challengers - clients;",
         "uint256 left = slashed / CLIENT_PART;",
     ),
+    # Outputs
+    Mutant("anyone expects", "Outputs.sol", "if (msg.sender != address(queue)) revert NotTheQueue(msg.sender);", ""),
+    Mutant("any output will do", "Outputs.sol", "if (computed != asked_.digest) revert DigestMismatch(computed);", ""),
+    Mutant(
+        "any chunk will do",
+        "Outputs.sol",
+        "proof.length > MAX_PROOF || !MerkleProof.verifyCalldata(proof, asked_.digest, leaf)",
+        "proof.length > MAX_PROOF",
+    ),
+    Mutant("proofs of any length", "Outputs.sol", "proof.length > MAX_PROOF || ", ""),
+    Mutant("a leaf without its place", "Outputs.sol", "abi.encode(asked_.chunk, data)", "abi.encode(uint32(0), data)"),
+    Mutant(
+        "chunks that are not there",
+        "Outputs.sol",
+        "if (chunk >= count) revert NoSuchChunk(chunk, count.toUint32());",
+        "",
+    ),
+    Mutant(
+        "condemned in time",
+        "Outputs.sol",
+        "if (block.timestamp <= asked_.answerBy) revert StillTime(asked_.answerBy);",
+        "",
+    ),
+    Mutant(
+        "answers too late", "Outputs.sol", "if (block.timestamp > asked_.answerBy) revert TooLate(asked_.answerBy);", ""
+    ),
+    Mutant("questions without end", "Outputs.sol", "        _asked[jobId][kind] = true;\n", ""),
+    Mutant(
+        "a question stays open",
+        "Outputs.sol",
+        "        if (block.timestamp > asked_.answerBy) revert TooLate(asked_.answerBy);\n"
+        "        delete _questions[jobId];",
+        "        if (block.timestamp > asked_.answerBy) revert TooLate(asked_.answerBy);",
+    ),
+    Mutant(
+        "a demander loses its bond",
+        "Outputs.sol",
+        "        if (asked_.bond > 0) vault.release(asked_.asker, asked_.bond);\n",
+        "",
+    ),
+    Mutant(
+        "publishing is not paid",
+        "Outputs.sol",
+        "(accounts[0], amounts[0]) = (asked_.node, asked_.bond);",
+        "(accounts[0], amounts[0]) = (asked_.asker, asked_.bond);",
+    ),
+    Mutant(
+        "another's receipt", "Outputs.sol", "\n            && queue.hashReceipt(receipt) == settlement.receiptHash", ""
+    ),
+    Mutant("too long to publish", "Outputs.sol", "if (receipt.outTokens > _terms.maxOutTokens) {", "if (false) {"),
+    Mutant(
+        "demands are called back",
+        "Outputs.sol",
+        "asked_.kind == Kind.Publication && asked_.asker.code.length > 0",
+        "asked_.asker.code.length > 0",
+    ),
+    # Holding
+    Mutant(
+        "anyone judges",
+        "JobQueue.sol",
+        "if (msg.sender != address(_outputs) && msg.sender != _disputes) revert NotAJudge(msg.sender);",
+        "",
+    ),
+    Mutant(
+        "held after the window",
+        "JobQueue.sol",
+        "if (block.timestamp >= finalizableAt) revert WindowOver(finalizableAt);",
+        "",
+    ),
+    Mutant(
+        "the window runs while held", "JobQueue.sol", "self.moment = (self.moment + uint256(heldSecs)).toUint32();", " "
+    ),
+    Mutant(
+        "a condemned bond is free",
+        "JobQueue.sol",
+        "nodes.forfeitBond(node, bond, bond);",
+        "nodes.forfeitBond(node, bond, 0);",
+    ),
+    Mutant(
+        "an annulled bond is lost",
+        "JobQueue.sol",
+        "nodes.unlockBonds(node, _params[self.paramsVersion].bond, 1);",
+        "nodes.forfeitBond(node, _params[self.paramsVersion].bond, 1);",
+    ),
+    Mutant(
+        "published or not",
+        "JobQueue.sol",
+        "            self.state = State.Held;\n            emit JobHeld(jobId, address(_outputs));",
+        "            emit JobHeld(jobId, address(_outputs));",
+    ),
+    # Access
+    Mutant(
+        "flags that mean nothing", "JobQueue.sol", "if (spec.flags > JobFlags.ALL) revert BadFlags(spec.flags);", ""
+    ),
+    Mutant(
+        "guarded recipes for all",
+        "JobQueue.sol",
+        "else if (gate == IAdapterRegistry.Gate.Guarded) revert GuardedRecipe(spec.recipeId);",
+        "",
+    ),
+    Mutant(
+        "claims after a revocation",
+        "JobQueue.sol",
+        "        if (spec.flags.has(JobFlags.GUARDED)) adapters.checkUse(spec.recipeId, spec.client);\n"
+        "        _endLapsedLease",
+        "        _endLapsedLease",
+    ),
+    Mutant("a use fee is not escrowed", "JobQueue.sol", "toLock = spec.escrow() + useFee;", "toLock = spec.escrow();"),
+    Mutant(
+        "a use fee is kept",
+        "JobQueue.sol",
+        "vault.release(spec.client, escrow + _useFeeOf(spec.recipeId));",
+        "vault.release(spec.client, escrow);",
+    ),
+    Mutant(
+        "a condemned job keeps its use fee",
+        "JobQueue.sol",
+        "settlement.fee + settlement.refund + _useFeeOf(settlement.recipeId)",
+        "settlement.fee + settlement.refund",
+    ),
+    Mutant("one use fee a batch", "libraries/Royalties.sol", "jobs * legs[i].perUse", "legs[i].perUse"),
+    Mutant(
+        "sessions without use fees",
+        "libraries/Royalties.sol",
+        "if (jobs == 0) revert ISessions.PayPerUse(recipeId);",
+        "",
+    ),
+    Mutant(
+        "allow-lists for show",
+        "AdapterRegistry.sol",
+        "if (!canUse(digests[i], account)) revert NotAllowed(digests[i], account);",
+        "",
+    ),
+    Mutant(
+        "stale use fees", "AdapterRegistry.sol", "if (!_isCurrent(recipeId, pinned)) revert TermsChanged(recipeId);", ""
+    ),
+    Mutant(
+        "anyone sets terms",
+        "AdapterRegistry.sol",
+        "        known = _known(digest);\n        if (known.owner != msg.sender) revert NotOwner(msg.sender);",
+        "        known = _known(digest);",
+    ),
+    Mutant(
+        "versions in a ring",
+        "AdapterRegistry.sol",
+        "bool lone = later.predecessor == 0 && later.successor == 0;",
+        "bool lone = later.predecessor == 0;",
+    ),
+    Mutant(
+        "taken down for show",
+        "AdapterRegistry.sol",
+        "if (used.takenDown || used.access != Access.Public)",
+        "if (used.access != Access.Public)",
+    ),
+    # Numeric disputes
+    Mutant("three FAIL suffice", "Disputes.sol", "FAIL_VOTES = 4", "FAIL_VOTES = 3"),
+    Mutant("two PASS suffice", "Disputes.sol", "PASS_VOTES = 3", "PASS_VOTES = 2"),
+    Mutant("two are a quorum", "Disputes.sol", "QUORUM = 3", "QUORUM = 2"),
+    Mutant(
+        "a challenger loses a good bond",
+        "Disputes.sol",
+        "if (verdict != Verdict.Pass && self.bond > 0)",
+        "if (verdict == Verdict.Fail && self.bond > 0)",
+    ),
+    Mutant(
+        "a lost bond returns", "Disputes.sol", "if (verdict != Verdict.Pass && self.bond > 0)", "if (self.bond > 0)"
+    ),
+    Mutant("silence is free", "Disputes.sol", "else pool += _penalise(jobId, panel[i], self.missPenalty);", ""),
+    Mutant("panels stay on duty", "Disputes.sol", "            _verifiers[panel[i]].duties--;\n", ""),
+    Mutant("a mark for a vote", "Disputes.sol", "        if (commitment == REVEALED) revert VoteMismatch();\n", ""),
+    Mutant("copied votes", "Disputes.sol", "jobId, msg.sender, verdict, salt)", "jobId, verdict, salt)"),
+    Mutant(
+        "votes while they are revealed",
+        "Disputes.sol",
+        "if (block.timestamp > self.commitBy) revert TooLate(self.commitBy);",
+        "",
+    ),
+    Mutant(
+        "reveals while votes are cast",
+        "Disputes.sol",
+        "if (block.timestamp <= self.commitBy) revert NotYet(self.commitBy);",
+        "",
+    ),
+    Mutant("anyone votes", "Disputes.sol", "if (!_sitsOn(self, msg.sender)) revert NotOnPanel(msg.sender);", ""),
+    Mutant(
+        "a panel known beforehand",
+        "Disputes.sol",
+        "if (block.number <= self.drawBlock) revert NotYet(self.drawBlock);",
+        "",
+    ),
+    Mutant(
+        "the node judges itself",
+        "Disputes.sol",
+        "if (account == self.node || account == self.challenger) return false;",
+        "",
+    ),
+    Mutant(
+        "verifiers who come for it",
+        "Disputes.sol",
+        "return stays && candidate.enlistedAt < self.openedAt;",
+        "return stays;",
+    ),
+    Mutant(
+        "verifiers who will be gone",
+        "Disputes.sol",
+        "return stays && candidate.enlistedAt < self.openedAt;",
+        "return candidate.enlistedAt < self.openedAt;",
+    ),
+    Mutant("challenged again", "Disputes.sol", "if (self.openedAt != 0) revert AlreadyDisputed(jobId);", ""),
+    Mutant(
+        "resolved at once",
+        "Disputes.sol",
+        "        if (block.timestamp <= self.revealBy) revert NotYet(self.revealBy);\n        Verdict",
+        "        Verdict",
+    ),
+    Mutant(
+        "resolved again", "Disputes.sol", "(self.resolved, self.verdict) = (true, verdict);", "self.verdict = verdict;"
+    ),
+    Mutant(
+        "audits of later jobs",
+        "Disputes.sol",
+        "if (windowStart >= _round.begunAt) revert NotSelected(jobId, roundCount);",
+        "",
+    ),
+    Mutant(
+        "every job is audited", "Disputes.sol", "if (!isSelected(jobId)) revert NotSelected(jobId, roundCount);", ""
+    ),
+    Mutant("a round is drawn twice", "Disputes.sol", "if (_round.seed != 0 || drawn == 0)", "if (drawn == 0)"),
+    Mutant("verifiers leave on duty", "Disputes.sol", "if (self.duties > 0) revert StillOnDuty(msg.sender);", ""),
+    Mutant(
+        "verifiers leave at once",
+        "Disputes.sol",
+        "if (self.leavesAt == 0 || block.timestamp < self.leavesAt) revert NotYet(self.leavesAt);",
+        "",
+    ),
+    Mutant(
+        "waived and challenged",
+        "Disputes.sol",
+        "if (spec.flags.has(JobFlags.PRIVATE) && !spec.flags.has(JobFlags.AUDITABLE)) {",
+        "if (false) {",
+    ),
+    Mutant(
+        "honest receipts are false", "Disputes.sol", "if (!_isFalse(lane, spec, signed.receipt)) revert NotFalse();", ""
+    ),
+    Mutant(
+        "false fees",
+        "Disputes.sol",
+        "if (receipt.fee != queue.feeOf(spec, receipt.inTokens, receipt.outTokens)) return true;",
+        "",
+    ),
+    Mutant("another's papers", "Disputes.sol", " && queue.hashSpec(spec) == receipt.specHash", ""),
+    Mutant("lots without order", "libraries/Panel.sol", "lot.lots[place - 1] > drawn", "lot.lots[place - 1] < drawn"),
+    Mutant("verifiers' dust is lost", "libraries/Spoils.sol", "            left -= share;\n", ""),
 )
 MUTANTS = MISTAKES + FAULTS
 
@@ -346,11 +651,17 @@ def survives(mutant: Mutant, project: Path, forge: Path) -> bool:
     return result.returncode == 0
 
 
+def choose(words: list[str]) -> list[Mutant]:
+    if len(words) == 1 and (share := re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", words[0])):
+        return list(MUTANTS[int(share[1]) - 1 :: int(share[2])])
+    return [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+
+
 def main(words: list[str]) -> int:
     forge = find_tool("forge")
     if forge is None:
         raise SystemExit("there is no forge: run `npm ci --ignore-scripts` in contracts/")
-    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    chosen = choose(words)
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "contracts"
