@@ -437,9 +437,7 @@ FAULTS = (
         "if (block.timestamp >= finalizableAt) revert WindowOver(finalizableAt);",
         "",
     ),
-    Mutant(
-        "the window runs while held", "JobQueue.sol", "self.moment = (self.moment + uint256(heldSecs)).toUint32();", " "
-    ),
+    Mutant("the window runs while held", "JobQueue.sol", "self.moment = moment.toUint32();", " "),
     Mutant(
         "a condemned bond is free",
         "JobQueue.sol",

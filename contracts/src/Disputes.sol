@@ -149,6 +149,8 @@ contract Disputes is IDisputes, AccessManaged {
     /// @inheritdoc IDisputes
     function seal() external {
         bytes32 drawn = blockhash(_round.drawBlock);
+        // Zero is BLOCKHASH's word for a block that it does not know.
+        // slither-disable-next-line incorrect-equality
         if (_round.seed != 0 || drawn == 0) revert NotYet(_round.drawBlock);
         _round.seed = drawn;
         emit RoundSealed(roundCount, drawn);
@@ -298,6 +300,8 @@ contract Disputes is IDisputes, AccessManaged {
     /// @inheritdoc IDisputes
     function isSelected(uint64 jobId) public view returns (bool) {
         bytes32 seed = _round.seed;
+        // A block's proposer may withhold it and so move the draw, at the price of the block.
+        // slither-disable-next-line weak-prng
         return seed != 0 && uint256(keccak256(abi.encode(seed, jobId))) % BPS < _terms.auditBps;
     }
 
@@ -416,6 +420,8 @@ contract Disputes is IDisputes, AccessManaged {
         for (uint256 i = 0; i < voted; i++) {
             (accounts[i], amounts[i]) = (voters[i], share);
         }
+        // What the division leaves, exactly.
+        // slither-disable-next-line divide-before-multiply
         (accounts[voted], amounts[voted]) = (Spoils.BURNT, pool - share * voted);
         (accounts[voted + 1], amounts[voted + 1]) = (self.node, lost ? self.bond - self.bond / 2 : 0);
         vault.credit(accounts, amounts);

@@ -167,6 +167,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     /// @inheritdoc IJobQueue
     function finalizeBatch(uint64[] calldata jobIds, Settlement[] calldata settlements) external {
         if (settlements.length != jobIds.length) revert LengthMismatch();
+        // slither-disable-next-line uninitialized-local
         Batch memory batch;
         (batch.credits, batch.refunds) = (Tally.create(), Tally.create());
         (batch.bonds, batch.claims) = (Tally.create(), Tally.create());
@@ -207,7 +208,8 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     function resume(uint64 jobId, uint40 heldSecs) external onlyJudge {
         Record storage self = _held(jobId);
         self.state = State.Committed;
-        self.moment = (self.moment + uint256(heldSecs)).toUint32();
+        uint256 moment = uint256(self.moment) + heldSecs;
+        self.moment = moment.toUint32();
         emit JobResumed(jobId, _finalizableAt(self));
     }
 
@@ -375,7 +377,9 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         nodes.forfeitBond(node, bond, lost);
     }
 
-    /// @dev Ends an open job without a receipt: the escrow returns to the client, with the bonds forfeited over it.
+    /// @dev The registry and the vault, which are fixed at deployment, call nobody: there is no re-entering.
+    /// Ends an open job without a receipt: the escrow returns to the client, with the bonds forfeited over it.
+    // slither-disable-next-line reentrancy-no-eth
     function _refund(uint64 jobId, Record storage self, JobSpec calldata spec, State end) private {
         uint96 escrow = spec.escrow();
         if (end == State.Expired) emit JobExpired(jobId, escrow);
@@ -410,6 +414,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     }
 
     function _useFeeOf(uint64 recipeId) private view returns (uint96 useFee) {
+        // slither-disable-next-line unused-return
         (useFee,) = adapters.terms(recipeId);
     }
 
@@ -520,6 +525,8 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
             vault.release(accounts[i], amounts[i]);
         }
         (accounts, amounts) = batch.bonds.entries();
+        // Both tables gain the same accounts in the same order.
+        // slither-disable-next-line unused-return
         (, uint256[] memory claims) = batch.claims.entries();
         for (uint256 i = 0; i < accounts.length; i++) {
             nodes.unlockBonds(accounts[i], amounts[i], claims[i]);

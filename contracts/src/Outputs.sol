@@ -76,8 +76,11 @@ contract Outputs is IOutputs, AccessManaged {
         bytes32 computed = sha256(output);
         if (computed != asked_.digest) revert DigestMismatch(computed);
         _settleAnswered(jobId, asked_);
+        // slither-disable-start incorrect-equality
+        // An enum: it is one value or another.
         bool received = asked_.kind == Kind.Publication && asked_.asker.code.length > 0
             && _deliver(asked_.asker, abi.encodeCall(IOutputReceiver.onOutput, (jobId, output)));
+        // slither-disable-end incorrect-equality
         emit OutputPublished(jobId, computed, output, received);
     }
 
@@ -96,9 +99,12 @@ contract Outputs is IOutputs, AccessManaged {
     /// @inheritdoc IOutputs
     function resolve(uint64 jobId, IJobQueue.Settlement calldata settlement) external {
         Question memory asked_ = _questions[jobId];
+        // An enum: it is one value or another.
+        // slither-disable-next-line incorrect-equality
         if (asked_.kind == Kind.None) revert NoQuestion(jobId, Kind.None);
         if (block.timestamp <= asked_.answerBy) revert StillTime(asked_.answerBy);
         delete _questions[jobId];
+        // slither-disable-next-line incorrect-equality
         address challenger = asked_.kind == Kind.Publication ? msg.sender : asked_.asker;
         uint256 slashed = queue.condemn(jobId, settlement);
         emit Unanswered(jobId, asked_.node, challenger, asked_.kind, slashed);
@@ -144,6 +150,8 @@ contract Outputs is IOutputs, AccessManaged {
         if (!ofTheJob) revert ReceiptMismatch(jobId);
         uint96 bond = bondFor(receipt.outTokens);
         _record(jobId, Question(digest, msg.sender, bond, receipt.node, 0, 0, kind, chunk));
+        // The receipt, which the settlement binds, has named the node.
+        // slither-disable-next-line unused-return
         queue.hold(jobId);
         vault.lock(msg.sender, bond);
     }
@@ -163,6 +171,8 @@ contract Outputs is IOutputs, AccessManaged {
         if (block.timestamp > asked_.answerBy) revert TooLate(asked_.answerBy);
         delete _questions[jobId];
         queue.resume(jobId, uint40(block.timestamp) - asked_.askedAt);
+        // A bond is what this contract set it to: nobody can nudge it.
+        // slither-disable-next-line incorrect-equality
         if (asked_.bond == 0) return;
         address[] memory accounts = new address[](1);
         uint256[] memory amounts = new uint256[](1);
