@@ -5,7 +5,7 @@ DEMO    := var/demo
 PEERS   := vllm llamacpp peft openvino
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint bench peers vllm bench-peers bench-streaming bench-network test-contracts test-kernels gpu-check mutants gas clean
+.PHONY: help setup demo check test lint bench peers vllm bench-peers bench-streaming bench-network test-contracts test-kernels gpu-check mutants gas coverage slither clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -27,6 +27,13 @@ test-contracts: contracts/node_modules/.installed ## the Foundry suite; FULL=1 f
 
 mutants: contracts/node_modules/.installed ## seeds faults into the contracts; the tests must notice each; an hour
 	$(PY) contracts/script/mutants.py
+
+coverage: contracts/node_modules/.installed ## lines of the contracts that their tests run, against a floor
+	$(PY) contracts/script/coverage.py
+
+slither: contracts/node_modules/.installed var/peers/slither/.installed ## static analysis of the contracts: nothing high or medium
+	cd contracts && PATH="$(CURDIR)/.venv/bin:$(CURDIR)/contracts/$(dir $(FORGE)):$$PATH" FOUNDRY_PROFILE=lite \
+		FOUNDRY_OUT=out/slither FOUNDRY_CACHE_PATH=cache/slither ../var/peers/slither/bin/slither .
 
 test-kernels: .venv/.installed ## every case of the ops, the CUDA kernels interpreted: minutes
 	.venv/bin/pytest -q -n 2 --whole-grid tests/kernels
@@ -76,6 +83,12 @@ var/peers/%/.installed: node/bench/peers/requirements/%.txt
 	python3 -m venv var/peers/$*
 	CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF" \
 		LLAMA_CPP_BUILD_JOBS=$$(nproc) var/peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+# Complete as well.
+var/peers/slither/.installed: contracts/script/slither.requirements.txt
+	python3 -m venv var/peers/slither
+	var/peers/slither/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # What our side of vLLM's process needs beside vLLM.
