@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, default=Path("var/cache"))
     arguments = parser.parse_args()
-    engine = load(arguments.model, arguments.dtype, "best", arguments.cache)
+    engine = load(arguments.model, arguments.dtype, "auto", "best", arguments.cache)
     with tempfile.TemporaryDirectory() as folder:
         load_adapters(engine, arguments.model, Path(folder))
     cases = recipes()
