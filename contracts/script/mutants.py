@@ -633,12 +633,22 @@ def mutated(mutant: Mutant, source: Path) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
+def only(test: str, project: Path) -> list[str]:
+    """Forge's arguments for one test; what else there is need not be compiled."""
+    homes = [
+        path for path in (project / "test").glob("*.t.sol") if f"function {test}(" in path.read_text(encoding="utf-8")
+    ]
+    if len(homes) != 1:
+        raise SystemExit(f"{test} is in {len(homes)} files of test/")
+    return ["--match-path", f"test/{homes[0].name}", "--match-test", f"^{test}"]
+
+
 def survives(mutant: Mutant, project: Path, forge: Path) -> bool:
     """Runs the tests in `project`, a copy, with the mutant in place of the sound source."""
     faulty, sound = mutated(mutant, CONTRACTS / "src"), (CONTRACTS / "src" / mutant.file).read_text(encoding="utf-8")
     target = project / "src" / mutant.file
     target.write_text(faulty, encoding="utf-8")
-    command = [str(forge), "test", "--fail-fast"] + (["--match-test", f"^{mutant.test}"] if mutant.test else [])
+    command = [str(forge), "test", "--fail-fast", *(only(mutant.test, project) if mutant.test else [])]
     environment = os.environ | {"FOUNDRY_PROFILE": "lite"}
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     target.write_text(sound, encoding="utf-8")
