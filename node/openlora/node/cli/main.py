@@ -68,7 +68,8 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 
 def main() -> None:
-    """Runs a command. A refusal is one sentence on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """Runs a command. A refusal is one sentence on stderr and exit code 2, or 3 if the chain refuses, or 75 for what
+    may pass by itself; Ctrl-C is exit code 130."""
     leave_no_core()
     restore_recursion_limit()
     logging.getLogger("openlora").addHandler(logging.NullHandler())  # commands speak in sentences; a node logs
