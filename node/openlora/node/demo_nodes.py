@@ -13,7 +13,7 @@ from openlora.node.children import die_with_parent, stop
 from openlora.node.devnet import DevNode
 from openlora.node.errors import AgentUnreachable, OpenLoraError
 
-START_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 300.0  # vLLM takes minutes on a busy machine; a process that ends is not waited for
 STOP_TIMEOUT_S: Final = 15.0
 POLL_S: Final = 0.25
 
