@@ -50,7 +50,7 @@ from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.supervisor import supervised_engines
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import ChainError, ConfigError, JournalUnwritable, Reverted
-from openlora.node.facts import ChainFacts
+from openlora.node.facts import HELD, ChainFacts
 from openlora.node.fees import Fees
 from openlora.node.hardware import read_hardware
 from openlora.node.job import JobId, JobState
@@ -219,7 +219,7 @@ class Node:
             try:
                 committed = self.journal.jobs(JobState.COMMITTED)
                 now_s = (await self.chain.block("latest")).timestamp
-                waiting = {job.id: due_at[job.id] for job in committed if due_at.get(job.id, 0) > now_s}
+                waiting = {job.id: due_at[job.id] for job in committed if now_s < due_at.get(job.id, HELD) < HELD}
                 read = [job.id for job in committed if job.id not in waiting]  # also when due: questions stop the clock
                 due_at = waiting | {job_id: await self.worker.facts.finalizable_at(job_id) for job_id in read}
                 due = [job for job in committed if due_at[job.id] <= now_s]

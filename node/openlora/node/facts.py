@@ -11,6 +11,7 @@ from openlora.node.errors import Reverted
 
 WEIGHT_UNIT: Final = 10_000  # a recipe's weights are whole numbers of 1/10,000
 KEPT_RECIPES: Final = 4096
+HELD: Final = float("inf")  # the end of a window whose clock stands still
 
 
 class ChainFacts:
@@ -68,10 +69,10 @@ class ChainFacts:
         return (await self._chain.call(self._queue.job(job_id))).state is JobState.OPEN
 
     async def finalizable_at(self, job_id: int) -> float:
-        """When a committed job's challenge window ends, in the chain's unix seconds; infinity while a question about
-        the job has stopped its clock."""
+        """When a committed job's challenge window ends, in the chain's unix seconds; HELD while a question about the
+        job has stopped its clock."""
         job = await self._chain.call(self._queue.job(job_id))
-        return float("inf") if job.state is JobState.HELD else job.finalizable_at
+        return HELD if job.state is JobState.HELD else job.finalizable_at
 
     async def funds(self) -> Funds:
         """Gas, stake and bond as of the latest block."""
