@@ -40,7 +40,7 @@ MISTAKES = (
         "if (state == State.Finalized || state >= State.Held) return;",
         "if (state == State.Finalized || state >= State.Held) return;\n"
         "        if (msg.sender != settlement.client) revert NotTheClient(msg.sender);",
-        "test_anyone_finalizes",
+        "test_anyone_finalizes_whoever_else_stays_away",
     ),
     Mutant(
         "live parameters change a running job",
