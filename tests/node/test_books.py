@@ -1,7 +1,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openlora.contracts import Paid, Role, eip712
+from openlora.contracts import (
+    Paid,
+    Role,
+    SessionClosed,
+    SessionOpened,
+    SessionSettled,
+    SessionToppedUp,
+    Voucher,
+    eip712,
+)
 from openlora.node.books import Books
 from tests.node.facts import CLIENT, OPERATOR, RIVAL, cancelled, expired, finalized, spec, submitted
 
@@ -28,6 +37,21 @@ def test_every_end_of_a_job_is_on_the_books():
     assert books.balanced
     assert (books.jobs, books.finalized) == (4, 1)
     assert books.earned == {(Role.NODE, OPERATOR): 1, (Role.BASE, RIVAL): 1}
+
+
+def test_a_sessions_deposit_is_on_the_books_until_it_is_closed():
+    session, voucher = b"\x01" * 32, Voucher(b"\x01" * 32, 7, bytes(32), 0)
+    history = [
+        SessionOpened(session, CLIENT, OPERATOR, 20),
+        SessionToppedUp(session, 5),
+        paid(Role.NODE, OPERATOR, 7),
+        SessionSettled(session, OPERATOR, 7, voucher, ()),
+    ]
+    books = Books.of(history)
+    assert (books.escrow_wei, books.paid_wei, books.open_wei, books.balanced) == (25, 7, 18, True)
+    closed = Books.of([*history, SessionClosed(session, 18)])
+    assert (closed.refunded_wei, closed.open_wei, closed.balanced) == (18, 0, True)
+    assert not Books.of([*history, SessionClosed(session, 18), paid(Role.BASE, RIVAL, 1)]).balanced
 
 
 @given(st.integers(0, ESCROW), st.integers(-2, 2))

@@ -1,4 +1,4 @@
-"""The market's books, read from the queue's own events: what went into escrow, and where every wei of it went."""
+"""The market's books, read from the events of queue and sessions: what went in, and where every wei of it went."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,13 +13,18 @@ from openlora.contracts import (
     JobSubmitted,
     Paid,
     Role,
+    SessionClosed,
+    SessionOpened,
+    SessionSettled,
+    SessionToppedUp,
     eip712,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Sums over a range of events, in token wei. `open_wei` is escrow of jobs that are not over."""
+    """Sums over a range of events, in token wei: jobs' escrows and sessions' deposits together. `open_wei` is what is
+    neither paid nor refunded."""
 
     escrow_wei: int
     paid_wei: int
@@ -37,7 +42,7 @@ class Books:
     @classmethod
     def of(cls, events: Iterable[object]) -> "Books":
         """Reads JobSubmitted, Paid, JobFinalized and the events of other ends; passes over others."""
-        held: dict[int, int] = {}  # job → escrow
+        held: dict[int | bytes, int] = {}  # job or session → what of its escrow or deposit is there
         earned: Counter[tuple[Role, str]] = Counter()
         escrow_wei = refunded_wei = finalized = jobs = 0
         for event in events:
@@ -46,6 +51,15 @@ class Books:
                     jobs += 1
                     held[event.job_id] = eip712.escrow_wei(event.spec)
                     escrow_wei += held[event.job_id]
+                case SessionOpened() | SessionToppedUp():
+                    amount = event.deposit if isinstance(event, SessionOpened) else event.amount
+                    held[event.session_id] = held.get(event.session_id, 0) + amount
+                    escrow_wei += amount
+                case SessionSettled():
+                    held[event.session_id] -= event.fee
+                case SessionClosed():
+                    refunded_wei += event.refund
+                    held[event.session_id] -= event.refund
                 case Paid():
                     earned[event.role, event.payee] += event.amount
                 case JobFinalized():

@@ -1,4 +1,4 @@
-"""The demonstration: a dev network, three nodes, twenty-four jobs, one murder, and an account of every wei.
+"""The demonstration: three nodes, twenty-four jobs, one murder, one fraud, and an account of every wei.
 
 Nothing is staged: each node is the same `openlora run` that an operator starts, in a process of its own; jobs reach the
 nodes through the chain alone, adapters and answers travel over libp2p, and the books are read from the chain's events.
@@ -19,9 +19,12 @@ from openlora.contracts import (
     JobClaimed,
     JobCommitted,
     JobFinalized,
+    JobHeld,
     JobReleased,
+    JobResumed,
     LeaseLapsed,
 )
+from openlora.node.audit import VaultAudit, audit_vault
 from openlora.node.base_model import pull
 from openlora.node.books import Books
 from openlora.node.chain.history import events
@@ -30,7 +33,8 @@ from openlora.node.config_files import ENGINE
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_PROMPTS
 from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
-from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, BARGAIN, MODEL_NAME, Devnet, devnet
+from openlora.node.demo_scenes import Played, Scenes
+from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, BARGAIN, MODEL_NAME, OPERATORS, Devnet, devnet
 from openlora.node.documents import ChatMessage, InputDocument
 from openlora.node.market import Offer, SubmittedJob, Term
 from openlora.node.network.client import NetworkClient
@@ -104,6 +108,10 @@ class DemoResult:
     escrow_wei: int
     paid_wei: int
     refunded_wei: int
+    session_receipts: int
+    published: int
+    slashed_wei: int
+    vault_wei: int
     first_paid_job_s: float
     seconds: float
 
@@ -123,6 +131,7 @@ class Ledger:
     """The books of the demonstration and who is who in them."""
 
     books: Books
+    vault: VaultAudit
     name_of: Callable[[str], str]
 
 
@@ -167,6 +176,9 @@ class _Demo:
     requeued: int = 0
     fetched_before: dict[str, int] = field(default_factory=dict)  # bytes, by node
     back: asyncio.Event = field(default_factory=asyncio.Event)  # the killed node is
+    played: Played = field(default_factory=Played)
+    _committed: asyncio.Event = field(default_factory=asyncio.Event)
+    _last_committed: int = 0
 
     async def start(self, nodes: Sequence[NodeProcess]) -> None:
         """Returns when the client and the developers see the nodes' signed presence. Raises DemoFailed."""
@@ -198,18 +210,25 @@ class _Demo:
             group.create_task(self._follow())
             group.create_task(self._newcomer())
             group.create_task(self._kill_one())
+            group.create_task(self._play())
             for number, demo_job in enumerate(self.jobs):
                 if number == len(self.jobs) - AFTER_RESTART:
                     await self.back.wait()
                 await self._submit(demo_job)
                 if demo_job.price > NOBODYS_PRICE:
                     group.create_task(self._stream(demo_job))
+        await self._new_events()  # what came after the last job's end
         books = Books.of(self.history)
+        vault = await audit_vault(self.client.market.desk, [key.address for key in self.net.people.values()])
         travelled_bytes = sum(
             [await self._fetched(node) - self.fetched_before.get(node.name, 0) for node in self.nodes]
         )
         result = DemoResult(
-            ok=books.balanced and not books.open_wei and books.finalized == len(self.jobs) - 1 and self.requeued > 0,
+            ok=(
+                (books.balanced and vault.balanced and not books.open_wei)
+                and (books.finalized == len(self.jobs) and self.requeued > 0)  # one is cancelled, the cheat's is more
+                and self.played.ok
+            ),
             nodes=len(self.nodes),
             jobs=books.jobs,
             finalized=books.finalized,
@@ -219,10 +238,14 @@ class _Demo:
             escrow_wei=books.escrow_wei,
             paid_wei=books.paid_wei,
             refunded_wei=books.refunded_wei,
+            session_receipts=self.played.session_receipts,
+            published=self.played.published,
+            slashed_wei=self.played.slashed_wei,
+            vault_wei=vault.held_wei,
             first_paid_job_s=round(self.first_paid_s, 1),
             seconds=round(time.monotonic() - self.started_s, 1),
         )
-        return result, Ledger(books, self.net.name_of)
+        return result, Ledger(books, vault, self.net.name_of)
 
     async def _fetched(self, node: NodeProcess) -> int:
         """Bytes of blocks that the node had from others in this life."""
@@ -278,6 +301,24 @@ class _Demo:
         self.view.step(f"{node.name} is back, and its journal says of job {victim.job.job_id}: {state}")
         self.back.set()
 
+    # ---- the visitor, and whom it catches ----
+
+    async def _play(self) -> None:
+        """Once jobs are being paid: the scenes, whose jobs are none of the client's."""
+        await _until(lambda: self.first_paid_s)
+        scenes = Scenes(self.net, self.client.network, self.client.market, self.view.step, self.played)
+        await scenes.play(self._honest_job)
+
+    async def _honest_job(self) -> int:
+        """A job that a node has just committed. Raises DemoFailed when none is any more."""
+        self._committed.clear()
+        try:
+            async with asyncio.timeout(FINISH_TIMEOUT_S / 2):
+                await self._committed.wait()
+        except TimeoutError:
+            raise DemoFailed("no job was committed while its output could be demanded") from None
+        return self._last_committed
+
     # ---- the chain ----
 
     async def _follow(self) -> None:
@@ -315,14 +356,21 @@ class _Demo:
             case JobCommitted():
                 self.tokens += event.receipt.out_tokens
                 self._set_by_id(event.job_id, "committed", self._node_name(event.node))
+                if event.job_id != self.played.cheats_job:
+                    self._last_committed = event.job_id
+                    self._committed.set()
+            case JobHeld():
+                self._set_by_id(event.job_id, "held")
+            case JobResumed():
+                self._set_by_id(event.job_id, "committed")
             case JobFinalized():
                 self.first_paid_s = self.first_paid_s or time.monotonic() - self.started_s
                 self._set_by_id(event.job_id, "paid")
             case JobCancelled():
                 self._set_by_id(event.job_id, "cancelled")
             case ForfeitPaid():
-                who = self.net.name_of(event.beneficiary)
-                self.view.step(f"{who} is credited the bond that the killed node lost")
+                if (who := self.net.name_of(event.beneficiary)) in OPERATORS:
+                    self.view.step(f"{who} is credited the bond that the killed node lost")
 
     def _set_by_id(self, job_id: int, state: str, node: str | None = None) -> None:
         for demo_job in self.jobs:
@@ -344,6 +392,7 @@ class _Demo:
         market, deployment = self.client.market, self.net.deployment
         head = (await market.chain.block("latest")).number
         new = await events(market.chain, deployment.job_queue, self.next_block, head)
+        new = [*new, *await events(market.chain, deployment.sessions, self.next_block, head)]
         bonds = await events(market.chain, deployment.node_registry, self.next_block, head)
         self.next_block = head + 1
         self.history += new

@@ -41,7 +41,7 @@ ASK_IN_WEI_PER_K: Final = OLRA // 10
 ASK_OUT_WEI_PER_K: Final = OLRA // 5
 STAKE_WEI: Final = 100 * OLRA
 PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_secs=3_600, max_duration_secs=86_400)
-OUTPUT_TERMS: Final = OutputTerms(answer_secs=10, bond=OLRA, bond_per_token=OLRA // 1_000, max_out_tokens=8_192)
+OUTPUT_TERMS: Final = OutputTerms(answer_secs=60, bond=OLRA, bond_per_token=OLRA // 1_000, max_out_tokens=8_192)
 DISPUTE_TERMS: Final = DisputeTerms(
     challenge_bond=20 * OLRA,
     verifier_stake=100 * OLRA,
@@ -53,7 +53,7 @@ DISPUTE_TERMS: Final = DisputeTerms(
     audit_bps=500,
 )
 UNSTAKE_DELAY_S: Final = 60
-CLOSE_DELAY_S: Final = 15
+CLOSE_DELAY_S: Final = 10
 BLOCK_TIME_S: Final = 1
 TURN_S: Final = 2.0
 MAX_LIVE_JOBS: Final = 4  # of each node: all share one machine
@@ -64,8 +64,14 @@ OPERATORS: Final = tuple(f"operator {number}" for number in range(1, NODES + 1))
 HOT_KEYS: Final = tuple(f"hot key {number}" for number in range(1, NODES + 1))
 DEVELOPERS: Final = tuple(f"developer {number}" for number in range(1, len(DEMO_ADAPTERS) + 1))
 PROVIDERS: Final = ("data provider 1", "data provider 2")
+VISITOR: Final = "visitor"  # a second client
+CHEAT: Final = f"operator {NODES + 1}"  # has staked, and runs no node
+CHEATS_KEY: Final = f"hot key {NODES + 1}"
 # Who is which of anvil's accounts. A hot key and the operator of its number are two keys of one person.
-PEOPLE: Final = ("protocol", "base owner", "client", *DEVELOPERS, *PROVIDERS, *OPERATORS, *HOT_KEYS)
+PEOPLE: Final = (
+    *("protocol", "base owner", "client", *DEVELOPERS, *PROVIDERS, *OPERATORS, *HOT_KEYS),
+    *(VISITOR, CHEAT, CHEATS_KEY),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +219,11 @@ def settings_of(deployer: LocalAccount) -> MarketSettings:
 
 
 async def _populate(markets: Mapping[str, Market], base_id: bytes, layout: Layout) -> Mapping[str, bytes]:
-    for name in (*OPERATORS, "client"):
+    for name in (*OPERATORS, CHEAT, "client", VISITOR):
         await markets[name].transact(markets[name].token.mint(markets[name].key.address, 10_000 * OLRA))
-    await markets["client"].deposit(1_000 * OLRA)
-    for operator, hot_key in zip(OPERATORS, HOT_KEYS, strict=True):
+    for name in ("client", VISITOR):
+        await markets[name].deposit(1_000 * OLRA)
+    for operator, hot_key in zip((*OPERATORS, CHEAT), (*HOT_KEYS, CHEATS_KEY), strict=True):
         await markets[operator].register_node(markets[hot_key].key, STAKE_WEI)
     await markets["base owner"].register_base(base_id, MODEL_NAME)
     datanets = await _create_datanets([markets[name] for name in PROVIDERS])

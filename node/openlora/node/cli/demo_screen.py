@@ -7,7 +7,7 @@ from rich.text import Text
 from openlora.node.cli.output import Output, printable, tokens
 from openlora.node.demo import ENDED, DemoJob, DemoResult, DemoView, Ledger
 
-STYLES = {"paid": "green", "committed": "cyan", "running": "magenta", "cancelled": "yellow"}
+STYLES = {"paid": "green", "committed": "cyan", "running": "magenta", "cancelled": "yellow", "held": "yellow"}
 
 
 def show_books(output: Output, result: DemoResult, ledger: Ledger) -> None:
@@ -20,10 +20,16 @@ def show_books(output: Output, result: DemoResult, ledger: Ledger) -> None:
     output.say("")
     paid, refunded = tokens(books.paid_wei), tokens(books.refunded_wei)
     output.say(
-        f"escrow {tokens(books.escrow_wei)} {'=' if books.balanced else '≠'} paid {paid} + refunded {refunded} OLRA,"
+        f"escrow and deposits {tokens(books.escrow_wei)} {'=' if books.balanced else '≠'} paid {paid}"
+        f" + refunded {refunded} OLRA,"
         f" to the wei; {result.finalized} of {result.jobs} jobs paid, {result.requeued} of them taken over from a dead"
         f" node; {result.tokens} tokens; {result.travelled_bytes / 1e6:.1f} MB of adapters travelled between nodes;"
         f" the first job was paid after {result.first_paid_job_s} s, all in {result.seconds} s"
+    )
+    vault = ledger.vault
+    output.say(
+        f"the Vault holds {tokens(vault.held_wei)} {'=' if vault.balanced else '≠'} {tokens(vault.balances_wei)} of"
+        f" balances + {tokens(vault.credits_wei)} earned + {tokens(vault.pots_wei)} at stake OLRA, to the wei"
     )
 
 

@@ -158,6 +158,14 @@ class Conversation:
                     raise NetworkError("the node sends more than an answer can hold")
         raise NetworkError("the node ended without a receipt; ask for the order again")
 
+    async def answer(self, order: Order) -> Answered:
+        """What the order came to, without the way there."""
+        async with aclosing(self.ask(order)) as replies:
+            async for reply in replies:
+                if isinstance(reply, Answered):
+                    return reply
+        raise AssertionError("it ends with what it came to, or raises")
+
     async def pay(self, answered: list[Answered], now_s: float) -> Voucher:
         """Signs and sends the voucher for these too. Returns once it is in the node's journal."""
         account = self.account.charged(answer.charge for answer in answered)
@@ -221,12 +229,7 @@ class Conversation:
         of_session = eip712.order_number(self.place.session, spec.nonce) is not None
         if not of_session or not self._is_ours(eip712.spec_digest(self.place.domain, spec), signature):
             raise RequestError("bad_standing", "the order that the node shows is not one that this key has signed")
-        order = Order(session=self.place.session, spec=spec_bytes, signature=signature)
-        async with aclosing(self.ask(order)) as replies:
-            async for reply in replies:
-                if isinstance(reply, Answered):
-                    return reply
-        raise AssertionError("it ends with what it came to, or raises")
+        return await self.answer(Order(session=self.place.session, spec=spec_bytes, signature=signature))
 
     def _is_ours(self, digest: bytes, signature: bytes) -> bool:
         try:
