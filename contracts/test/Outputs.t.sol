@@ -218,6 +218,14 @@ contract OutputsTest is MarketTest {
         outputs.demandChunk(jobId, settlement, of_, 4);
     }
 
+    function test_demandChunk_revertsWhen_the_node_keeps_no_fingerprints() public {
+        _commitWith(sha256(OUTPUT), 0);
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory of_) = (settlementOf(spec, receipt), receipt);
+        vm.prank(asker);
+        vm.expectRevert(abi.encodeWithSelector(IOutputs.NoSuchChunk.selector, 0, 0));
+        outputs.demandChunk(jobId, settlement, of_, 0);
+    }
+
     // Publication as part of the job
 
     function test_a_contract_submits_and_is_called_with_the_output() public {

@@ -73,6 +73,7 @@ interface IOutputs {
     function demandOutput(uint64 jobId, IJobQueue.Settlement calldata settlement, IJobQueue.Receipt calldata receipt)
         external;
     /// @notice Asks for a chunk of the fingerprints under the receipt's `fingerprintRoot`: one of each 32 output tokens.
+    /// Under a root of zero, of a node that keeps no fingerprints and says so, there are none.
     function demandChunk(
         uint64 jobId,
         IJobQueue.Settlement calldata settlement,

@@ -211,7 +211,9 @@ class Outputs:
         return Call(self.address, data, "Outputs.bondFor", lambda output: decode_one("uint96", output))
 
     def demand_chunk(self, job_id: int, settlement: Settlement, receipt: Receipt, chunk: int) -> Call[None]:
-        """Asks for a chunk of the fingerprints under the receipt's `fingerprintRoot`: one of each 32 output tokens."""
+        """Asks for a chunk of the fingerprints under the receipt's `fingerprintRoot`: one of each 32 output tokens.
+        Under a root of zero, of a node that keeps no fingerprints and says so, there are none.
+        """
         data = encode_call(
             bytes.fromhex("e076fa17"),
             ["uint64", Settlement.ABI, Receipt.ABI, "uint32"],
