@@ -78,7 +78,7 @@ class CudaRunner(OpsRunner):
         try:
             repeat = self._graphs.capture(lambda: self._model.forward(batch, self._cache))
         except RuntimeError as error:
-            log.warning("decoding steps cannot be captured, and are launched kernel by kernel from now on: %s", error)
+            log.warning("event=graphs_unavailable reason=%r", str(error))
             self._graphs = None
             self._captured.clear()
             return None

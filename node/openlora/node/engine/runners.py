@@ -35,7 +35,7 @@ def best_runner(config: DecoderConfig, weights: DecoderWeights, limits: EngineLi
         if cache_dir is not None and weights.embedding.dtype == torch.bfloat16:
             return CompiledRunner(config, weights, limits, cache_dir)
     except KernelsUnavailable as error:
-        log.warning("the compiled kernels cannot serve: %s; the slower reference serves", error)
+        log.warning("event=kernels_unavailable reason=%r", str(error))
     ops = Ops(BACKENDS["reference"])
     return OpsRunner(Decoder(config, _widened(weights), ops), ops, limits.pages, limits.page_tokens)
 
@@ -56,7 +56,7 @@ def cuda_runner(config: DecoderConfig, weights: DecoderWeights, limits: EngineLi
     card = torch.cuda.get_device_name(device)
     checks = [] if cache_dir is None else passed_checks(checks_file(cache_dir), kernels_digest())
     if card not in {check.card for check in checks}:
-        log.warning("the CUDA kernels have not passed their check on %s; `make gpu-check` makes it", card)
+        log.warning("event=kernels_unchecked card=%r", card)
     ops = Ops(with_flashinfer(TRITON, device))
     return CudaRunner(Decoder(config, packed(weights), ops), ops, limits, CudaGraphs())
 
