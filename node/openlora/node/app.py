@@ -49,11 +49,12 @@ from openlora.node.engine.backends import engine_options, engine_profile
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.supervisor import supervised_engines
 from openlora.node.engine.text import TextModel
-from openlora.node.errors import ChainError, ConfigError, JournalUnwritable, Reverted
-from openlora.node.facts import HELD, ChainFacts
+from openlora.node.errors import ConfigError, JournalUnwritable
+from openlora.node.facts import ChainFacts
 from openlora.node.fees import Fees
+from openlora.node.finalizer import Finalizer
 from openlora.node.hardware import read_hardware
-from openlora.node.job import JobId, JobState
+from openlora.node.job import JobState
 from openlora.node.journal import Identity, Journal
 from openlora.node.keys import load_key
 from openlora.node.kubo import KuboContent
@@ -142,6 +143,7 @@ class Node:
     events: QueueEvents
     worker: Worker
     dispatcher: Dispatcher
+    finalizer: Finalizer
     sessions: SignedLane
     questions: Questions
     network: NetworkClient
@@ -165,7 +167,7 @@ class Node:
             group.create_task(self.sender.run(), name="sender")
             group.create_task(self._follow(), name="follow")
             group.create_task(self.dispatcher.run(), name="dispatch")
-            group.create_task(self._settle(), name="settle")
+            group.create_task(self.finalizer.run(), name="settle")
             group.create_task(self.sessions.run(), name="sessions")
             group.create_task(self.questions.run(), name="questions")
             group.create_task(keep_trusted(self.network, self.directory), name="trust")
@@ -210,26 +212,6 @@ class Node:
             self.claims.apply(occurrence.event)
             self.sessions.settler.apply(occurrence.event)
             self.questions.apply(occurrence.event)
-
-    async def _settle(self) -> None:
-        """Finalizes each committed job soon after its window; chain trouble only delays it."""
-        due_at: dict[JobId, float] = {}
-        attempt = 1
-        while True:
-            try:
-                committed = self.journal.jobs(JobState.COMMITTED)
-                now_s = (await self.chain.block("latest")).timestamp
-                waiting = {job.id: due_at[job.id] for job in committed if now_s < due_at.get(job.id, HELD) < HELD}
-                read = [job.id for job in committed if job.id not in waiting]  # also when due: questions stop the clock
-                due_at = waiting | {job_id: await self.worker.facts.finalizable_at(job_id) for job_id in read}
-                due = [job for job in committed if due_at[job.id] <= now_s]
-                await self.worker.settlement.finalize(due, attempt)
-            except Reverted as error:
-                attempt += 1
-                log.error("event=finalization_reverted attempt=%d reason=%r", attempt, str(error))
-            except ChainError as error:
-                log.warning("event=settlement_waits reason=%r", str(error))
-            await asyncio.sleep(self.config.chain.poll_s)
 
     async def _serve(self) -> None:
         api = create_agent_api(self.journal, self.worker.streams, self.board, self.feed)
@@ -399,6 +381,7 @@ async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> Asy
             events=QueueEvents(journal, operator),
             worker=worker,
             dispatcher=dispatcher,
+            finalizer=Finalizer(worker.settlement, chain, facts, config.chain.poll_s),
             sessions=sessions,
             questions=questions,
             network=network,

@@ -1,0 +1,151 @@
+"""What is committed is paid once its window is over, though a question moved the window's end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from openlora.contracts import AdapterRegistry, Call, Job, JobQueue, NodeRegistry
+from openlora.contracts import JobState as OnChain
+from openlora.node.chain.types import Block, Wei
+from openlora.node.errors import Reverted, RpcDown
+from openlora.node.facts import ChainFacts
+from openlora.node.finalizer import Finalizer
+from openlora.node.job import JobId, JobState
+from openlora.node.journal import Journal
+from openlora.node.settlement import Settlement
+from openlora.node.tasks import running
+from tests.node.facts import OPERATOR, RIVAL, block, open_journal, receipt, spec, spec_hash
+
+FIRST, SECOND = JobId(1), JobId(2)
+QUEUE = JobQueue(RIVAL)
+
+
+@dataclass
+class Chain:
+    """A clock and jobs that the test sets; the looks at it are counted."""
+
+    now_s: int = 1_000
+    jobs: dict[int, Job] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)  # of the next looks at the clock
+    looks: int = 0  # at the clock
+    readings: int = 0  # of jobs
+    looked: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def block(self, tag: str) -> Block:
+        async with self.looked:
+            self.looks += 1
+            self.looked.notify_all()
+        if self.failures:
+            raise self.failures.pop(0)
+        return Block(7, bytes(32), bytes(32), self.now_s, Wei(1))
+
+    async def call(self, call: Call[Any]) -> Job:
+        self.readings += 1
+        return self.jobs[int.from_bytes(call.data[4:36], "big")]
+
+    async def looked_again(self, times: int = 2) -> None:
+        """Once a look that began after this call is over, and so what came of it."""
+        async with asyncio.timeout(5), self.looked:
+            enough = self.looks + times
+            await self.looked.wait_for(lambda: self.looks >= enough)
+
+
+@dataclass
+class Transactions:
+    """A sender that sends what it was never given before."""
+
+    sent: list[str] = field(default_factory=list)
+    reverts: list[str] = field(default_factory=list)  # of the next sends
+
+    async def send(self, key: str, call: Call[Any]) -> None:
+        if self.reverts:
+            raise Reverted(self.reverts.pop(0), "refused")
+        if key not in self.sent:
+            self.sent.append(key)
+
+
+@dataclass
+class Scene:
+    finalizer: Finalizer
+    chain: Chain
+    transactions: Transactions
+    journal: Journal
+
+    def commit(self, job_id: JobId, **on_chain: Any) -> None:
+        self.journal.see(job_id, spec(), spec_hash(job_id), None, block(1))
+        self.journal.move(job_id, JobState.CLAIMING)
+        self.journal.move(job_id, JobState.CLAIMED, block=block(2))
+        self.journal.record_receipt(job_id, spec_hash(job_id), msgspec.json.encode(receipt(job_id)))
+        self.journal.move(job_id, JobState.COMMITTED, block=block(3))
+        self.stands(job_id, **on_chain)
+
+    def stands(self, job_id: JobId, state: OnChain = OnChain.COMMITTED, until: int = 0) -> None:
+        self.chain.jobs[job_id] = Job(bytes(32), bytes(32), OPERATOR, state, 1, 0, until, 2, 0)
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    chain, transactions = Chain(), Transactions()
+    any_chain: Any = chain
+    sender: Any = transactions
+    unsigned: Any = None  # nothing is signed here
+    facts = ChainFacts(any_chain, QUEUE, NodeRegistry(RIVAL), AdapterRegistry(RIVAL), OPERATOR, OPERATOR)
+    with open_journal(tmp_path) as journal:
+        finalizer = Finalizer(Settlement(QUEUE, unsigned, journal, sender), any_chain, facts, poll_s=0.001)
+        async with running(finalizer.run(), "finalizer"):
+            yield Scene(finalizer, chain, transactions, journal)
+
+
+async def test_a_job_is_paid_when_its_window_is_over(scene: Scene):
+    scene.commit(FIRST, until=1_003)
+    await scene.chain.looked_again()
+    readings = scene.chain.readings
+    await scene.chain.looked_again()
+    assert (scene.transactions.sent, scene.chain.readings) == ([], readings), "an open window is not read at every look"
+    scene.chain.now_s = 1_003
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == ["finalize:1:1"]
+
+
+async def test_a_job_that_a_question_held_is_paid_after_its_answer_without_a_restart(scene: Scene):
+    scene.commit(FIRST, state=OnChain.HELD, until=900)
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == []
+    scene.stands(FIRST, until=1_010)
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == [], "the window goes on from where it stood"
+    scene.chain.now_s = 1_010
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == ["finalize:1:1"]
+
+
+async def test_a_window_that_was_held_meanwhile_is_waited_for(scene: Scene):
+    scene.commit(FIRST, until=1_003)
+    await scene.chain.looked_again()
+    scene.stands(FIRST, until=1_050)
+    scene.chain.now_s = 1_003
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == []
+    scene.chain.now_s = 1_050
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == ["finalize:1:1"]
+
+
+async def test_a_held_job_does_not_keep_others_waiting(scene: Scene):
+    scene.commit(FIRST, state=OnChain.HELD)
+    scene.commit(SECOND, until=999)
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == ["finalize:2:1"]
+
+
+async def test_trouble_with_the_chain_delays_it_only(scene: Scene):
+    scene.transactions.reverts = ["WindowOpen"]
+    scene.chain.failures = [RpcDown("nobody answers")]
+    scene.commit(FIRST, until=999)
+    await scene.chain.looked_again(times=4)
+    assert scene.transactions.sent == ["finalize:1:2"], "another transaction than the one that reverted"
