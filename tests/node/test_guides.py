@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from openlora.contracts import JobFlag
 from openlora.node.cli.main import app
+from openlora.node.documents import decode_input, decode_output
 
 COMMAND = re.compile(r"(?:^|[`/ ])openlora ((?:[a-z][a-z-]*)(?: [^`#\n|]*)?)", flags=re.MULTILINE)
 
 
 def guides(repository: Path) -> Iterator[Path]:
     yield repository / "README.md"
+    yield repository / "contracts/submitting.md"
     yield from sorted((repository / "configs/guides").glob("*.md"))
 
 
@@ -57,3 +60,13 @@ def test_links_between_pages_lead_somewhere(repository: Path):
     for guide in guides(repository):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", guide.read_text()):
             assert "://" in link or (guide.parent / link).exists(), f"{guide.name}: {link}"
+
+
+def test_the_flags_and_documents_of_the_submitters_guide_are_the_codes(repository: Path):
+    guide = (repository / "contracts/submitting.md").read_text()
+    assert {name: int(bit) for name, bit in re.findall(r"^\| `([A-Z]+)` = (\d+) \|", guide, flags=re.MULTILINE)} == {
+        str(flag.name): int(flag) for flag in JobFlag
+    }
+    given, answered = re.findall(r"```json\n(.*?)\n```", guide, flags=re.DOTALL)
+    assert decode_input(given.encode()).messages
+    assert decode_output(answered.encode()).text == "Ahoy"
