@@ -9,6 +9,7 @@ from rich.console import Console
 
 from openlora.node.cli.status_screen import Moment, screen
 from openlora.node.telemetry import snapshot as shown
+from openlora.node.telemetry.views import JobView
 
 NOW_S = 100_000.0
 OPERATOR = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
@@ -90,10 +91,29 @@ BUSY = shown.Snapshot(
         ),
     ),
 )
-JOBS = (
-    {"job_id": 41, "state": "claimed", "skip_code": None, "reason": None, "recipe_id": 3, "changed_at": NOW_S - 5},
-    {"job_id": 40, "state": "skipped", "skip_code": "taken", "reason": None, "recipe_id": 3, "changed_at": NOW_S - 65},
-)
+
+
+def job(number: int, state: str, changed_at_s: float, skip_code: str | None = None) -> Any:
+    return msgspec.to_builtins(
+        JobView(
+            job_id=number,
+            state=state,
+            skip_code=skip_code,
+            reason=None,
+            recipe_id=3,
+            client="0x" + "0a" * 20,
+            claim_block_number=None,
+            changed_at_s=changed_at_s,
+            recipe=(),
+            max_fee_wei="1",
+            fee_wei=None,
+            in_tokens=None,
+            out_tokens=None,
+        )
+    )
+
+
+JOBS = (job(41, "claimed", NOW_S - 5), job(40, "skipped", NOW_S - 65, "taken"))
 
 
 def drawn(state: shown.Snapshot, width: int = 100, tokens_per_s: float | None = 250.0) -> str:

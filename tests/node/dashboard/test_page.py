@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from playwright.async_api import expect
 
 from openlora.contracts import Paid, Role
 from openlora.node.api import page
@@ -161,7 +162,7 @@ async def test_filters_and_pages_of_jobs(tmp_path: Path):
             await seen.page.click("text=Newer")
             await seen.page.wait_for_selector("tr[data-job='60']")
             await seen.page.select_option("#jobs-filter", "skip_code=no_capacity")
-            await seen.page.wait_for_function("document.querySelectorAll('tr[data-job]').length === 2")
+            await expect(seen.page.locator("tr[data-job]")).to_have_count(2)
             assert await seen.texts("#jobs-table tbody th button") == ["#53", "#13"]
 
 

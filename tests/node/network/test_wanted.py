@@ -5,7 +5,7 @@ from typing import Any
 
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts import Adapter
+from openlora.contracts import Access, Adapter
 from openlora.node.content import adapter_cid, document_cid
 from openlora.node.job import JobId, JobState
 from openlora.node.journal import Journal
@@ -13,9 +13,29 @@ from openlora.node.network.wanted import Wanted
 from tests.node.facts import block, open_journal, spec, spec_hash
 
 BASE, OTHER = b"\x01" * 32, b"\x09" * 32
-PIRATE, OLD, FOREIGN, STRANGE = (bytes((number,)) * 32 for number in (2, 3, 4, 5))
+PIRATE, OLD, FOREIGN, STRANGE, BANNED = (bytes((number,)) * 32 for number in (2, 3, 4, 5, 7))
 INPUT = b"\x06" * 32
 OWNER = to_checksum_address("0x" + "0a" * 20)
+
+
+def adapter(base_id: bytes, deprecated: bool = False, taken_down: bool = False) -> Adapter:
+    return Adapter(
+        base_id=base_id,
+        owner=OWNER,
+        registered_at=1,
+        deprecated=deprecated,
+        taken_down=taken_down,
+        access=Access.PUBLIC,
+        version=1,
+        use_fee=0,
+        predecessor=bytes(32),
+        successor=bytes(32),
+        licence=bytes(32),
+        datanets=(),
+    )
+
+
+NOBODYS = adapter(bytes(32))  # what the registry says of a digest that it does not know
 
 
 @dataclass
@@ -24,14 +44,15 @@ class Facts:
 
     adapters: dict[bytes, Adapter] = field(
         default_factory=lambda: {
-            PIRATE: Adapter(BASE, OWNER, 1, False, ()),
-            OLD: Adapter(BASE, OWNER, 1, True, ()),
-            FOREIGN: Adapter(OTHER, OWNER, 1, False, ()),
+            PIRATE: adapter(BASE),
+            OLD: adapter(BASE, deprecated=True),
+            FOREIGN: adapter(OTHER),
+            BANNED: adapter(BASE, taken_down=True),
         }
     )
 
     async def adapter(self, digest: bytes) -> Adapter:
-        return self.adapters.get(digest, Adapter(bytes(32), to_checksum_address(bytes(20)), 0, False, ()))
+        return self.adapters.get(digest, NOBODYS)
 
 
 def wanted(journal: Journal) -> Wanted:
@@ -41,8 +62,8 @@ def wanted(journal: Journal) -> Wanted:
 
 async def test_adapters_registered_for_the_base_that_is_served(tmp_path):
     with open_journal(tmp_path) as journal:
-        answers = [await wanted(journal)(adapter_cid(digest)) for digest in (PIRATE, OLD, FOREIGN, STRANGE)]
-    assert answers == ["a registered adapter", None, None, None]
+        answers = [await wanted(journal)(adapter_cid(digest)) for digest in (PIRATE, OLD, FOREIGN, STRANGE, BANNED)]
+    assert answers == ["a registered adapter", None, None, None, None]
 
 
 async def test_inputs_of_jobs_that_wait_for_an_answer(tmp_path):

@@ -39,12 +39,13 @@ def look(socket: Path, before: Moment | None = None) -> Moment:
     """Raises AgentUnreachable."""
     from openlora.node.agent_client import get
 
-    state, jobs, now_s = get(socket, "/v1/state"), get(socket, f"/v1/jobs?limit={SHOWN_JOBS}"), time.time()
+    state, now_s = get(socket, "/v1/state"), time.time()
+    jobs = get(socket, f"/v1/jobs?limit={SHOWN_JOBS}")["jobs"]
     speed = None
     if before is not None and now_s > before.now_s:
         made = state["engine"]["generated_tokens"] - before.state["engine"]["generated_tokens"]
         speed = max(0, made) / (now_s - before.now_s)
-    return Moment(state, list(jobs), now_s, speed)
+    return Moment(state, jobs, now_s, speed)
 
 
 def watch(output: Output, socket: Path, moment: Moment) -> None:

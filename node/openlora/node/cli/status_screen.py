@@ -197,7 +197,7 @@ def _jobs(jobs: Sequence[State], now_s: float) -> Panel:
     for job in jobs:
         why = printable(job["skip_code"] or job["reason"] or "")
         style = STYLES.get(job["state"], "")
-        ago = _duration(now_s - job["changed_at"])
+        ago = _duration(now_s - job["changed_at_s"])
         table.add_row(str(job["job_id"]), Text(job["state"], style=style), str(job["recipe_id"]), why, ago)
     return _framed("latest jobs", table)
 

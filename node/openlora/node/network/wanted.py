@@ -27,7 +27,7 @@ class Wanted:
         except ContentError:  # one raw block, or no CID at all
             return self._input_of(cid)
         adapter = await self.facts.adapter(digest)
-        usable = adapter.base_id == self.base_id and not adapter.deprecated
+        usable = adapter.base_id == self.base_id and not adapter.deprecated and not adapter.taken_down
         return "a registered adapter" if usable else None
 
     def _input_of(self, cid: str) -> str | None:
