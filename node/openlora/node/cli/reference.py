@@ -124,7 +124,8 @@ def _value(parameter: inspect.Parameter) -> Value | None:
     if info is None:
         return None
     is_option, default = isinstance(info, OptionInfo), parameter.default
-    flags = info.param_decls or (f"--{parameter.name.replace('_', '-')}",)
+    first = info.default if isinstance(info.default, str) else None  # within Annotated, Typer puts the first name there
+    flags = tuple(filter(None, (first, *(info.param_decls or ())))) or (f"--{parameter.name.replace('_', '-')}",)
     name = parameter.name.upper().replace("_", "-")
     shown = ", ".join(f"`{flag}`" for flag in flags) if is_option else f"`{name}`"
     if kind is not bool:
