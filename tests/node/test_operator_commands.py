@@ -43,8 +43,8 @@ def agent_api(steering: Steering) -> FastAPI:
         return Response(msgspec.json.encode(msgspec.structs.replace(BUSY, queue=queue)))
 
     @api.get("/v1/jobs")
-    async def jobs(limit: int) -> list[Any]:
-        return list(JOBS[:limit])
+    async def jobs(limit: int) -> dict[str, Any]:
+        return {"jobs": JOBS[:limit], "next_before": None}
 
     return api
 

@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import psutil
 import trio
 
@@ -85,7 +86,7 @@ async def running_peer(operator: Operator, folder: Path, bootstrap: tuple[str, .
         mdns=False,
         nat=False,
     )
-    command = (*NETWORK_COMMAND, "--state", str(folder), "--options", json.dumps(_plain(options)))
+    command = (*NETWORK_COMMAND, "--state", str(folder), "--options", msgspec.json.encode(options).decode())
     child = await spawn(command, folder / "network.sock", _PATIENCE_S)
     try:
         nodes = NodeTable()
@@ -98,10 +99,6 @@ async def running_peer(operator: Operator, folder: Path, bootstrap: tuple[str, .
     finally:
         await child.stop(2.0)
     await reading
-
-
-def _plain(options: NetworkOptions) -> Mapping[str, Any]:
-    return {name: getattr(options, name) for name in options.__struct_fields__}
 
 
 async def _answer(peer: str, request: bytes) -> AsyncIterator[bytes]:
