@@ -12,7 +12,7 @@ help:            ## this list
 
 setup: .venv/.installed contracts/node_modules/.installed $(MODEL)/config.json ## install what is missing, pinned
 
-demo: setup      ## a dev chain, three nodes, twenty-four jobs, one node killed, everyone paid
+demo: setup      ## a dev chain, three nodes, twenty-five jobs, one node killed, one cheat caught, everyone paid
 	$(PY) -m openlora.node demo --state $(DEMO) --model $(MODEL)
 
 check: setup lint ## lint, types, fast tests: about a minute
