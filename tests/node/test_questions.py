@@ -30,11 +30,15 @@ class Chain:
 
     questions: dict[int, Question] = field(default_factory=dict)
     failures: list[Exception] = field(default_factory=list)  # of the next readings
+    answers_held: asyncio.Event | None = None  # until when an answer, read already, is under way
 
     async def call(self, call: Call[Any]) -> Question:
         if self.failures:
             raise self.failures.pop(0)
-        return self.questions.get(int.from_bytes(call.data[4:36], "big"), NOBODY)
+        answer = self.questions.get(int.from_bytes(call.data[4:36], "big"), NOBODY)
+        if self.answers_held is not None:
+            await self.answers_held.wait()
+        return answer
 
 
 @dataclass
@@ -94,6 +98,17 @@ async def test_an_output_that_is_asked_for_is_published(scene: Scene, kind: Ques
         assert scene.questions.pending, "nothing is claimed meanwhile"
         await scene.answered()
     assert scene.transactions.sent == [("publish:1:1000", CONTRACT.publish_output(JOB, OUTPUT).data)]
+
+
+async def test_what_is_asked_while_an_older_view_is_under_way_is_answered(scene: Scene):
+    scene.chain.answers_held = asyncio.Event()
+    scene.questions.apply(QuestionAsked(JOB, OPERATOR, CLIENT, QuestionKind.OUTPUT, 0, 1_010))  # and gone already
+    async with running(scene.questions.run(), "questions"):
+        await asyncio.sleep(0.01)
+        await scene.ask()
+        scene.chain.answers_held.set()
+        await scene.answered()
+    assert len(scene.transactions.sent) == 1
 
 
 async def test_a_restart_finds_what_was_asked_meanwhile(scene: Scene):

@@ -36,7 +36,7 @@ class Questions:
     content: Content
     operator: str
     retry_s: float = RETRY_S
-    _open: dict[JobId, None] = field(default_factory=dict)  # asked and not answered, in their order
+    _open: dict[JobId, int] = field(default_factory=dict)  # asked and not answered, in their order: how often each was
     _under_way: set[JobId] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,16 +63,19 @@ class Questions:
                 await self._changed.wait()
 
     def _ask(self, job_id: JobId) -> None:
-        self._open[job_id] = None
+        self._open[job_id] = self._open.get(job_id, 0) + 1
         self._changed.set()
 
     async def _answer(self, job_id: JobId) -> None:
-        """Until there is no question any more: answered, by whomever, or too late."""
+        """Until there is no question any more: answered, by whomever, or too late. What is asked during a look, which
+        may have seen the chain as it was before, is looked for once more."""
+        looked = 0
         try:
-            again = True
-            while again:
-                again = await self._is_open(job_id)
-                await asyncio.sleep(self.retry_s if again else 0)
+            while looked != (asked := self._open[job_id]):
+                if await self._is_open(job_id):
+                    await asyncio.sleep(self.retry_s)
+                else:
+                    looked = asked
         finally:
             self._under_way.discard(job_id)
         del self._open[job_id]
