@@ -1,5 +1,6 @@
 """The signed lane from both ends: what an honest client gets, and what a hostile one does not."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -462,3 +463,14 @@ async def test_a_killed_node_answers_when_asked_again_and_signs_one_receipt(tmp_
         async with opened(tmp_path, journal) as scene:
             (earlier,) = await scene.conversation().start(now_s)
             assert earlier.receipt.work_id == digest
+
+
+async def test_what_a_killed_node_left_runs_once_though_two_ask_for_it(tmp_path: Path):
+    with open_journal(tmp_path) as journal:
+        async with opened(tmp_path, journal) as scene:
+            spec, order = signed(scene.conversation(), time.time())
+            row = LedgerOrder(eip712.spec_digest(DOMAIN, spec), SESSION, 1, spec, order.signature, order.document)
+            scene.ledger.accept(row, DEPOSIT, 0)
+            one, other = await asyncio.gather(*(answer(scene.conversation(), order) for _ in range(2)))
+            assert one[1] == other[1]
+            assert len(scene.engine.tenants) == 1, "one run"

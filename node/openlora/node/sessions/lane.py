@@ -105,9 +105,11 @@ class SessionLane:
         if order is None or order.state is OrderState.FAILED:
             order, recipe = await self._accepted(request, spec, digest)
             self._start(order, recipe)
-        elif order.state is OrderState.ACCEPTED and digest not in self._running:  # accepted in an earlier life
-            self._check_room()
-            self._start(order, await self._recipe(spec.recipe_id))
+        elif self._is_left(digest):
+            recipe = await self._recipe(spec.recipe_id)
+            if self._is_left(digest):  # or somebody else has asked for it meanwhile
+                self._check_room()
+                self._start(order, recipe)
         async for text in self._texts(digest, order.key):
             yield text
         async for reply in self._result(digest):
@@ -162,6 +164,11 @@ class SessionLane:
             raise RequestError("pay_per_use", "the recipe has a fee a use, which sessions cannot pay; use the queue")
         if not await self.facts.may_use(spec.recipe_id, spec.client):
             raise RequestError("not_permitted", "an adapter's owner does not serve you with it; ask the owner")
+
+    def _is_left(self, digest: bytes) -> bool:
+        """Whether it was accepted in an earlier life of the node, and has not been asked for since."""
+        order = self.ledger.order(digest)
+        return order is not None and order.state is OrderState.ACCEPTED and digest not in self._running
 
     def _check_lines(self, session: bytes, recipe_id: int) -> None:
         payment = self.ledger.payment(session)
