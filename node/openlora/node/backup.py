@@ -27,12 +27,12 @@ from openlora.node.config import NodeConfig, load
 from openlora.node.errors import BackupError
 from openlora.node.journal import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
+from openlora.node.keys import SCRYPT_N
 
 MAGIC: Final = b"openlora backup 1\n"
 PIECE_BYTES: Final = 1 << 20
 SALT_BYTES: Final = 16
 PREFIX_BYTES: Final = 7  # of each piece's nonce; a number of 4 bytes and the mark of the last one follow
-SCRYPT_N: Final = 1 << 17
 MAX_BYTES: Final = 8 << 30
 MANIFEST: Final = "manifest.json"
 CONFIG: Final = "node.toml"

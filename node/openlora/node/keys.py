@@ -3,7 +3,7 @@
 import json
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -13,7 +13,7 @@ from eth_utils.address import is_hex_address, to_checksum_address
 from openlora.node.config import KeyConfig
 from openlora.node.errors import ConfigError
 
-SCRYPT_N = 1 << 18  # the cost of one guess
+SCRYPT_N: Final = 1 << 18  # the cost of one guess
 
 
 def load_key(config: KeyConfig) -> LocalAccount:
