@@ -63,6 +63,7 @@ def restore(
         places = put_back(opened, config, _nothing_known if unchecked else _sent)
     for path in places:
         output.say(f"{path} restored")
+    output.say("If it answered sessions since the backup: openlora rotate-hot-key first, or it may sign them twice.")
     output.say(f"Next: openlora doctor --config {config}")
     output.result({"restored": [str(path) for path in places]})
 
