@@ -14,6 +14,7 @@ const PUBLISH = 2; // the node must publish the answer: it loses its bond and it
 const BID = { inPricePerK: 10n ** 17n, outPricePerK: 2n * 10n ** 17n }; // token wei for 1,000 tokens
 const TEMPLATE_TOKENS = 128; // what the model's chat template may add to the prompt
 const POLL_MS = 1_000;
+const GAS_MARGIN_PERCENT = 150n; // others' transactions change what a call costs before it is mined; unused gas is not paid
 
 if (process.argv.length !== 7) {
   console.error("usage: node submit.mjs RPC_URL deployment.json KEY_FILE RECIPE_ID PROMPT");
@@ -77,8 +78,11 @@ function read(contract, functionName, ...args) {
 
 /** The receipt, once the transaction is mined. A call that would revert is not sent: viem throws its error. */
 async function send(contract, functionName, ...args) {
-  const { request } = await reader.simulateContract({ ...contract, functionName, args, account });
-  const mined = await reader.waitForTransactionReceipt({ hash: await writer.writeContract({ ...request, chain: null }) });
+  const call = { ...contract, functionName, args, account };
+  const { request } = await reader.simulateContract(call);
+  const gas = ((await reader.estimateContractGas(call)) * GAS_MARGIN_PERCENT) / 100n;
+  const hash = await writer.writeContract({ ...request, gas, chain: null });
+  const mined = await reader.waitForTransactionReceipt({ hash });
   if (mined.status !== "success") throw new Error(`${functionName} was reverted`);
   return mined;
 }

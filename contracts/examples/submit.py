@@ -23,6 +23,7 @@ PUBLISH = 2  # the node must publish the answer: it loses its bond and its fee o
 BID = {"inPricePerK": 10**17, "outPricePerK": 2 * 10**17}  # token wei for 1,000 tokens
 TEMPLATE_TOKENS = 128  # what the model's chat template may add to the prompt
 POLL_S = 1.0
+GAS_MARGIN = 1.5  # others' transactions change what a call costs before it is mined; unused gas is not paid
 
 
 def main(rpc_url: str, deployment_file: str, key_file: str, recipe_id: str, prompt: str) -> None:
@@ -77,7 +78,8 @@ def input_document(prompt: str) -> bytes:
 
 def send(w3: Web3, account: LocalAccount, call: Any) -> Any:
     """The receipt, once the transaction is mined. A call that would revert is not sent: web3 raises its error."""
-    fields = {"from": account.address, "nonce": w3.eth.get_transaction_count(account.address)}
+    gas = int(call.estimate_gas({"from": account.address}) * GAS_MARGIN)
+    fields = {"from": account.address, "nonce": w3.eth.get_transaction_count(account.address), "gas": gas}
     signed = account.sign_transaction(call.build_transaction(fields))
     receipt = w3.eth.wait_for_transaction_receipt(w3.eth.send_raw_transaction(signed.raw_transaction))
     if receipt["status"] != 1:

@@ -29,7 +29,7 @@ from openlora.contracts import (
     eip712,
 )
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.transact import GAS_MARGIN
+from openlora.node.chain.transaction import gas_limit_of
 from openlora.node.chain.types import to_hex
 from openlora.node.errors import ConfigError, Reverted
 from openlora.node.wei import tokens
@@ -215,7 +215,7 @@ class Desk:
             call = deed.call
             try:
                 estimate = await self.chain.estimate_gas(call.to, call.data, self.address, name=call.name)
-                gas = int(estimate * GAS_MARGIN)
+                gas = gas_limit_of(estimate)
             except Reverted:
                 if number == 0:
                     raise

@@ -15,7 +15,7 @@ from eth_account.signers.local import LocalAccount
 from openlora.contracts import Call
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.outbox import FIRST_NONCE, Attempt, Intent, Outbox
-from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, sign
+from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcError
 from openlora.node.job import Wei
@@ -23,7 +23,6 @@ from openlora.node.journal import Journal
 
 log = logging.getLogger(__name__)
 
-GAS_MARGIN = 1.25  # over the estimate: state may change before the transaction runs
 TRANSFER_GAS = 21_000
 GAP = "gap:"  # keys of the transfers that fill holes in the nonces
 PATIENCE_TICKS = 10  # before a foreign transaction that no server shows stops the signing
@@ -174,7 +173,7 @@ class Sender:
             self._options.fees.quote(self._client),
             self._client.balance(self._address),
         )
-        return gas_limit or int(estimate * GAS_MARGIN), fees, balance
+        return gas_limit or gas_limit_of(estimate), fees, balance
 
     async def _mined(self, key: str, confirmations: int) -> TxReceipt:
         while True:

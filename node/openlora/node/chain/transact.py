@@ -7,11 +7,10 @@ from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import Call
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.transaction import FeePolicy, sign
+from openlora.node.chain.transaction import FeePolicy, gas_limit_of, sign
 from openlora.node.chain.types import TxReceipt, to_hex
 from openlora.node.errors import ChainError, Reverted
 
-GAS_MARGIN = 1.25
 POLL_S = 0.2
 
 
@@ -48,7 +47,7 @@ async def _send(
     estimate = await client.estimate_gas(to, data, account.address, name=name, value=value_wei)
     fees = await FeePolicy().quote(client)
     nonce = await client.nonce(account.address, "pending")
-    gas_limit = int(estimate * GAS_MARGIN)
+    gas_limit = gas_limit_of(estimate)
     signed = sign(
         account, client.chain_id, to=to, data=data, nonce=nonce, gas_limit=gas_limit, fees=fees, value=value_wei
     )
