@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from openlora.node.telemetry import snapshot as shown
 from openlora.node.telemetry.metrics import metrics
@@ -16,20 +19,26 @@ from tests.node.test_faq import section
 
 SELECTED = re.compile(r"\b(openlora_[a-z0-9_]+|vllm:[a-z0-9_]+|up)\b(?:\{([^}]*)\})?")
 OF_EVERY_TARGET = {"job", "instance"}  # Prometheus's own labels
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (Debian: prometheus)")
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> dict[str, set[str]]:
-    """The names on the page, each with its labels. Nothing was skipped in this scene, and so has no label."""
+async def samples(tmp_path: Path) -> list[Sample]:
+    """Of a page that lacks nothing. Nothing was skipped in this scene, and so has no label."""
     state = await some_state(tmp_path)
     gpu = shown.Gpu(**{field.name: _any(field) for field in msgspec.structs.fields(shown.Gpu)})
     machine = msgspec.structs.replace(state.machine, gpus=(gpu,))
     queue = msgspec.structs.replace(state.queue, skipped_jobs={"low_gas": 1})
     page = metrics(msgspec.structs.replace(state, machine=machine, queue=queue), NOW_S)
+    return [sample for family in text_string_to_metric_families(page.decode()) for sample in family.samples]
+
+
+@pytest.fixture
+def served(samples: list[Sample]) -> dict[str, set[str]]:
+    """The names on the page, each with its labels."""
     found: dict[str, set[str]] = {"up": set()}
-    for family in text_string_to_metric_families(page.decode()):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
+    for sample in samples:
+        found.setdefault(sample.name, set()).update(sample.labels)
     return found
 
 
@@ -90,3 +99,47 @@ def test_every_alert_asks_for_what_is_served_and_has_its_entry_in_the_faq(
     assert set(runbooks) == entries
     assert {str(code) for code in shown.AlertCode} <= set(runbooks), "each of the node's own alerts has a rule"
     assert len({rule["alert"] for rule in group["rules"]}) == len(group["rules"])
+
+
+@needs_promtool
+def test_prometheus_evaluates_every_alert_as_it_is_meant(repository: Path):
+    cases = repository / "tests/node/telemetry/alerts.test.yml"
+    (group,) = yaml.safe_load((repository / "configs/grafana/alerts.yml").read_text())["groups"]
+    (test,) = yaml.safe_load(cases.read_text())["tests"]
+    assert [case["alertname"] for case in test["alert_rule_test"]] == [rule["alert"] for rule in group["rules"]]
+    assert all(case["exp_alerts"] for case in test["alert_rule_test"]), "each fires for somebody, and not for all"
+    promtool("test", "rules", cases)
+    promtool("check", "config", repository / "configs/grafana/prometheus.yml")
+
+
+@needs_promtool
+def test_prometheus_finds_data_for_every_panel(repository: Path, samples: list[Sample], tmp_path: Path):
+    """Each expression, over ten minutes of a page that stays as it is."""
+    target = {"job": "openlora", "instance": "127.0.0.1:9464"}
+    series = [(sample.name, sample.labels, sample.value) for sample in samples] + [("up", {}, 1)]
+    written = [
+        {
+            "series": f"{name}{{{', '.join(f'{k}={json.dumps(v)}' for k, v in (labels | target).items())}}}",
+            "values": f"{value}x10",
+        }
+        for name, labels, value in series
+    ]
+    dashboard = json.loads((repository / "configs/grafana/openlora.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    there = [
+        {
+            "expr": f"count({expression.replace('$job', 'openlora').replace('$node', '.*')}) > bool 0",
+            "eval_time": "10m",
+            "exp_samples": [{"labels": "{}", "value": 1}],
+        }
+        for expression in asked
+    ]
+    (tmp_path / "panels.yml").write_text(
+        json.dumps({"tests": [{"interval": "1m", "input_series": written, "promql_expr_test": there}]})
+    )
+    promtool("test", "rules", tmp_path / "panels.yml")
+
+
+def promtool(*arguments: object) -> None:
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

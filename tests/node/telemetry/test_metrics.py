@@ -52,7 +52,8 @@ async def test_jobs_claims_money_and_alerts(tmp_path: Path):
     assert page["openlora_jobs", (("state", "seen"),)] == 1
     assert page["openlora_claims", ()] == 1
     assert page["openlora_lease_ends_timestamp_seconds", ()] == 2_000_000_000
-    assert page["openlora_earnings_wei_total", (("role", "node"),)] == 7
+    assert page["openlora_earnings_wei", (("role", "node"),)] == 7
+    assert page["openlora_earnings_wei", (("role", "adapter"),)] == 0
     assert page["openlora_stake_wei", ()] == 100
     assert page["openlora_payable_jobs", ()] == RICH.payable_jobs
     assert page["openlora_alerts", (("code", "low_gas"),)] == 0

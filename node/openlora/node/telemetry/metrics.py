@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from openlora.contracts import Role
 from openlora.node.telemetry.snapshot import AlertCode, Snapshot
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -77,10 +78,9 @@ def _jobs(state: Snapshot) -> Iterator[Metric]:
 
 
 def _money(state: Snapshot) -> Iterator[Metric]:
-    paid = CounterMetricFamily("openlora_earnings_wei", "Token wei paid to the operator, by role.", labels=("role",))
-    for role, amount in state.earnings.paid_by_role_wei.items():
-        paid.add_metric((role,), float(amount))
-    yield paid
+    paid = {role.name.lower(): 0.0 for role in Role}  # always, so that a node which was never paid shows it
+    paid |= {role: float(amount) for role, amount in state.earnings.paid_by_role_wei.items()}
+    yield _by("openlora_earnings_wei", "Token wei paid to the operator; a reorganisation lowers it.", "role", paid)
     if (stake := state.stake) is not None:
         yield _gauge("openlora_stake_wei", "Token wei at stake.", float(stake.stake_wei))
         yield _gauge("openlora_stake_free_wei", "Of it, bound by no claim.", float(stake.free_wei))
