@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -14,7 +16,7 @@ from openlora.node.cli.main import app
 from openlora.node.cli.service import refuse_unless_possible
 from openlora.node.config import NodeConfig, load
 from openlora.node.errors import ConfigError
-from openlora.node.service_units import UNITS, is_hidden, misfits, own_bin_dir, to_install
+from openlora.node.service_units import PASSWORD, UNITS, is_hidden, misfits, own_bin_dir, to_install
 
 needs_systemd = pytest.mark.skipif(
     not shutil.which("systemd-analyze"), reason="needs systemd-analyze (Debian: systemd)"
@@ -73,6 +75,28 @@ def test_users_and_folders_are_what_the_processes_share(tmp_path):
         status = (tmp_path / folder).stat()
         assert (status.st_uid, status.st_gid) == (ids["openlora"], groups[group]), folder
         assert stat.S_IMODE(status.st_mode) == mode, folder
+    store = (tmp_path / "etc/credstore.encrypted").stat()
+    assert (store.st_uid, stat.S_IMODE(store.st_mode)) == (0, 0o700)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-creds"), reason="needs systemd-creds (Debian: systemd)")
+def test_the_guides_command_makes_the_credential_that_the_agent_loads(repository, tmp_path, monkeypatch):
+    """`systemd-creds` with a machine's secret of its own, and the store in another place."""
+    monkeypatch.setenv("SYSTEMD_CREDENTIAL_SECRET", str(tmp_path / "credential.secret"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "hot.password").write_text("correct horse\n")
+    guide = (repository / "configs/guides/operator.md").read_text()
+    (command,) = re.findall(r"^systemd-creds .*$", guide, flags=re.MULTILINE)
+    assert command in cli("install", "--prefix", tmp_path / "root").output
+    words = shlex.split(command.replace("/etc/credstore.encrypted", str(tmp_path / "store")))
+    made = run(*words, "--with-key=host")
+    assert made.returncode == 0, made.stderr
+    unit = (repository / "systemd/openlora-agent.service").read_text()
+    assert f"\nLoadCredentialEncrypted={PASSWORD.name}\n" in unit
+    stored = tmp_path / "store" / PASSWORD.name
+    assert b"horse" not in stored.read_bytes()
+    assert run("systemd-creds", "decrypt", stored, "-").stdout == "correct horse\n"
 
 
 def test_what_is_installed_goes_away_again_and_nothing_else(tmp_path):
