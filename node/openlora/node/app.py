@@ -90,8 +90,7 @@ class Node:
 
     async def _catch_up(self) -> None:
         """Nothing is decided on an old view: a job in the journal may long be over."""
-        while await self.follower.step(self._apply) is not None:
-            pass
+        await self.follower.catch_up(self._apply)
         cursor = self.ground.journal.cursor
         log.info("event=caught_up block=%d", cursor.number if cursor else 0)
 

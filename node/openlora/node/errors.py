@@ -21,7 +21,8 @@
     │   └── ContentNotFound       nobody has it
     ├── ChainError                RPC, receipts, nonces
     │   ├── RpcDown *             no configured RPC answers
-    │   ├── RpcError              an RPC answered with an error; carries its code and data
+    │   ├── RpcError *            an RPC answered with an error; carries its code and data
+    │   ├── RpcBehind *           an RPC shows less than another did, or than it did itself
     │   ├── WrongChain            the RPC serves another chain id
     │   └── Reverted              a call or transaction reverted; carries the decoded contract error; exit code 3
     ├── JournalError              the journal contradicts the chain or another agent holds it
@@ -131,10 +132,18 @@ class RpcDown(ChainError):
 class RpcError(ChainError):
     """An RPC answered, with an error; `data` may hold a contract's revert data."""
 
+    exit_code = TEMPORARY
+
     def __init__(self, code: int, message: str, data: object) -> None:
         super().__init__(message)
         self.code = code
         self.data = data
+
+
+class RpcBehind(ChainError):
+    """What an RPC shows is older than what is known, or contradicts it: some server behind it lags."""
+
+    exit_code = TEMPORARY
 
 
 class WrongChain(ChainError):

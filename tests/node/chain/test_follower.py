@@ -7,14 +7,15 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from openlora.contracts import JobExpired
 from openlora.node.chain.follower import Batch, Follower
-from openlora.node.errors import ChainError, JournalError
+from openlora.node.errors import ChainError, JournalError, RpcBehind, RpcDown
 from openlora.node.job import BlockRef
-from tests.node.chain.fake_chain import ELSEWHERE, QUEUE, Crash, FakeLog, Refusal
+from tests.node.chain.fake_chain import ELSEWHERE, QUEUE, Crash, FakeChain, FakeLog, Refusal
 from tests.node.chain.world import World
 
 
@@ -265,6 +266,77 @@ async def test_a_server_that_lags_is_no_reorganisation(world: World) -> None:
     world.chain.blocks = ahead
     assert await follower(world).step(ledger.apply) is None
     assert not any(batch.unwound for batch in ledger.batches)
+
+
+@pytest.mark.parametrize("behind", [1, 2, 5])
+async def test_a_server_that_lags_behind_the_one_before_it_is_no_reorganisation(world: World, behind: int) -> None:
+    """One URL, several servers: the head comes from one of them and the block asked for from another."""
+    ledger = Ledger(world)
+    for number in range(1, 11):
+        world.chain.mine(logs=[expired(number)])
+    await catch_up(world, ledger)
+    world.chain.mine(2)
+    ahead = world.chain.blocks
+
+    def lag() -> None:
+        world.chain.blocks = ahead[: 11 - behind]
+
+    world.provider.meanwhile = (1, lag)
+    with pytest.raises(RpcBehind, match="the RPC has no block 10 yet"):
+        await follower(world).step(ledger.apply)
+    world.chain.blocks = ahead
+    await catch_up(world, ledger)
+    assert not any(batch.unwound for batch in ledger.batches)
+    assert ledger.entries() == on_chain(world)
+
+
+async def test_logs_shown_twice_or_taken_back_count_once(world: World) -> None:
+    class Stutters(FakeChain):
+        def eth_getLogs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+            found = super().eth_getLogs(query)
+            return [*reversed(found), *found, *({**log, "removed": True, "blockHash": None} for log in found)]
+
+    world.chain.__class__ = Stutters
+    ledger = Ledger(world)
+    world.chain.mine(logs=[expired(1), expired(2)])
+    await catch_up(world, ledger)
+    assert ledger.entries() == on_chain(world) == [(1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("wrong", [{"blockNumber": "0x7"}, {"blockHash": "0x" + "77" * 32}, {"data": None}])
+async def test_logs_of_other_blocks_are_no_answer(world: World, wrong: dict[str, Any]) -> None:
+    class Strays(FakeChain):
+        def eth_getLogs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+            return [{**log, **wrong} for log in super().eth_getLogs(query)]
+
+    world.chain.__class__ = Strays
+    world.chain.mine(logs=[expired(1)])
+    with pytest.raises(RpcDown):
+        await catch_up(world, Ledger(world))
+    assert world.journal.cursor is None
+
+
+async def test_a_server_that_falls_silent_over_a_range_is_asked_for_less(world: World) -> None:
+    ledger = Ledger(world)
+    world.chain.mine(199, logs=[expired(1)])
+    reader = follower(world, live_blocks=8)
+    world.provider.fail("eth_getLogs", TimeoutError())
+    for _ in range(50):
+        with suppress(RpcDown):
+            if await reader.step(ledger.apply) is None:
+                break
+        world.now += 1
+    assert ledger.entries() == on_chain(world)
+    assert ledger.batches[0].upto.number < 100
+
+
+async def test_catching_up_waits_through_trouble(world: World) -> None:
+    ledger = Ledger(world)
+    for number in range(1, 4):
+        world.chain.mine(logs=[expired(number)])
+    world.provider.fail("eth_getLogs", Refusal("header not found"), times=2)
+    await follower(world).catch_up(ledger.apply)
+    assert ledger.entries() == on_chain(world)
 
 
 async def test_a_reorganisation_deeper_than_memory_goes_back_to_a_checkpoint(world: World) -> None:

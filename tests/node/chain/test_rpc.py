@@ -1,18 +1,22 @@
 """Several endpoints, none to be relied on."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import ClientConnectionError, ClientResponseError, RequestInfo
+from aiohttp import ClientConnectionError, ClientResponseError, RequestInfo, web
+from aiohttp.test_utils import TestServer
 from multidict import CIMultiDict, CIMultiDictProxy
 from web3.types import RPCEndpoint, RPCResponse
 from yarl import URL
 
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.rpc import Endpoint, RpcPool
+from openlora.node.chain.rpc import MAX_ANSWER_BYTES, Endpoint, RpcPool
+from openlora.node.chain.types import quantity
 from openlora.node.errors import RpcDown, RpcError, WrongChain
-from tests.node.chain.fake_chain import CHAIN_ID, FakeChain, FakeProvider, Refusal
+from tests.node.chain.fake_chain import CHAIN_ID, QUEUE, FakeChain, FakeProvider, Refusal
 
 
 class Clock:
@@ -60,7 +64,7 @@ async def test_the_first_endpoint_is_preferred(clock: Clock) -> None:
     first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
     rpc = pool(clock, first, second)
     for _ in range(3):
-        await rpc.request("eth_getCode", "0x", "latest")
+        await rpc.request(str, "eth_getCode", "0x", "latest")
     assert first.asked["eth_getCode"] == 3
     assert second.asked["eth_getCode"] == 0
 
@@ -72,11 +76,11 @@ async def test_an_endpoint_that_fails_is_replaced_and_rests(clock: Clock, error:
     first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
     rpc = pool(clock, first, second)
     first.fail("eth_getCode", error)
-    assert await rpc.request("eth_getCode", "0x", "latest") == "0x"
-    await rpc.request("eth_getCode", "0x", "latest")
+    assert await rpc.request(str, "eth_getCode", "0x", "latest") == "0x"
+    await rpc.request(str, "eth_getCode", "0x", "latest")
     assert (first.asked["eth_getCode"], second.asked["eth_getCode"]) == (1, 2)
     clock.now += 1.0
-    await rpc.request("eth_getCode", "0x", "latest")
+    await rpc.request(str, "eth_getCode", "0x", "latest")
     assert first.asked["eth_getCode"] == 2
     assert first.asked["eth_chainId"] == 2  # it proved its chain again
 
@@ -84,7 +88,7 @@ async def test_an_endpoint_that_fails_is_replaced_and_rests(clock: Clock, error:
 @pytest.mark.parametrize("kind", [Mute, Garbled])
 async def test_no_answer_and_no_json_are_failures(clock: Clock, kind: type[FakeProvider]) -> None:
     rpc = pool(clock, kind(FakeChain()), FakeProvider(FakeChain()), timeout_s=0.05)
-    assert await rpc.request("eth_chainId") == hex(CHAIN_ID)
+    assert await rpc.request(str, "eth_chainId") == hex(CHAIN_ID)
 
 
 async def test_rest_doubles_and_heeds_retry_after(clock: Clock) -> None:
@@ -95,11 +99,11 @@ async def test_rest_doubles_and_heeds_retry_after(clock: Clock) -> None:
     for error in (ClientConnectionError(), ClientConnectionError(), ClientConnectionError(), too_many("17")):
         provider.fail("eth_chainId", error)
         with pytest.raises(RpcDown):
-            await rpc.request("eth_blockNumber")
+            await rpc.request(str, "eth_blockNumber")
         rests.append(endpoint.resume_at - clock.now)
         clock.now = endpoint.resume_at
     assert rests == [0.25, 0.5, 1.0, 17.0]
-    await rpc.request("eth_blockNumber")
+    await rpc.request(str, "eth_blockNumber")
     assert endpoint.failures == 0
 
 
@@ -108,14 +112,14 @@ async def test_all_down_is_one_sentence_without_keys(clock: Clock) -> None:
     rpc = pool(clock, only)
     only.fail("eth_chainId", ClientConnectionError())
     with pytest.raises(RpcDown, match=r"^no RPC answers \(rpc0\); check rpc_urls and the network$"):
-        await rpc.request("eth_blockNumber")
+        await rpc.request(str, "eth_blockNumber")
 
 
 async def test_patience_outlasts_a_short_outage() -> None:
     only = FakeProvider(FakeChain())
     rpc = RpcPool([Endpoint("rpc", only)], CHAIN_ID, patience_s=5.0)
     only.fail("eth_chainId", ClientConnectionError())
-    assert await rpc.request("eth_blockNumber") == "0x0"
+    assert await rpc.request(str, "eth_blockNumber") == "0x0"
 
 
 async def test_an_answer_that_is_an_error_is_the_answer(clock: Clock) -> None:
@@ -123,7 +127,7 @@ async def test_an_answer_that_is_an_error_is_the_answer(clock: Clock) -> None:
     rpc = pool(clock, first, second)
     first.fail("eth_getCode", Refusal("bad params", -32602))
     with pytest.raises(RpcError, match="bad params") as raised:
-        await rpc.request("eth_getCode", "0x", "latest")
+        await rpc.request(str, "eth_getCode", "0x", "latest")
     assert raised.value.code == -32602
     assert second.asked["eth_getCode"] == 0
 
@@ -132,7 +136,7 @@ async def test_too_many_logs_is_an_answer_though_it_has_the_code_of_a_rate_limit
     only = FakeProvider(FakeChain())
     only.fail("eth_getLogs", Refusal("query returned more than 10000 results", -32005))
     with pytest.raises(RpcError, match="more than 10000"):
-        await pool(clock, only).request("eth_getLogs", {})
+        await pool(clock, only).request(list, "eth_getLogs", {})
 
 
 async def test_an_endpoint_on_another_chain_is_never_used(clock: Clock) -> None:
@@ -140,39 +144,129 @@ async def test_an_endpoint_on_another_chain_is_never_used(clock: Clock) -> None:
     rpc = pool(clock, wrong, right)
     for _ in range(3):
         clock.now += 100
-        assert await rpc.request("eth_getCode", "0x", "latest") == "0x"
+        assert await rpc.request(str, "eth_getCode", "0x", "latest") == "0x"
     assert wrong.asked["eth_getCode"] == 0
-    assert wrong.asked["eth_chainId"] == 1
+
+
+async def test_an_endpoint_that_strays_to_another_chain_is_used_again_when_it_is_back(clock: Clock) -> None:
+    only = FakeProvider(FakeChain())
+    rpc = pool(clock, only)
+    await rpc.request(str, "eth_getCode", "0x", "latest")
+    home, only.chain = only.chain, OtherChain()
+    clock.now += 31
+    with pytest.raises(RpcDown):
+        await rpc.request(str, "eth_getCode", "0x", "latest")
+    only.chain = home
+    clock.now += 31
+    assert await rpc.request(str, "eth_getCode", "0x", "latest") == "0x"
 
 
 async def test_only_wrong_chains_is_one_sentence(clock: Clock) -> None:
     with pytest.raises(WrongChain, match=r"^no configured RPC serves chain 31337; check chain_id and rpc_urls$"):
-        await pool(clock, FakeProvider(OtherChain())).request("eth_blockNumber")
+        await pool(clock, FakeProvider(OtherChain())).request(str, "eth_blockNumber")
 
 
 async def test_an_endpoint_that_is_behind_is_left_out_until_it_has_caught_up(clock: Clock) -> None:
     late, good = FakeProvider(FakeChain()), FakeProvider(FakeChain())
     good.chain.mine(40)
     rpc = pool(clock, late, good)
-    assert await rpc.request("eth_blockNumber") == hex(40)
+    assert await rpc.request(str, "eth_blockNumber") == hex(40)
     late.chain.mine(39)
     clock.now += 31
-    assert await rpc.request("eth_blockNumber") == hex(39)
+    assert await rpc.request(str, "eth_blockNumber") == hex(39)
 
 
 async def test_an_endpoint_that_is_behind_is_better_than_none(clock: Clock) -> None:
     late, good = FakeProvider(FakeChain()), FakeProvider(FakeChain())
     good.chain.mine(40)
     rpc = pool(clock, late, good)
-    await rpc.request("eth_blockNumber")
+    await rpc.request(str, "eth_blockNumber")
     good.fail("eth_blockNumber", ClientConnectionError())
-    assert await rpc.request("eth_blockNumber") == hex(0)
+    assert await rpc.request(str, "eth_blockNumber") == hex(0)
 
 
 async def test_one_liar_among_three_does_not_set_the_measure(clock: Clock) -> None:
     honest, other, liar = (FakeProvider(FakeChain()) for _ in range(3))
     liar.chain.mine(500)
-    assert await pool(clock, honest, other, liar).request("eth_blockNumber") == hex(0)
+    assert await pool(clock, honest, other, liar).request(str, "eth_blockNumber") == hex(0)
+
+
+@pytest.mark.parametrize("nonsense", [None, 7, [], {}, "latest", "0x", "-0x1", "0x" + "f" * 65])
+async def test_an_answer_that_makes_no_sense_is_no_answer(clock: Clock, nonsense: object) -> None:
+    class Mad(FakeChain):
+        def eth_getBalance(self, address: str, tag: str) -> Any:
+            return nonsense
+
+    mad, sane = FakeProvider(Mad()), FakeProvider(FakeChain())
+    assert await pool(clock, mad, sane).request(quantity, "eth_getBalance", QUEUE, "latest") == 10**18
+    with pytest.raises(RpcDown):
+        await pool(clock, mad).request(quantity, "eth_getBalance", QUEUE, "latest")
+
+
+async def test_an_error_without_a_number_is_an_error(clock: Clock) -> None:
+    only = FakeProvider(FakeChain())
+    refusal = Refusal("no")
+    refusal.answer["code"] = "SERVER_ERROR"
+    only.fail("eth_getCode", refusal)
+    with pytest.raises(RpcError, match="no"):
+        await pool(clock, only).request(str, "eth_getCode", "0x", "latest")
+
+
+async def test_a_transaction_is_told_to_every_endpoint(clock: Clock) -> None:
+    first, second, dead = FakeProvider(FakeChain()), FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    dead.fail("eth_chainId", ClientConnectionError(), times=9)
+    first.fail("eth_maxPriorityFeePerGas", Refusal("nonce too low"))
+    with pytest.raises(RpcError, match="nonce too low"):
+        await pool(clock, first, second, dead).tell("eth_maxPriorityFeePerGas")
+    assert second.asked["eth_maxPriorityFeePerGas"] == 1
+
+
+@asynccontextmanager
+async def server(answer: Callable[[dict[str, Any]], web.Response]) -> AsyncIterator[RpcPool]:
+    """A pool whose only endpoint answers over HTTP as the test says; the chain's id it answers by itself."""
+
+    async def handle(request: web.Request) -> web.Response:
+        asked = await request.json()
+        if asked["method"] == "eth_chainId":
+            return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "result": hex(CHAIN_ID)})
+        return answer(asked)
+
+    app = web.Application()
+    app.router.add_post("/", handle)
+    async with TestServer(app) as running:
+        rpc = await RpcPool.open([str(running.make_url("/"))], CHAIN_ID, patience_s=0.1)
+        try:
+            yield rpc
+        finally:
+            await rpc.close()
+
+
+@pytest.mark.parametrize("status", [400, 413])
+async def test_an_http_error_that_says_why_is_the_answer(status: int) -> None:
+    sentence = "you can make eth_getLogs requests with up to a 10 block range"
+    error = {"code": -32600, "message": sentence}
+    async with server(lambda asked: web.json_response({"id": asked["id"], "error": error}, status=status)) as rpc:
+        with pytest.raises(RpcError, match=sentence):
+            await rpc.request(list, "eth_getLogs", {})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda asked: web.json_response({"id": asked["id"], "error": {"message": "who are you?"}}, status=401),
+        lambda asked: web.Response(text="<html>", status=400),
+        lambda asked: web.Response(text="<html>"),
+        lambda asked: web.json_response([]),
+        lambda asked: web.json_response({"id": asked["id"] + 1, "result": "0x1"}),
+        lambda asked: web.Response(text="[" * 100_000),
+        lambda asked: web.Response(body=b'{"result": "' + bytes(MAX_ANSWER_BYTES)),
+    ],
+    ids=["refused", "HTML and 400", "HTML", "no object", "another request's", "deep", "large"],
+)
+async def test_what_is_no_json_rpc_answer_is_none(answer: Callable[[dict[str, Any]], web.Response]) -> None:
+    async with server(answer) as rpc:
+        with pytest.raises(RpcDown):
+            await rpc.request(str, "eth_getCode", "0x", "latest")
 
 
 async def test_connecting_to_nobody_says_so() -> None:

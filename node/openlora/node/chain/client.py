@@ -1,13 +1,13 @@
 """What the agent asks the chain, typed. Reading costs nothing and changes nothing; sending is `chain.sender`'s."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from openlora.contracts import AbiMismatch, Call, Deployment, decode_revert
 from openlora.node.chain.rpc import RpcPool
-from openlora.node.chain.types import Block, Log, SentTransaction, TxReceipt, to_bytes, to_hex
-from openlora.node.errors import ChainError, Reverted, RpcError, WrongChain
-from openlora.node.job import Wei
+from openlora.node.chain.types import Block, Log, SentTransaction, TxReceipt, quantity, to_bytes, to_hex
+from openlora.node.errors import ChainError, Reverted, RpcBehind, RpcError, WrongChain
+from openlora.node.job import BlockRef, Wei
 
 T = TypeVar("T")
 
@@ -48,11 +48,11 @@ class ChainClient:
     async def call(self, call: Call[T], *, block: int | str = "latest", sender: str | None = None) -> T:
         """What `call` returns, at a block, changing nothing. Raises Reverted with the contract's reason."""
         try:
-            raw = await self._pool.request("eth_call", _transaction(call.to, call.data, sender), _tag(block))
+            raw = await self._pool.request(to_bytes, "eth_call", _transaction(call.to, call.data, sender), _tag(block))
         except RpcError as error:
             raise _reverted(call.name, error) from None
         try:
-            return call.decode(to_bytes(raw))
+            return call.decode(raw)
         except AbiMismatch:
             raise ChainError(
                 f"{call.name}: {call.to} answered with nothing that fits; check the deployment file"
@@ -61,57 +61,58 @@ class ChainClient:
     async def estimate_gas(self, to: str | None, data: bytes, sender: str, *, name: str, value: int = 0) -> int:
         """Gas that the transaction would use now; `to` None creates a contract. Raises Reverted if it would revert."""
         try:
-            return int(await self._pool.request("eth_estimateGas", _transaction(to, data, sender, value)), 16)
+            return await self._pool.request(quantity, "eth_estimateGas", _transaction(to, data, sender, value))
         except RpcError as error:
             raise _reverted(name, error) from None
 
     async def code(self, address: str) -> bytes:
-        return to_bytes(await self._pool.request("eth_getCode", address, "latest"))
+        return await self._pool.request(to_bytes, "eth_getCode", address, "latest")
 
     # ---- blocks and logs ------------------------------------------------------------------------------------------
 
     async def block(self, number: int | str) -> Block:
-        """By number or tag. Raises ChainError when the chain has no such block yet."""
+        """By number or tag. Raises RpcBehind when the server has no such block yet."""
         found = await self.find_block(number)
         if found is None:
-            raise ChainError(f"the chain has no block {number}")
+            raise RpcBehind(f"the RPC has no block {number} yet")
         return found
 
     async def find_block(self, number: int | str) -> Block | None:
-        raw = await self._pool.request("eth_getBlockByNumber", _tag(number), False)
-        return Block.from_rpc(raw) if raw else None
+        return await self._pool.request(_if_any(Block.from_rpc), "eth_getBlockByNumber", _tag(number), False)
 
     async def logs(self, addresses: Sequence[str], first: int, last: int) -> list[Log]:
         """Logs of blocks first..last, in order. Raises RpcError when the server finds the range too large."""
         query = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last)}
-        return _in_order(await self._pool.request("eth_getLogs", query))
+        asked = range(first, last + 1)
+        return await self._pool.request(lambda raw: _in_order(raw, asked), "eth_getLogs", query)
 
-    async def block_logs(self, addresses: Sequence[str], block_hash: bytes) -> list[Log]:
+    async def block_logs(self, addresses: Sequence[str], block: BlockRef) -> list[Log]:
         """Logs of exactly the block with this hash (EIP-234), in order. Raises RpcError when the server lacks it."""
-        query = {"address": list(addresses), "blockHash": to_hex(block_hash)}
-        return _in_order(await self._pool.request("eth_getLogs", query))
+        query = {"address": list(addresses), "blockHash": to_hex(block.hash)}
+        asked = range(block.number, block.number + 1)
+        return await self._pool.request(lambda raw: _in_order(raw, asked, block.hash), "eth_getLogs", query)
 
     # ---- accounts and transactions --------------------------------------------------------------------------------
 
     async def balance(self, address: str) -> Wei:
-        return Wei(int(await self._pool.request("eth_getBalance", address, "latest"), 16))
+        return Wei(await self._pool.request(quantity, "eth_getBalance", address, "latest"))
 
     async def nonce(self, address: str, block: int | str = "latest") -> int:
         """Transactions of `address` mined up to `block`, its next nonce; with "pending", the server's pool included."""
-        return int(await self._pool.request("eth_getTransactionCount", address, _tag(block)), 16)
+        return await self._pool.request(quantity, "eth_getTransactionCount", address, _tag(block))
 
     async def suggested_tip(self) -> Wei:
         """Priority fee per gas that the server suggests."""
-        return Wei(int(await self._pool.request("eth_maxPriorityFeePerGas"), 16))
+        return Wei(await self._pool.request(quantity, "eth_maxPriorityFeePerGas"))
 
     async def send_raw(self, raw: bytes) -> None:
-        """Hands signed bytes to a server. An error does not prove that they will not be mined: look at the chain."""
-        await self._pool.request("eth_sendRawTransaction", to_hex(raw))
+        """Hands signed bytes to every server, for one may keep them to itself. An error does not prove that they will
+        not be mined: look at the chain."""
+        await self._pool.tell("eth_sendRawTransaction", to_hex(raw))
 
     async def receipt(self, tx_hash: bytes) -> TxReceipt | None:
         """None while the transaction is in no block that the server knows."""
-        raw = await self._pool.request("eth_getTransactionReceipt", to_hex(tx_hash))
-        return TxReceipt.from_rpc(raw) if raw and raw.get("blockNumber") else None
+        return await self._pool.request(_if_any(_receipt), "eth_getTransactionReceipt", to_hex(tx_hash))
 
     async def transaction_with(self, sender: str, nonce: int, head: int) -> SentTransaction | None:
         """The mined transaction of `sender` with this nonce, found by bisecting its nonce over the blocks up to `head`;
@@ -128,12 +129,8 @@ class ChainClient:
                 high = middle
             else:
                 low = middle
-        raw = await self._pool.request("eth_getBlockByNumber", hex(high), True) or {}
-        for transaction in raw.get("transactions", ()):
-            if transaction["from"].lower() == sender.lower() and int(transaction["nonce"], 16) == nonce:
-                to = transaction["to"].lower() if transaction.get("to") else None
-                return SentTransaction(to_bytes(transaction["hash"]), nonce, to, Block.from_rpc(raw).ref)
-        return None
+        sent = _if_any(lambda raw: _sent_by(sender.lower(), nonce, raw))
+        return await self._pool.request(sent, "eth_getBlockByNumber", hex(high), True)
 
 
 def _transaction(to: str | None, data: bytes, sender: str | None, value: int = 0) -> dict[str, str]:
@@ -151,8 +148,31 @@ def _tag(block: int | str) -> str:
     return block if isinstance(block, str) else hex(block)
 
 
-def _in_order(raw: list[dict[str, Any]]) -> list[Log]:
-    return sorted((Log.from_rpc(log) for log in raw), key=lambda log: (log.block.number, log.index))
+def _if_any(decode: Callable[[Any], T]) -> Callable[[Any], T | None]:
+    return lambda raw: None if raw is None else decode(raw)
+
+
+def _in_order(raw: list[dict[str, Any]], blocks: range, digest: bytes | None = None) -> list[Log]:
+    """Each log once. A server that shows what was not asked for shows nothing that counts: ValueError."""
+    found: dict[tuple[int, int], Log] = {}
+    for log in (Log.from_rpc(entry) for entry in raw if not entry.get("removed")):
+        same = found.setdefault((log.block.number, log.index), log) == log
+        if not same or log.block.number not in blocks or digest not in (None, log.block.hash):
+            raise ValueError("logs of other blocks")
+    return [log for _, log in sorted(found.items())]
+
+
+def _receipt(raw: dict[str, Any]) -> TxReceipt | None:
+    return TxReceipt.from_rpc(raw) if raw.get("blockNumber") else None  # pending, on some servers
+
+
+def _sent_by(sender: str, nonce: int, raw: dict[str, Any]) -> SentTransaction | None:
+    """The transaction among a block's."""
+    for transaction in raw["transactions"]:
+        if transaction["from"].lower() == sender and quantity(transaction["nonce"]) == nonce:
+            to = transaction["to"].lower() if transaction.get("to") else None
+            return SentTransaction(to_bytes(transaction["hash"]), nonce, to, Block.from_rpc(raw).ref)
+    return None
 
 
 def _reverted(name: str, error: RpcError) -> ChainError:

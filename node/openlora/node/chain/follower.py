@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from openlora.contracts import AbiMismatch, Event, decode_log
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.types import Block, Log
-from openlora.node.errors import ChainError, JournalError, RpcError, WrongChain
+from openlora.node.errors import ChainError, JournalError, RpcBehind, RpcDown, RpcError
 from openlora.node.job import BlockRef
 from openlora.node.journal import Journal
 
@@ -78,23 +78,31 @@ class Follower:
 
         `apply` runs inside the journal transaction that moves the cursor: it records, does not await, and on an error
         nothing has happened. Whoever must react (wake a worker) does so in the loop's body. RPC trouble is waited out;
-        raises WrongChain, and JournalError when the chain shares no block with the journal.
+        raises JournalError when the chain shares no block with the journal.
         """
         while True:
-            try:
-                batch = await self.step(apply)
-            except WrongChain:
-                raise
-            except ChainError as error:
-                log.warning("event=follower_waits reason=%r", str(error))
-                batch = None
+            batch = await self._step_at_last(apply)
             if batch is None:
                 await asyncio.sleep(self._poll_s)
             else:
                 yield batch
 
+    async def catch_up(self, apply: Callable[[Batch], None]) -> None:
+        """Applies batches until the cursor is at the head. As `follow`, of which it is the beginning."""
+        while await self._step_at_last(apply) is not None:
+            pass
+
+    async def _step_at_last(self, apply: Callable[[Batch], None]) -> Batch | None:
+        while True:
+            try:
+                return await self.step(apply)
+            except ChainError as error:
+                log.warning("event=follower_waits reason=%r", str(error))
+                await asyncio.sleep(self._poll_s)
+
     async def step(self, apply: Callable[[Batch], None]) -> Batch | None:
-        """Reads and applies the next batch; None when the cursor is at the head. Raises as `follow`, and ChainError."""
+        """Reads and applies the next batch; None when the cursor is at the head. Raises as `follow`, and RpcBehind,
+        RpcDown, RpcError."""
         head = await self._client.block("latest")
         cursor = self._journal.cursor
         if cursor is not None and cursor.hash == head.hash:
@@ -120,7 +128,7 @@ class Follower:
         block = head if first == head.number else await self._client.block(first)
         if cursor is not None and block.parent_hash != cursor.hash:
             return None  # reorganised while we looked; the next step sees it
-        logs = await self._client.block_logs(self._addresses, block.hash)
+        logs = await self._client.block_logs(self._addresses, block.ref)
         return Batch(block.ref, _decode(logs), head)
 
     async def _extends(self, cursor: BlockRef, head: Block) -> bool:
@@ -128,13 +136,16 @@ class Follower:
         if head.number == cursor.number + 1:
             return head.parent_hash == cursor.hash
         if head.number > cursor.number:
-            return await self._is_on_chain(cursor)
+            return await self._is_on_chain(cursor, head)
         applied = {block.number: block.hash for block in self._journal.known_blocks()}
         return applied.get(head.number, head.hash) == head.hash
 
-    async def _is_on_chain(self, block: BlockRef) -> bool:
-        found = await self._client.find_block(block.number)
-        return found is not None and found.hash == block.hash
+    async def _is_on_chain(self, block: BlockRef, head: Block) -> bool:
+        """Whether it is among the ancestors of `head`. Raises RpcBehind when the server, another one than showed the
+        head, has not come so far."""
+        if block.number >= head.number:
+            return block.hash == head.hash
+        return (await self._client.block(block.number)).hash == block.hash
 
     async def _unwind(self, head: Block) -> Batch:
         """The newest applied block that is still on the chain, by bisection: what is below a shared block is shared."""
@@ -142,7 +153,7 @@ class Follower:
         low, high = 0, len(known)
         while low < high:
             middle = (low + high) // 2
-            if await self._is_on_chain(known[middle]):
+            if await self._is_on_chain(known[middle], head):
                 high = middle
             else:
                 low = middle + 1
@@ -152,7 +163,7 @@ class Follower:
                 " the same id; use another state folder"
             )
         if low == 0:
-            raise ChainError("the RPC contradicts itself about the last block")
+            raise RpcBehind("the RPC contradicts itself about the last block")
         log.warning("event=reorg depth=%d ancestor=%d", known[0].number - known[low].number, known[low].number)
         return Batch(known[low], (), head, unwound=True)
 
@@ -162,7 +173,7 @@ class Follower:
             last = min(first + self._range - 1, head.number - self._live_blocks)
             try:
                 logs = await self._client.logs(self._addresses, first, last)
-            except RpcError:
+            except (RpcError, RpcDown):  # some say that a range is too large, others fall silent over it
                 if self._range == 1:
                     raise
                 self._range = max(1, self._range // 2)

@@ -1,24 +1,30 @@
 """JSON-RPC over several endpoints that may be down, slow, rate-limited, behind, or on another chain."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientResponseError, ClientSession, ClientTimeout, TCPConnector
-from web3 import AsyncHTTPProvider
 from web3.providers import AsyncBaseProvider
-from web3.types import RPCEndpoint
+from web3.providers.async_base import AsyncJSONBaseProvider
+from web3.types import RPCEndpoint, RPCResponse
 
+from openlora.node.chain.types import quantity
 from openlora.node.errors import RpcDown, RpcError, WrongChain
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RATE_LIMIT_CODES = frozenset({429, -32005, -32029})
 MAX_BACKOFF_S = 30.0
+MAX_ANSWER_BYTES = 64 << 20
+SAYS_WHY = (400, 413)  # HTTP errors about the request itself: many servers explain them by a JSON-RPC error
 
 
 class _Unavailable(Exception):
@@ -27,6 +33,36 @@ class _Unavailable(Exception):
     def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
+
+
+class HttpProvider(AsyncJSONBaseProvider):
+    """web3's own loses the body of an HTTP error, reads answers of any size, and opens a connection for every request.
+    Takes an answer for its request's only if it has its id."""
+
+    def __init__(self, url: str, session: ClientSession) -> None:
+        super().__init__()
+        self._url = url
+        self._session = session
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        request = self.form_request(method, params)
+        async with self._session.post(self._url, json=request) as answer:
+            if answer.status not in SAYS_WHY:
+                answer.raise_for_status()
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"an answer over {MAX_ANSWER_BYTES} bytes")
+            response = cast(RPCResponse, json.loads(body)) if body.startswith(b"{") else RPCResponse()
+            if "error" not in response:
+                answer.raise_for_status()
+        if response.get("id") not in (request["id"], None):
+            raise ValueError("another request's answer")
+        return response
+
+    async def disconnect(self) -> None:
+        await self._session.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +86,7 @@ class Endpoint:
             raise _Unavailable(f"no answer in {timeout_s:g} s") from None
         except ClientResponseError as error:
             raise _Unavailable(f"HTTP {error.status}", _retry_after_s(error)) from None
-        except (ClientError, OSError, ValueError) as error:  # ValueError: not JSON
+        except (ClientError, OSError, ValueError, RecursionError) as error:  # the last two: not JSON
             raise _Unavailable(type(error).__name__) from error
         if not isinstance(response, dict) or not ("result" in response or "error" in response):
             raise _Unavailable("not a JSON-RPC answer")
@@ -74,9 +110,10 @@ class Endpoint:
 class RpcPool:
     """Asks the first endpoint that is fit to be asked, and the next one when it gives no answer.
 
-    An endpoint that fails rests for 0.25 s, doubling to 30 s (or what Retry-After says), and proves its chain id again
-    before it is used. One on another chain is never used; one more than `max_behind` blocks behind is left out until it
-    catches up. With three endpoints or more, one that alone claims a higher head does not set the measure.
+    An endpoint that fails rests for 0.25 s, doubling to 30 s (or what Retry-After says). It proves its chain id before
+    it is used, after each failure and every `check_every_s`; on another chain it rests for 30 s. One more than
+    `max_behind` blocks behind is left out until it catches up. With three endpoints or more, one that alone claims a
+    higher head does not set the measure.
     """
 
     def __init__(
@@ -98,6 +135,7 @@ class RpcPool:
         self._check_every_s = check_every_s
         self._clock = clock
         self._checked_at = -float("inf")
+        self._proved = False  # whether any endpoint has ever served our chain
 
     @classmethod
     async def open(
@@ -106,43 +144,60 @@ class RpcPool:
         """One endpoint a URL, with connections kept alive."""
         endpoints = []
         for url in urls:
-            # web3's own session opens a connection for every request, and its own retries would hide a dead endpoint.
-            timeout = ClientTimeout(total=timeout_s)
-            provider = AsyncHTTPProvider(url, request_kwargs={"timeout": timeout}, exception_retry_configuration=None)
-            await provider.cache_async_session(ClientSession(connector=TCPConnector(limit=16), trust_env=False))
-            endpoints.append(Endpoint(urlsplit(url).netloc.rpartition("@")[2], provider))
+            timeout, connector = ClientTimeout(total=timeout_s), TCPConnector(limit=16)
+            session = ClientSession(timeout=timeout, connector=connector, trust_env=False)
+            endpoints.append(Endpoint(urlsplit(url).netloc.rpartition("@")[2], HttpProvider(url, session)))
         return cls(endpoints, chain_id, timeout_s=timeout_s, patience_s=patience_s)
 
     async def close(self) -> None:
         for endpoint in self._endpoints:
             await endpoint.provider.disconnect()
 
-    async def request(self, method: str, *params: object) -> Any:
-        """The result. Raises RpcError when a server answers with an error, RpcDown when none has answered for
-        `patience_s`, WrongChain when those that answer are all on another chain."""
+    async def request(self, decode: Callable[[Any], T], method: str, *params: object) -> T:
+        """The result, decoded; a server whose answer does not decode has not answered. Raises RpcError when a server
+        answers with an error, RpcDown when none has answered for `patience_s`, WrongChain when none has ever served our
+        chain and those that answer are all on another."""
         give_up_at = self._clock() + self._patience_s
-        if len(self._endpoints) > 1 and self._clock() - self._checked_at > self._check_every_s:
+        if self._clock() - self._checked_at > self._check_every_s:
             await self.check()
         while True:
             for endpoint in self._fit():
                 try:
-                    return await self._ask(endpoint, method, *params)
+                    return await self._ask(endpoint, decode, method, *params)
                 except _Unavailable as error:
                     endpoint.failed(error, self._clock())
-            candidates = [endpoint for endpoint in self._endpoints if not endpoint.wrong_chain]
-            if not candidates:
+            if not self._proved and all(endpoint.wrong_chain for endpoint in self._endpoints):
                 raise WrongChain(f"no configured RPC serves chain {self._chain_id}; check chain_id and rpc_urls")
-            wait_s = max(0.0, min(endpoint.resume_at for endpoint in candidates) - self._clock())
+            wait_s = max(0.0, min(endpoint.resume_at for endpoint in self._endpoints) - self._clock())
             if self._clock() + wait_s >= give_up_at:
-                names = ", ".join(endpoint.name for endpoint in candidates)
+                names = ", ".join(endpoint.name for endpoint in self._endpoints)
                 raise RpcDown(f"no RPC answers ({names}); check rpc_urls and the network")
             await asyncio.sleep(wait_s)
 
+    async def tell(self, method: str, *params: object) -> None:
+        """Tells every endpoint that is fit. Raises as `request` when those preferred do not take it."""
+
+        async def tell_too(endpoint: Endpoint) -> None:
+            try:
+                await self._ask(endpoint, _anything, method, *params)
+            except _Unavailable as error:
+                endpoint.failed(error, self._clock())
+            except RpcError:
+                pass  # the preferred one's answer is the answer
+
+        others = map(tell_too, self._fit()[1:])
+        answer, *_ = await asyncio.gather(self.request(_anything, method, *params), *others, return_exceptions=True)
+        if isinstance(answer, BaseException):
+            raise answer
+
     async def check(self) -> None:
-        """Compares all endpoints' heads and leaves out those that are behind."""
+        """Has all endpoints prove their chain anew, compares their heads, and leaves out those that are behind."""
         self._checked_at = self._clock()
-        resting = [endpoint for endpoint in self._endpoints if endpoint.resume_at > self._clock()]
-        asked = [endpoint for endpoint in self._endpoints if not endpoint.wrong_chain and endpoint not in resting]
+        for endpoint in self._endpoints:
+            endpoint.verified = False
+        if len(self._endpoints) == 1:
+            return
+        asked = self._fit()
         heads = dict(zip(asked, await asyncio.gather(*map(self._head, asked)), strict=True))
         known = sorted(head for head in heads.values() if head is not None)
         if not known:
@@ -156,7 +211,7 @@ class RpcPool:
 
     async def _head(self, endpoint: Endpoint) -> int | None:
         try:
-            return int(await self._ask(endpoint, "eth_blockNumber"), 16)
+            return await self._ask(endpoint, quantity, "eth_blockNumber")
         except _Unavailable as error:
             endpoint.failed(error, self._clock())
         except RpcError as error:
@@ -166,26 +221,42 @@ class RpcPool:
     def _fit(self) -> list[Endpoint]:
         """Those to ask, in order of preference: as configured; the ones behind only when nobody else is left."""
         now = self._clock()
-        fit = [endpoint for endpoint in self._endpoints if not endpoint.wrong_chain and endpoint.resume_at <= now]
+        fit = [endpoint for endpoint in self._endpoints if endpoint.resume_at <= now]
         return sorted(fit, key=lambda endpoint: endpoint.behind)
 
-    async def _ask(self, endpoint: Endpoint, method: str, *params: object) -> Any:
+    async def _ask(self, endpoint: Endpoint, decode: Callable[[Any], T], method: str, *params: object) -> T:
         if not endpoint.verified:
-            served = int(await endpoint.request("eth_chainId", (), self._timeout_s), 16)
-            endpoint.wrong_chain = served != self._chain_id
+            served = _decoded(quantity, await endpoint.request("eth_chainId", (), self._timeout_s))
+            was_wrong, endpoint.wrong_chain = endpoint.wrong_chain, served != self._chain_id
             endpoint.verified = not endpoint.wrong_chain
-            if endpoint.wrong_chain:
+            if endpoint.wrong_chain and not was_wrong:
                 log.error("event=rpc_dropped endpoint=%s chain_id=%d wanted=%d", endpoint.name, served, self._chain_id)
-                raise _Unavailable(f"serves chain {served}")
-        result = await endpoint.request(method, params, self._timeout_s)
+            if endpoint.wrong_chain:
+                raise _Unavailable(f"serves chain {served}", retry_after_s=MAX_BACKOFF_S)
+            self._proved = True
+        result = _decoded(decode, await endpoint.request(method, params, self._timeout_s))
         endpoint.failures = 0
         return result
+
+
+def _decoded(decode: Callable[[Any], T], result: Any) -> T:
+    try:
+        return decode(result)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _Unavailable(f"an answer that makes no sense: {type(error).__name__}") from error
+
+
+def _anything(result: Any) -> object:
+    return result
 
 
 def _to_error(refusal: object) -> RpcError:
     if not isinstance(refusal, dict):
         return RpcError(0, str(refusal), None)
-    return RpcError(int(refusal.get("code") or 0), str(refusal.get("message") or "no message"), refusal.get("data"))
+    code = refusal.get("code")
+    return RpcError(
+        code if isinstance(code, int) else 0, str(refusal.get("message") or "no message"), refusal.get("data")
+    )
 
 
 def _retry_after_s(error: ClientResponseError) -> float:

@@ -1,10 +1,18 @@
-"""What JSON-RPC answers, decoded once. Hashes and data are bytes, quantities are ints, addresses lower-case hex."""
+"""What JSON-RPC answers, decoded once. Hashes and data are bytes, quantities are ints, addresses lower-case hex.
 
+What is no answer of a chain raises LookupError, TypeError, ValueError or AttributeError.
+"""
+
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from openlora.node.job import BlockRef, Wei
+
+QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
+HASH_BYTES: Final = 32
+MAX_STORED: Final = (1 << 63) - 1  # of a number that the journal keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +29,10 @@ class Block:
 
     @classmethod
     def from_rpc(cls, raw: Mapping[str, Any]) -> Self:
-        base_fee = Wei(int(raw.get("baseFeePerGas") or "0x0", 16))
-        parent, timestamp = to_bytes(raw["parentHash"]), int(raw["timestamp"], 16)
-        return cls(int(raw["number"], 16), to_bytes(raw["hash"]), parent, timestamp, base_fee)
+        base_fee = Wei(quantity(raw.get("baseFeePerGas") or "0x0"))
+        parent, timestamp = to_bytes(raw["parentHash"], HASH_BYTES), quantity(raw["timestamp"])
+        block = _block_ref(raw["number"], raw["hash"])
+        return cls(block.number, block.hash, parent, timestamp, base_fee)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +50,9 @@ class Log:
             address=raw["address"].lower(),
             topics=tuple(to_bytes(topic) for topic in raw["topics"]),
             data=to_bytes(raw["data"]),
-            block=BlockRef(int(raw["blockNumber"], 16), to_bytes(raw["blockHash"])),
-            tx_hash=to_bytes(raw["transactionHash"]),
-            index=int(raw["logIndex"], 16),
+            block=_block_ref(raw["blockNumber"], raw["blockHash"]),
+            tx_hash=to_bytes(raw["transactionHash"], HASH_BYTES),
+            index=quantity(raw["logIndex"]),
         )
 
 
@@ -66,15 +75,18 @@ class TxReceipt:
     @classmethod
     def from_rpc(cls, raw: Mapping[str, Any]) -> Self:
         created = raw.get("contractAddress")
-        return cls(
-            tx_hash=to_bytes(raw["transactionHash"]),
-            block=BlockRef(int(raw["blockNumber"], 16), to_bytes(raw["blockHash"])),
-            succeeded=int(raw["status"], 16) == 1,
-            gas_used=int(raw["gasUsed"], 16),
-            gas_price_wei=Wei(int(raw.get("effectiveGasPrice") or "0x0", 16)),
+        receipt = cls(
+            tx_hash=to_bytes(raw["transactionHash"], HASH_BYTES),
+            block=_block_ref(raw["blockNumber"], raw["blockHash"]),
+            succeeded=quantity(raw["status"]) == 1,
+            gas_used=quantity(raw["gasUsed"]),
+            gas_price_wei=Wei(quantity(raw.get("effectiveGasPrice") or "0x0")),
             contract_address=created.lower() if created else None,
             logs=tuple(Log.from_rpc(log) for log in raw["logs"]),
         )
+        if receipt.cost_wei > MAX_STORED:
+            raise ValueError("a cost that no chain asks for")
+        return receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +99,25 @@ class SentTransaction:
     block: BlockRef
 
 
-def to_bytes(text: str) -> bytes:
-    return bytes.fromhex(text.removeprefix("0x"))
+def _block_ref(number: str, digest: str) -> BlockRef:
+    block = BlockRef(quantity(number), to_bytes(digest, HASH_BYTES))
+    if block.number > MAX_STORED:
+        raise ValueError("a block number that no chain has reached")
+    return block
+
+
+def quantity(text: str) -> int:
+    """A number as JSON-RPC writes it."""
+    if not QUANTITY.fullmatch(text):
+        raise ValueError("no quantity")
+    return int(text, 16)
+
+
+def to_bytes(text: str, length: int | None = None) -> bytes:
+    data = bytes.fromhex(text.removeprefix("0x"))
+    if length is not None and len(data) != length:
+        raise ValueError(f"{len(data)} bytes instead of {length}")
+    return data
 
 
 def to_hex(data: bytes) -> str:
