@@ -13,6 +13,18 @@ import {ISessions} from "./interfaces/ISessions.sol";
 contract Governance is AccessManager {
     uint64 public constant GUARDIAN_ROLE = 1;
 
+    struct Version {
+        uint16 major;
+        uint16 minor;
+        uint16 patch;
+    }
+
+    event MinAgentVersionSet(uint16 major, uint16 minor, uint16 patch);
+
+    /// @notice The oldest release of the node's program that works with this market; all zero when any does. Operators
+    /// ask it before they upgrade; no contract does.
+    Version public minAgentVersion;
+
     constructor(address owner, address guardian, uint32 timelockSecs, IJobQueue queue, ISessions sessions)
         AccessManager(owner)
     {
@@ -20,5 +32,11 @@ contract Governance is AccessManager {
         _grantRole(GUARDIAN_ROLE, guardian, 0, 0);
         _setTargetFunctionRole(address(queue), IJobQueue.pause.selector, GUARDIAN_ROLE);
         _setTargetFunctionRole(address(sessions), ISessions.pause.selector, GUARDIAN_ROLE);
+    }
+
+    /// @notice Owner only, after the timelock.
+    function setMinAgentVersion(uint16 major, uint16 minor, uint16 patch) external onlyAuthorized {
+        minAgentVersion = Version(major, minor, patch);
+        emit MinAgentVersionSet(major, minor, patch);
     }
 }

@@ -4,6 +4,7 @@ pragma solidity ^0.8.30;
 import {IAccessManaged} from "@openzeppelin/contracts/access/manager/IAccessManaged.sol";
 import {IAccessManager} from "@openzeppelin/contracts/access/manager/IAccessManager.sol";
 
+import {Governance} from "src/Governance.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
@@ -71,12 +72,43 @@ contract GovernanceTest is MarketTest {
         governance.schedule(address(queue), _change, 0);
     }
 
+    function test_the_oldest_agent_is_named_once_announced_and_waited_for() public {
+        bytes memory change = abi.encodeCall(governance.setMinAgentVersion, (1, 2, 3));
+        _announce(address(governance), change);
+        vm.expectEmit(address(governance));
+        emit Governance.MinAgentVersionSet(1, 2, 3);
+        vm.prank(owner);
+        governance.execute(address(governance), change);
+        (uint16 major, uint16 minor, uint16 patch) = governance.minAgentVersion();
+        assertEq(major, 1);
+        assertEq(minor, 2);
+        assertEq(patch, 3);
+    }
+
+    function test_the_oldest_agent_revertWhen_not_announced() public {
+        vm.prank(owner);
+        vm.expectPartialRevert(IAccessManager.AccessManagerNotScheduled.selector);
+        governance.setMinAgentVersion(1, 2, 3);
+    }
+
+    function test_the_oldest_agent_revertWhen_not_the_owner() public {
+        vm.prank(guardian);
+        vm.expectRevert(
+            abi.encodeWithSelector(IAccessManager.AccessManagerUnauthorizedAccount.selector, guardian, uint64(0))
+        );
+        governance.setMinAgentVersion(1, 2, 3);
+    }
+
     /// @dev The owner's call of the queue, announced and waited for.
     function _govern(bytes memory call) private {
-        vm.prank(owner);
-        governance.schedule(address(queue), call, 0);
-        vm.warp(vm.getBlockTimestamp() + TIMELOCK);
+        _announce(address(queue), call);
         vm.prank(owner);
         governance.execute(address(queue), call);
+    }
+
+    function _announce(address target, bytes memory call) private {
+        vm.prank(owner);
+        governance.schedule(target, call, 0);
+        vm.warp(vm.getBlockTimestamp() + TIMELOCK);
     }
 }

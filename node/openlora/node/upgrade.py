@@ -78,8 +78,8 @@ async def _contracts(config: NodeConfig) -> Sequence[Check]:
         if url is None:
             raise ChainError(f"no RPC of chain {config.chain.chain_id} answers")
         market = await chain.look_at_market(url, deployment, None, None)
-        if faults := list(chain.check_market(market)):
-            return [Check(about="contracts", said=faults[0].cause, fix=faults[0].fix)]
+        if fault := next(chain.check_contracts(market), None):
+            return [Check(about="contracts", said=fault.cause, fix=fault.fix)]
         client = await ChainClient.connect([url], config.chain.chain_id, patience_s=chain.RPC_TIMEOUT_S)
         try:
             queue = JobQueue(deployment.job_queue)
@@ -91,6 +91,13 @@ async def _contracts(config: NodeConfig) -> Sequence[Check]:
         return [Check(about="contracts", said=str(error), fix="mend that first: `openlora doctor` says more")]
     terms = f"bond {params.bond / TOKEN_WEI:g}, {params.max_live_claims} claims at once, window {params.window_secs} s"
     return [
-        Check(about="contracts", said="they answer as this version expects"),
-        Check(about="minimum", said=f"the contracts name no minimum version; parameters version {number}: {terms}"),
+        Check(about="contracts", said=f"they answer as this version expects; parameters version {number}: {terms}"),
+        check_minimum(market.oldest_release),
     ]
+
+
+def check_minimum(oldest: tuple[int, int, int]) -> Check:
+    if fault := next(chain.check_release(oldest), None):
+        return Check(about="minimum", said=fault.cause, fix=fault.fix)
+    wanted = f"version {'.'.join(map(str, oldest))} or later" if any(oldest) else "no particular version"
+    return Check(about="minimum", said=f"the network's governance wants {wanted}")

@@ -12,7 +12,7 @@ from typing import Any
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from openlora.contracts import Deployment
+from openlora.contracts import Deployment, Governance, JobQueue, NodeRegistry
 from openlora.node.anvil import Anvil, anvil
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
@@ -69,12 +69,17 @@ class Clinic:
         return Patient(self, folder)
 
     async def market(self, key: LocalAccount, deed: str, *arguments: Any) -> None:
-        """One transaction of a key's on NodeRegistry, JobQueue or Vault: "nodes.begin_unstake"."""
+        """One transaction of a key's on a contract: "nodes.begin_unstake"."""
         part, _, name = deed.partition(".")
+        contracts = {
+            "nodes": NodeRegistry(self.deployment.node_registry),
+            "queue": JobQueue(self.deployment.job_queue),
+            "governance": Governance(self.deployment.governance),
+        }
         client = await ChainClient.connect([self.chain.rpc_url], self.chain.chain_id)
         try:
             market = Market(client, self.deployment, key, BlockContent(self.folder / "content"))
-            await market.transact(getattr(getattr(market, part), name)(*arguments))
+            await market.transact(getattr(contracts[part], name)(*arguments))
         finally:
             await client.close()
 

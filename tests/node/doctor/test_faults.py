@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,19 @@ async def test_market_paused(patient: Patient):
     protocol = Account.from_key(patient.clinic.chain.private_keys[0])
     await patient.clinic.market(protocol, "queue.pause")
     await found(patient, "market_paused")
+
+
+async def test_a_program_that_the_network_has_left_behind(patient: Patient):
+    major, minor, patch = map(int, version("openlora").split("."))
+    await want_release(patient, major, minor, patch)
+    assert "program_outdated" not in await patient.codes()
+    await want_release(patient, major, minor, patch + 1)
+    assert f"wants version {major}.{minor}.{patch + 1} or later" in await found(patient, "program_outdated")
+
+
+async def want_release(patient: Patient, *release: int) -> None:
+    owner = Account.from_key(patient.clinic.chain.private_keys[0])
+    await patient.clinic.market(owner, "governance.set_min_agent_version", *release)
 
 
 async def test_hot_key_unfunded(patient: Patient):
@@ -429,7 +443,11 @@ async def test_broker_refuses(patient: Patient, tmp_path: Path):
 async def test_an_upgrade_is_checked_against_the_contracts(patient: Patient):
     checks = {check.about: check for check in await check_upgrade(patient.config)}
     assert all(check.ok for check in checks.values())
-    assert "parameters version 1: bond 1, 32 claims" in checks["minimum"].said
+    assert "parameters version 1: bond 1, 32 claims" in checks["contracts"].said
+    assert "no particular version" in checks["minimum"].said
+    await want_release(patient, 9, 0, 0)
+    (lacking,) = [check for check in await check_upgrade(patient.config) if not check.ok]
+    assert (lacking.about, "9.0.0" in lacking.fix) == ("minimum", True)
     change_json(patient.folder / "deployment.json", vault=STRANGER.address)
     checks = {check.about: check for check in await check_upgrade(patient.config)}
     assert "vault" in checks["contracts"].said

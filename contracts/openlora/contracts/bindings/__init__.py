@@ -36,6 +36,7 @@ from openlora.contracts.bindings.disputes import (
     VoteRevealed,
 )
 from openlora.contracts.bindings.governance import (
+    MinAgentVersionSet,
     OperationCanceled,
     OperationExecuted,
     OperationScheduled,
@@ -130,6 +131,7 @@ Event = (
     | LeaseLapsed
     | LicenceSet
     | MetadataSet
+    | MinAgentVersionSet
     | NodeRegistered
     | OperationCanceled
     | OperationExecuted
@@ -214,6 +216,7 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     LeaseLapsed.TOPIC: LeaseLapsed,
     LicenceSet.TOPIC: LicenceSet,
     MetadataSet.TOPIC: MetadataSet,
+    MinAgentVersionSet.TOPIC: MinAgentVersionSet,
     NodeRegistered.TOPIC: NodeRegistered,
     OperationCanceled.TOPIC: OperationCanceled,
     OperationExecuted.TOPIC: OperationExecuted,

@@ -22,6 +22,21 @@ from openlora.contracts.call import (
 
 
 @dataclass(frozen=True, slots=True)
+class MinAgentVersionSet:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("e4f21db0946910d9918ff8789beedc683b1ede6f2c385b689708873d68320cef")
+
+    major: int
+    minor: int
+    patch: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "MinAgentVersionSet":
+        decode_topics([], topics)
+        plain = decode_values(["uint16", "uint16", "uint16"], data)
+        return cls(major=plain[0], minor=plain[1], patch=plain[2])
+
+
+@dataclass(frozen=True, slots=True)
 class OperationCanceled:
     TOPIC: ClassVar[bytes] = bytes.fromhex("bd9ac67a6e2f6463b80927326310338bcbb4bdb7936ce1365ea3e01067e7b9f7")
 
@@ -304,6 +319,18 @@ class Governance:
         data = encode_call(bytes.fromhex("853551b8"), ["uint64", "string"], [role_id, label])
         return Call(self.address, data, "Governance.labelRole", decode_nothing)
 
+    def min_agent_version(self) -> Call[tuple[int, int, int]]:
+        """The oldest release of the node's program that works with this market; all zero when any does. Operators ask
+        it before they upgrade; no contract does.
+        """
+        data = encode_call(bytes.fromhex("a9afbb4f"), [], [])
+        return Call(
+            self.address,
+            data,
+            "Governance.minAgentVersion",
+            lambda output: decode_values(["uint16", "uint16", "uint16"], output),
+        )
+
     def min_setback(self) -> Call[int]:
         data = encode_call(bytes.fromhex("cc1b6c81"), [], [])
         return Call(self.address, data, "Governance.minSetback", lambda output: decode_one("uint32", output))
@@ -329,6 +356,11 @@ class Governance:
     def set_grant_delay(self, role_id: int, new_delay: int) -> Call[None]:
         data = encode_call(bytes.fromhex("a64d95ce"), ["uint64", "uint32"], [role_id, new_delay])
         return Call(self.address, data, "Governance.setGrantDelay", decode_nothing)
+
+    def set_min_agent_version(self, major: int, minor: int, patch: int) -> Call[None]:
+        """Owner only, after the timelock."""
+        data = encode_call(bytes.fromhex("84a403b3"), ["uint16", "uint16", "uint16"], [major, minor, patch])
+        return Call(self.address, data, "Governance.setMinAgentVersion", decode_nothing)
 
     def set_role_admin(self, role_id: int, admin: int) -> Call[None]:
         data = encode_call(bytes.fromhex("30cae187"), ["uint64", "uint64"], [role_id, admin])
@@ -356,6 +388,7 @@ class Governance:
 
 
 EVENTS = (
+    MinAgentVersionSet,
     OperationCanceled,
     OperationExecuted,
     OperationScheduled,

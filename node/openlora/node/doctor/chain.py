@@ -1,16 +1,18 @@
 """The chain as this machine reaches it, and what it says of the node."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts import AdapterRegistry, Deployment, JobQueue, Node, NodeRegistry, Vault
+from openlora.contracts import AdapterRegistry, Deployment, Governance, JobQueue, Node, NodeRegistry, Vault
 from openlora.node.admission import CLAIM_AND_COMMIT_GAS
 from openlora.node.chain.client import ChainClient
 from openlora.node.config import ChainConfig
@@ -65,6 +67,7 @@ class Standing:
 class MarketFacts:
     without_code: tuple[str, ...] = ()
     foreign: str = ""  # why these contracts are not this market
+    oldest_release: tuple[int, int, int] = (0, 0, 0)  # of this program that governance lets take part
     paused: bool = False
     bond_wei: int = 0
     standing: Standing | None = None  # None without a hot key
@@ -143,7 +146,12 @@ async def _ask_market(
         return MarketFacts(foreign="; ".join(wrong))
     params = await chain.call(queue.params(await chain.call(queue.params_version())))
     standing = await _standing(chain, nodes, hot_key, operator) if hot_key else None
-    return MarketFacts(paused=await chain.call(queue.paused()), bond_wei=params.bond, standing=standing)
+    return MarketFacts(
+        oldest_release=await chain.call(Governance(deployment.governance).min_agent_version()),
+        paused=await chain.call(queue.paused()),
+        bond_wei=params.bond,
+        standing=standing,
+    )
 
 
 async def _standing(chain: ChainClient, nodes: NodeRegistry, hot_key: str, named: str | None) -> Standing:
@@ -244,6 +252,19 @@ def check_heads(endpoints: Sequence[Endpoint]) -> Iterator[Finding]:
 
 
 def check_market(market: MarketFacts) -> Iterator[Finding]:
+    yield from check_contracts(market)
+    yield from check_release(market.oldest_release)
+    if market.paused:
+        yield critical(
+            Code.MARKET_PAUSED,
+            "the market is paused: nobody can submit or claim; commits and payments go on",
+            "wait for the network's guardian",
+        )
+    if market.standing is not None:
+        yield from check_standing(market.standing, market.bond_wei)
+
+
+def check_contracts(market: MarketFacts) -> Iterator[Finding]:
     if market.without_code:
         yield critical(
             Code.CONTRACTS_MISSING,
@@ -256,14 +277,18 @@ def check_market(market: MarketFacts) -> Iterator[Finding]:
             f"the contracts there are not this market: {market.foreign}",
             "get the deployment file of your network once more; upgrade if the network has new contracts",
         )
-    if market.paused:
+
+
+def check_release(oldest: tuple[int, int, int]) -> Iterator[Finding]:
+    """`oldest`: by the market's governance."""
+    mine = version("openlora")
+    if tuple(map(int, re.findall(r"\d+", mine)[:3])) < oldest:
+        wanted = ".".join(map(str, oldest))
         yield critical(
-            Code.MARKET_PAUSED,
-            "the market is paused: nobody can submit or claim; commits and payments go on",
-            "wait for the network's guardian",
+            Code.PROGRAM_OUTDATED,
+            f"this network wants version {wanted} or later, and this is version {mine}",
+            f"install version {wanted} or later beside this one, and type `openlora upgrade --check` with that",
         )
-    if market.standing is not None:
-        yield from check_standing(market.standing, market.bond_wei)
 
 
 def check_standing(standing: Standing, bond_wei: int) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ class Code(StrEnum):
     CLOCK_OFF = "clock_off"
     CONTRACTS_MISSING = "contracts_missing"
     CONTRACTS_FOREIGN = "contracts_foreign"
+    PROGRAM_OUTDATED = "program_outdated"
     MARKET_PAUSED = "market_paused"
     NOT_REGISTERED = "not_registered"
     HOT_KEY_UNAUTHORISED = "hot_key_unauthorised"
@@ -79,6 +80,7 @@ EXPLAINED: Final[Mapping[Code, str]] = {
     Code.CLOCK_OFF: "this machine's clock is wrong: deadlines and leases are misjudged",
     Code.CONTRACTS_MISSING: "no contract is deployed at an address that the contracts' file names",
     Code.CONTRACTS_FOREIGN: "what is deployed there is not this market",
+    Code.PROGRAM_OUTDATED: "the network's governance wants a newer version of this program",
     Code.MARKET_PAUSED: "the market's guardian has paused claims",
     Code.NOT_REGISTERED: "the operator key is no registered operator",
     Code.HOT_KEY_UNAUTHORISED: "no operator has authorised the hot key",
