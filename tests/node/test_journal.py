@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from openlora.node import journal as journal_module
-from openlora.node.errors import JournalError, JournalUnwritable
+from openlora.node.errors import JournalError, JournalUnwritable, RpcBehind
 from openlora.node.job import BlockRef, JobId, JobState, SkipCode
 from openlora.node.journal import Identity, Journal
 from tests.node.specs import some_spec
@@ -282,7 +282,7 @@ def test_a_job_seen_again_keeps_its_state(journal: Journal) -> None:
 
 def test_one_submission_in_two_blocks_is_a_contradiction(journal: Journal) -> None:
     see(journal)
-    with pytest.raises(JournalError, match="submitted twice"):
+    with pytest.raises(RpcBehind, match="submitted twice"):
         see(journal, block=at(6))
 
 

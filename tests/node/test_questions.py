@@ -32,9 +32,13 @@ class Chain:
     failures: list[Exception] = field(default_factory=list)  # of the next readings
     answers_held: asyncio.Event | None = None  # until when an answer, read already, is under way
 
-    async def call(self, call: Call[Any]) -> Question:
+    lagging: bool = False  # the newest block that is shown is one before the question
+
+    async def call(self, call: Call[Any], *, block: int | str = "latest") -> Question:
         if self.failures:
             raise self.failures.pop(0)
+        if self.lagging and block == "latest":
+            return NOBODY
         answer = self.questions.get(int.from_bytes(call.data[4:36], "big"), NOBODY)
         if self.answers_held is not None:
             await self.answers_held.wait()
@@ -98,6 +102,15 @@ async def test_an_output_that_is_asked_for_is_published(scene: Scene, kind: Ques
         assert scene.questions.pending, "nothing is claimed meanwhile"
         await scene.answered()
     assert scene.transactions.sent == [("publish:1:1000", CONTRACT.publish_output(JOB, OUTPUT).data)]
+
+
+async def test_a_server_that_lags_hides_no_question(scene: Scene):
+    scene.journal.advance(block(7))
+    scene.chain.lagging = True
+    async with running(scene.questions.run(), "questions"):
+        await scene.ask()
+        await scene.answered()
+    assert len(scene.transactions.sent) == 1
 
 
 async def test_what_is_asked_while_an_older_view_is_under_way_is_answered(scene: Scene):

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from openlora.contracts import Receipt
-from openlora.node.errors import JournalError
+from openlora.node.fees import Fees
 from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.queue_events import QueueEvents
@@ -118,9 +118,11 @@ def test_what_rivals_do_with_their_jobs_is_not_ours(journal):
     assert journal.signed(JOB) is None
 
 
-def test_an_event_of_a_job_that_was_never_submitted_is_a_contradiction(journal):
-    with pytest.raises(JournalError, match="not in the journal"):
-        tell(journal, claimed(1))
+@pytest.mark.parametrize("event", [claimed(7), claimed(7, RIVAL), committed(7), finalized(7), cancelled(7), lapsed(7)])
+def test_a_job_whose_submission_an_rpc_kept_back_is_passed_over(journal, event):
+    tell(journal, submitted(1), event)
+    Fees(journal).apply(event, block(2))
+    assert journal.find(JobId(7)) is None
 
 
 def test_a_reorganisation_takes_a_claim_back(journal):
@@ -149,13 +151,14 @@ def test_a_claim_that_the_worker_saw_in_a_block_which_is_gone(journal):
     assert journal.job(JOB).claim == block(3)
 
 
-def test_a_claim_that_moves_after_its_receipt_is_given_up_without_a_second_one(journal):
+@pytest.mark.parametrize("moved_to", [2, 3], ids=["the same block come back", "another one"])
+def test_a_claim_that_comes_back_after_its_receipt_leaves_the_queue_to_judge_it(journal, moved_to):
     tell(journal, submitted(1), claimed(1))
-    journal.record_receipt(JOB, b"\x01" * 32, b"{}")
+    signed = journal.record_receipt(JOB, b"\x01" * 32, b"{}").signed
     journal.unwind(1)
-    assert journal.job(JOB).state is JobState.COMMITTING
-    assert tell(journal, claimed(1), first_block=3) is JobState.FAILED
-    assert tell(journal, committed(1), first_block=4) is JobState.COMMITTED  # its bytes were out already, and landed
+    assert tell(journal, claimed(1), first_block=moved_to) is JobState.COMMITTING
+    assert journal.signed(JOB) == signed
+    assert tell(journal, committed(1), first_block=4) is JobState.COMMITTED
 
 
 def test_a_claim_that_moves_after_we_gave_the_job_up_stays_given_up(journal):

@@ -379,6 +379,14 @@ async def test_a_commit_that_the_chain_refuses_is_lost_and_never_signed_again(sc
     assert scene.journal.signed(JOB) == signed
 
 
+async def test_a_receipt_that_a_moved_claim_has_outdated_gives_the_claim_back(scene: Scene):
+    scene.submit()
+    scene.transactions.reverts["commit"] = "WrongSeed"
+    assert await scene.run() is JobState.FAILED
+    assert scene.transactions.sent == ["claim:1:1", "release:1:1"]
+    assert scene.journal.job(JOB).reason == "a reorganisation moved the claim after its receipt was signed"
+
+
 async def test_a_job_that_is_not_open_stays_as_it_is(scene: Scene):
     scene.submit()
     scene.journal.move(JOB, JobState.SKIPPED, skip=SkipCode.TAKEN)

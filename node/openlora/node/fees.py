@@ -28,17 +28,15 @@ class Fees:
         self._journal = journal
 
     def apply(self, event: object, block: BlockRef) -> None:
-        """Records one event of `block`, in the follower's transaction; passes over what divides no fee."""
-        match event:
-            case JobFinalized():
-                recipe_id = self._journal.job(JobId(event.job_id)).spec.recipe_id
-                row = (event.job_id, recipe_id, str(event.fee), str(self.total_wei(recipe_id)), block.number)
-                with self._journal.transaction() as db:
-                    db.execute(
-                        "INSERT INTO fees (job_id, recipe_id, fee_wei, before_wei, block_number)"
-                        " VALUES (?, ?, ?, ?, ?)",
-                        row,
-                    )
+        """Records one event of `block`, in the follower's transaction; passes over what divides no fee, and a job whose
+        submission an RPC kept back."""
+        if not isinstance(event, JobFinalized) or (job := self._journal.find(JobId(event.job_id))) is None:
+            return
+        recipe_id = job.spec.recipe_id
+        row = (event.job_id, recipe_id, str(event.fee), str(self.total_wei(recipe_id)), block.number)
+        with self._journal.transaction() as db:
+            sql = "INSERT INTO fees (job_id, recipe_id, fee_wei, before_wei, block_number) VALUES (?, ?, ?, ?, ?)"
+            db.execute(sql, row)
 
     def of(self, job_id: JobId) -> Fee | None:
         """None for a job that is not paid yet."""

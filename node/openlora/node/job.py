@@ -90,6 +90,9 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.ANNULLED: frozenset(),
 }
 
+# Under our claim, as far as the chain has told.
+HELD = (JobState.CLAIMED, JobState.COMMITTING)
+
 # What a restart takes up again.
 LIVE = frozenset({JobState.CLAIMING, JobState.CLAIMED, JobState.COMMITTING, JobState.COMMITTED})
 

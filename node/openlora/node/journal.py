@@ -15,7 +15,7 @@ import msgspec
 
 from openlora.contracts import Deployment, JobSpec
 from openlora.node.database import Database
-from openlora.node.errors import JournalError
+from openlora.node.errors import JournalError, RpcBehind
 from openlora.node.job import TRANSITIONS, BlockRef, Job, JobId, JobState, Signed, SkipCode
 
 KEPT_BLOCKS = 256  # recent blocks whose hashes are remembered one by one: the deepest reorganisation that is survived
@@ -244,12 +244,12 @@ class Journal(Database):
         """Records a submission.
 
         A job seen again after a reorganisation keeps its state. When another spec has taken its id, everything about
-        the old one is forgotten but its receipt.
+        the old one is forgotten but its receipt. Raises RpcBehind for a job that is already in another block.
         """
         with self.transaction() as db:
             known = self.find(job_id)
             if known is not None and known.submitted not in (None, block):
-                raise JournalError(f"job {job_id} was submitted twice: the RPC contradicts itself; use another one")
+                raise RpcBehind(f"job {job_id} was submitted twice: the RPC contradicts itself")
             if known is not None and known.spec_hash == spec_hash:
                 again = "UPDATE jobs SET submitted_number = ?, submitted_hash = ? WHERE id = ?"
                 db.execute(again, (block.number, block.hash, job_id))

@@ -84,7 +84,7 @@ class Questions:
     async def _is_open(self, job_id: JobId) -> bool:
         """Answers what is asked, if anything. True when that has to be tried again."""
         try:
-            question = await self.chain.call(self.outputs.question(job_id))
+            question = await self._question(job_id)
             if question.kind not in OUTPUTS or question.node != self.operator:
                 if question.kind is QuestionKind.CHUNK and question.node == self.operator:
                     log.error("event=question_unanswerable job_id=%d kind=chunk", job_id)
@@ -97,6 +97,15 @@ class Questions:
             log.warning("event=question_waits job_id=%d reason=%r", job_id, str(error))
             return True
         return False
+
+    async def _question(self, job_id: JobId) -> Question:
+        """As of the newest block or the one that we have read up to: a server may lag behind that."""
+        asked = self.outputs.question(job_id)
+        newest = await self.chain.call(asked)
+        cursor = self.journal.cursor
+        if newest.kind is not QuestionKind.NONE or cursor is None:
+            return newest
+        return await self.chain.call(asked, block=cursor.number)
 
     async def _publish(self, job_id: JobId, question: Question) -> None:
         output = await self.content.get_document(question.digest)

@@ -1,5 +1,6 @@
 """What the queue's events mean for this node: applied in order, each with its block, in the follower's transaction."""
 
+import logging
 from collections.abc import Collection
 
 import msgspec
@@ -17,16 +18,22 @@ from openlora.contracts import (
     LeaseLapsed,
     Paid,
 )
-from openlora.node.job import BlockRef, Job, JobId, JobState, SkipCode
+from openlora.node.job import HELD, BlockRef, Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 
+log = logging.getLogger(__name__)
+
+OF_JOBS = (
+    *(JobAnnulled, JobCancelled, JobClaimed, JobCommitted, JobExpired, JobFinalized, JobReleased, JobSlashed),
+    LeaseLapsed,
+)
 UNDECIDED = (JobState.SEEN, JobState.SKIPPED)
-HELD = (JobState.CLAIMED, JobState.COMMITTING)
 
 
 class QueueEvents:
     """Moves jobs in the journal as the chain says. A fact that the journal knows already changes nothing.
 
+    What happens to a job whose submission an RPC kept back is passed over: it is not ours, for we claim what we know.
     A journal that was lost is rebuilt from the same events: the chain tells which claims were ours, and a commit's
     event carries the whole receipt.
     """
@@ -38,8 +45,12 @@ class QueueEvents:
     def apply(self, event: object, block: BlockRef) -> None:
         """Records one event of `block`; other contracts' and other nodes' are passed over where they do not matter.
 
-        Raises JournalError when the journal says that this cannot have happened.
+        Raises JournalError when the journal says that this cannot have happened, RpcBehind when an RPC contradicts
+        itself.
         """
+        if isinstance(event, OF_JOBS) and self._journal.find(JobId(event.job_id)) is None:
+            log.error("event=job_unknown job_id=%d told_of=%s", event.job_id, type(event).__name__)
+            return
         match event:
             case JobSubmitted():
                 document = event.document or None
@@ -68,14 +79,10 @@ class QueueEvents:
                 self._move(event.job_id, JobState.EXPIRED, block)
 
     def _claimed(self, job: Job, block: BlockRef) -> None:
-        """Ours since this block; where a reorganisation moved the claim, that is another block than before."""
-        if (job.state in HELD and job.claim == block) or job.state is JobState.FAILED:
-            return
-        if job.state is JobState.COMMITTING:
-            # The seed follows the block and the receipt the seed; a second receipt would be equivocation.
-            reason = "a reorganisation moved the claim after its receipt was signed"
-            self._journal.move(job.id, JobState.FAILED, block=block, reason=reason)
-        else:
+        """Ours since this block; where a reorganisation moved the claim, that is another block than before, and another
+        seed. A receipt that is fixed by then stays the only one: the queue tells whether it takes it."""
+        known = job.state is JobState.CLAIMED and job.claim == block
+        if not known and job.state not in (JobState.COMMITTING, JobState.FAILED):
             self._journal.move(job.id, JobState.CLAIMED, block=block)
 
     def _taken(self, job: Job, block: BlockRef) -> None:

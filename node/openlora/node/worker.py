@@ -20,7 +20,7 @@ from openlora.node.answering import Answerer, Work
 from openlora.node.chain.sender import Sender
 from openlora.node.errors import AdapterError, ContentError, EngineDied, LeaseTooShort, RequestError, Reverted
 from openlora.node.facts import ChainFacts
-from openlora.node.job import Job, JobId, JobState, SkipCode
+from openlora.node.job import HELD, Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
@@ -155,11 +155,15 @@ class Worker:
     # ---- commit, or not ----
 
     async def _commit(self, job_id: JobId) -> None:
-        """→ COMMITTED, or → LOST when the chain refuses, mostly because the lease ran out."""
+        """→ COMMITTED, or → LOST when the chain refuses, mostly because the lease ran out; → FAILED where a
+        reorganisation moved the claim, and with it the seed, after the one receipt was fixed."""
         try:
             receipt = await self.settlement.commit(self._job(job_id))
         except Reverted as refusal:
-            self._lose(job_id, refusal)
+            if refusal.name == "WrongSeed":
+                await self._give_up(job_id, "a reorganisation moved the claim after its receipt was signed")
+            else:
+                self._lose(job_id, refusal)
             return
         if self._job(job_id).state is JobState.COMMITTING:
             self.journal.move(job_id, JobState.COMMITTED, block=receipt.block)
@@ -168,17 +172,17 @@ class Worker:
     async def _give_up(self, job_id: JobId, reason: str) -> None:
         """→ FAILED, the claim given back so that neither bond nor job waits for the lease to end."""
         log.error("event=job_failed job_id=%d reason=%r", job_id, reason)
-        if self._job(job_id).state is JobState.CLAIMED:
+        if self._job(job_id).state in HELD:
             try:
                 await self.sender.send(self._intent("release", job_id), self.queue.release(job_id))
             except Reverted as refusal:  # mostly because the lease is over; the job may be had again
                 self._lose(job_id, refusal)
-        if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED, JobState.FAILED):
+        if self._job(job_id).state in (JobState.CLAIMING, *HELD, JobState.FAILED):
             self.journal.move(job_id, JobState.FAILED, reason=reason)
 
     def _lose(self, job_id: JobId, refusal: Reverted) -> None:
         log.warning("event=job_lost job_id=%d reason=%r", job_id, str(refusal))
-        if self._job(job_id).state in (JobState.CLAIMING, JobState.CLAIMED, JobState.COMMITTING):
+        if self._job(job_id).state in (JobState.CLAIMING, *HELD):
             self.journal.move(job_id, JobState.LOST)
 
     def _intent(self, deed: str, job_id: JobId) -> str:

@@ -76,6 +76,7 @@ class FakeChain:
         self.base_fee = GWEI
         self.balance = 10**18
         self.reverting: set[bytes] = set()  # calldata
+        self.too_early: set[bytes] = set()  # calldata that reverts where the server's latest block is an older one
         self.forgotten = -1  # states up to this block are pruned
         self.pool: dict[tuple[str, int], Tx] = {}
         self.blocks = [FakeBlock(0, _hash("genesis"), bytes(32))]
@@ -193,7 +194,8 @@ class FakeChain:
         return hex(GWEI)
 
     def eth_call(self, transaction: dict[str, str], tag: str) -> str:
-        if bytes.fromhex(transaction["data"][2:]) in self.reverting:
+        data = bytes.fromhex(transaction["data"][2:])
+        if data in self.reverting or (tag == "latest" and data in self.too_early):
             raise Refusal("execution reverted", 3, "0x" + WRONG_STATE.hex())
         return "0x"
 

@@ -296,7 +296,7 @@ async def test_logs_shown_twice_or_taken_back_count_once(world: World) -> None:
             found = super().eth_getLogs(query)
             return [*reversed(found), *found, *({**log, "removed": True, "blockHash": None} for log in found)]
 
-    world.chain.__class__ = Stutters
+    world.chain = world.provider.chain = Stutters()
     ledger = Ledger(world)
     world.chain.mine(logs=[expired(1), expired(2)])
     await catch_up(world, ledger)
@@ -309,7 +309,7 @@ async def test_logs_of_other_blocks_are_no_answer(world: World, wrong: dict[str,
         def eth_getLogs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
             return [{**log, **wrong} for log in super().eth_getLogs(query)]
 
-    world.chain.__class__ = Strays
+    world.chain = world.provider.chain = Strays()
     world.chain.mine(logs=[expired(1)])
     with pytest.raises(RpcDown):
         await catch_up(world, Ledger(world))

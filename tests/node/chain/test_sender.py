@@ -11,7 +11,7 @@ from aiohttp import ClientConnectionError
 from openlora.node.chain.outbox import IntentState
 from openlora.node.chain.sender import SenderOptions
 from openlora.node.chain.transaction import FeePolicy
-from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind
 from tests.node.chain.fake_chain import GWEI, QUEUE, Refusal, effect
 from tests.node.chain.world import World, foreign
 
@@ -104,6 +104,21 @@ async def test_a_call_that_would_revert_burns_no_nonce(world: World) -> None:
     assert raised.value.name == "WrongState"
     assert world.outbox.find("claim") is None
     assert world.outbox.next_nonce() == 0
+
+
+async def test_what_only_a_lagging_server_refuses_is_not_refused(world: World) -> None:
+    world.chain.too_early.add(b"a")
+    world.chain.mine(3)
+    await world.tick()
+    with pytest.raises(RpcBehind, match="but not at block 3"):
+        await world.sender.send("a", effect("a"))
+    assert world.outbox.find("a") is None
+    world.chain.too_early.clear()
+    task = world.send("a")
+    await world.settle()
+    world.chain.mine()
+    await world.tick()
+    assert (await task).succeeded
 
 
 async def test_a_low_balance_is_said_before_signing(world: World) -> None:

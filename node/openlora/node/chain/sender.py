@@ -17,7 +17,7 @@ from openlora.node.chain.client import ChainClient
 from openlora.node.chain.outbox import FIRST_NONCE, Attempt, Intent, Outbox
 from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
-from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcError
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
 from openlora.node.job import Wei
 from openlora.node.journal import Journal
 
@@ -71,6 +71,7 @@ class Sender:
         self._options = options
         self._outbox = Outbox(journal)
         self._head: Block | None = None  # as of the last tick
+        self._highest = 0  # number of the newest block that any tick saw
         self._used = 0  # nonces that the chain has seen used, as of the last tick
         self._started = False
         self._unexplained = 0  # ticks in a row that found a foreign nonce without its transaction
@@ -166,13 +167,18 @@ class Sender:
         return intent
 
     async def _prepare(self, call: Call[Any], gas_limit: int | None) -> tuple[int, Fees, Wei]:
-        """Gas limit, fees and balance, asked for at once: a claim is a race. Raises Reverted if `call` would revert."""
-        _, estimate, fees, balance = await _all(
-            self._client.call(call, sender=self._address),
-            self._client.estimate_gas(call.to, call.data, self._address, name=call.name),
-            self._options.fees.quote(self._client),
-            self._client.balance(self._address),
-        )
+        """Gas limit, fees and balance, asked for at once: a claim is a race. Raises Reverted if `call` would revert,
+        RpcBehind if it would only at an older block than the newest that any server has shown."""
+        try:
+            _, estimate, fees, balance = await _all(
+                self._client.call(call, sender=self._address),
+                self._client.estimate_gas(call.to, call.data, self._address, name=call.name),
+                self._options.fees.quote(self._client),
+                self._client.balance(self._address),
+            )
+        except Reverted as refusal:
+            await self._client.call(call, block=self._highest, sender=self._address)
+            raise RpcBehind(f"{refusal}, but not at block {self._highest}: an RPC lags") from None
         return gas_limit or gas_limit_of(estimate), fees, balance
 
     async def _mined(self, key: str, confirmations: int) -> TxReceipt:
@@ -228,7 +234,7 @@ class Sender:
     async def _look(self) -> None:
         head = await self._client.block("latest")
         used = await self._client.nonce(self._address, head.number)
-        self._used = used
+        self._used, self._highest = used, max(self._highest, head.number)
         reorganised = self._head is None or self._head.hash not in (head.hash, head.parent_hash)
         for intent in self._outbox.unsettled():
             if intent.receipt is not None:
