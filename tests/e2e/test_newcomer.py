@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer.testing
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -15,6 +16,7 @@ from openlora.node.devnet import OLRA, Devnet, devnet
 from openlora.node.market import open_market
 from tests.e2e.agents import agent, wait_until
 from tests.e2e.conftest import Command
+from tests.node.telemetry.broker import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
@@ -50,6 +52,7 @@ def test_from_init_to_a_paid_job(openlora: Command, net: Devnet, portal: Blockin
     bootstrap = load(net.nodes[0].config, NodeConfig).network.bootstrap[0]
     flags = ("--rpc", net.chain.rpc_url, "--deployment", net.folder / "deployment.json", "--model", model_dir)
     flags += ("--bootstrap", bootstrap, "--listen", "/ip4/127.0.0.1/tcp/0", "--state", state)
+    flags += ("--dashboard", f"127.0.0.1:{free_port()}")
     made = said("init", *flags)
     assert load(state / "node.toml", NodeConfig).chain.chain_id == CHAIN_ID, "the RPC says which chain it serves"
     refused = openlora("run", *node)
@@ -65,6 +68,7 @@ def test_from_init_to_a_paid_job(openlora: Command, net: Devnet, portal: Blockin
         asked = openlora("job", "submit", "Why is the sky blue?", "--max-tokens", 8, "--client", net.client_config)
         assert asked.returncode == 0, asked.stderr
         wait_until(lambda: said("earnings", *operator)["withdrawable_wei"], "the fee")
+        assert "OpenLoRA" in httpx.get(made["dashboard"], timeout=10).text
         live_with(said, node, faults, tmp_path)
 
 

@@ -73,10 +73,12 @@ def test_flags_alone_make_a_node_where_no_rpc_answers(tmp_path: Path):
     deployment.write_text(json.dumps(DEPLOYMENT))
     flags = ["--rpc", f"http://127.0.0.1:{free_port()}", "--chain-id", "7", "--deployment", str(deployment)]
     flags += ["--model", str(write_model(tmp_path / "model")), "--state", str(tmp_path / "node"), "--price", "1:2"]
+    flags += ["--dashboard", "[::1]:9999"]
     done = typer.testing.CliRunner().invoke(app, ["init", *flags, "--json"])
     made = json.loads(done.output)
     config = load(Path(made["config"]), NodeConfig)
     assert (config.chain.chain_id, config.market.min_out_price_wei_per_k) == (7, 2 * 10**18)
+    assert (config.telemetry.listen, made["dashboard"]) == ("[::1]:9999", "http://[::1]:9999")
     assert made["funding"] is None
     again = typer.testing.CliRunner().invoke(app, ["init", *flags])
     assert isinstance(again.exception, ConfigError)
@@ -86,6 +88,13 @@ def test_flags_alone_make_a_node_where_no_rpc_answers(tmp_path: Path):
 def test_what_is_missing_is_named_where_nobody_can_be_asked(tmp_path: Path):
     done = typer.testing.CliRunner().invoke(app, ["init", "--state", str(tmp_path / "node")])
     assert "--rpc" in str(done.exception)
+
+
+def test_a_dashboard_that_others_could_reach_is_refused_before_anything_is_made(tmp_path: Path):
+    flags = ["--state", str(tmp_path / "node"), "--dashboard", "0.0.0.0:9464"]
+    done = typer.testing.CliRunner().invoke(app, ["init", *flags])
+    assert "telemetry.key_file" in str(done.exception)
+    assert not (tmp_path / "node").exists()
 
 
 @pytest.mark.slow
@@ -106,4 +115,6 @@ def test_on_a_terminal_it_asks(tmp_path: Path):
     assert process.returncode == 0, shown.decode()
     config = load(tmp_path / "node/node.toml", NodeConfig)
     assert (config.chain.chain_id, config.market.min_in_price_wei_per_k) == (7, 5 * 10**17)
+    assert config.telemetry.listen == "127.0.0.1:9464"
     assert b"openlora doctor --config node/node.toml" in shown
+    assert b"openlora run --config node/node.toml    # its page: http://127.0.0.1:9464" in shown

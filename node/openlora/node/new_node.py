@@ -39,6 +39,7 @@ class Plan:
     out_price_wei_per_k: int
     engine: EngineConfig
     network: NetworkConfig
+    dashboard: str  # telemetry.listen
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def write(plan: Plan) -> Made:
         out_price_wei_per_k=plan.out_price_wei_per_k,
         engine=plan.engine,
         network=plan.network,
+        dashboard=plan.dashboard,
     )
     bootstrap = plan.network.bootstrap
     write_client_config(operator_file, chain, key=operator_config, content_dir=content_dir, bootstrap=bootstrap)

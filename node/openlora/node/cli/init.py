@@ -21,6 +21,7 @@ Ask = Callable[[str, str], str]  # question, default → answer
 
 GIB = 1 << 30
 LISTEN = "/ip4/0.0.0.0/tcp/4001"
+DASHBOARD = "127.0.0.1:9464"
 MODEL = "smollm2-135m-instruct"
 PRICE = "0.1:0.2"
 
@@ -38,19 +39,24 @@ def init(
     state: Annotated[Path, typer.Option(help="Folder for configuration, keys and journal.")] = Path("openlora-node"),
     bootstrap: Annotated[list[str] | None, typer.Option(help="Multiaddr of a peer to join by. Repeatable.")] = None,
     listen: Annotated[str, typer.Option(help="Multiaddr to listen on for peers.")] = LISTEN,
+    dashboard: Annotated[
+        str, typer.Option(help='Loopback host:port of the dashboard, /v1 and /metrics; "" for none.')
+    ] = DASHBOARD,
     json: JsonFlag = False,
 ) -> None:
     """Write node.toml, the operator's configuration and keys into a folder, and say what to fund.
 
     Asks for what no flag says, on a terminal. Overwrites nothing.
     """
-    from openlora.node.config import ChainConfig, NetworkConfig
+    from openlora.node.api.agent import DashboardPort
+    from openlora.node.config import ChainConfig, NetworkConfig, TelemetryConfig
     from openlora.node.hardware import ram_available_bytes
     from openlora.node.new_node import Plan, fitting_engine, found_model, needs, served_chain, write
 
     output = Output(json)
     if (state / "node.toml").exists():
         raise ConfigError(f"{state / 'node.toml'} exists already; choose another --state, or edit that file")
+    DashboardPort.of(TelemetryConfig(listen=dashboard))
     ask = _ask if sys.stdin.isatty() and not json else _refuse
     for line in machine_lines(state):
         output.say(line)
@@ -75,6 +81,7 @@ def init(
         out_price_wei_per_k=out_price_wei,
         engine=fitting_engine(engine, path, ram_available_bytes()),
         network=NetworkConfig(listen=(listen,), bootstrap=tuple(bootstrap or ())),
+        dashboard=dashboard,
     )
     made = write(plan)
     show(output, plan, made, wanted, why)
@@ -86,6 +93,7 @@ def init(
             "hot_key": made.hot_key,
             "operator": made.operator,
             "engine": str(plan.engine.backend),
+            "dashboard": f"http://{dashboard}" if dashboard else None,
             "funding": funding,
         }
     )
@@ -137,7 +145,6 @@ def _coins(wei: int) -> str:
 
 
 def show(output: Output, plan: "Plan", made: "Made", wanted: "Needs | None", why: str) -> None:
-
     engine = plan.engine
     output.say(f"{made.config} is the node's configuration; every key is explained in it.")
     output.say(f"engine     {engine.backend}, {engine.kv_tokens:,} KV tokens: {why}")
@@ -157,4 +164,5 @@ def show(output: Output, plan: "Plan", made: "Made", wanted: "Needs | None", why
     bonds = tokens(8 * wanted.bond_wei) if wanted and wanted.bond_wei else "AMOUNT"
     output.say(f"  openlora register --stake {bonds} {files}")
     output.say(f"  openlora doctor --config {made.config}")
-    output.say(f"  openlora run --config {made.config}")
+    page = f"    # its page: http://{plan.dashboard}" if plan.dashboard else ""
+    output.say(f"  openlora run --config {made.config}{page}")
