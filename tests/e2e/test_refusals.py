@@ -109,6 +109,15 @@ def test_a_busy_port(openlora, tmp_path, model_dir):
         )
 
 
+def test_a_dashboard_port_that_another_node_has(openlora, node_toml):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        edit(node_toml, r'^listen = "[^"]*"', f'listen = "127.0.0.1:{port}"')
+        refused(openlora("run", "--config", node_toml), f"port {port}", "telemetry.listen")
+
+
 def test_an_adapter_for_another_base(openlora, node_toml, tmp_path, model_dir):
     other = tmp_path / "other"
     other.mkdir()

@@ -19,10 +19,11 @@ from websockets.sync.client import connect
 
 from openlora.node import agent_client
 from openlora.node.config import NodeConfig, load
-from openlora.node.devnet import Devnet
+from openlora.node.devnet import Devnet, DevNode
 from openlora.node.telemetry.snapshot import Snapshot
 from openlora.node.telemetry.topics import Place, StateMessage
-from tests.e2e.agents import wait_until
+from tests.e2e.agents import agent, wait_until
+from tests.e2e.conftest import Command
 from tests.e2e.services import services
 from tests.node.telemetry.broker import Mosquitto, mosquitto
 
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
 PROMPT = "Write a story about the heron Xanthippe-4711 and her brass telescope."
 MQTT_PASSWORD = "canary-of-the-broker-8d1f"
+BACKUP_PASSWORD = "canary-of-the-backup-77ac"
 SAME = ("node", "chain", "model", "stake", "jobs_by_state", "adapters", "earnings")  # not: what changes by the second
 
 
@@ -45,7 +47,9 @@ class Life:
     processes: dict[str, str] = field(default_factory=dict)  # limits, command line and environment
     cores: list[Path] = field(default_factory=list)
     seen: dict[str, Snapshot] = field(default_factory=dict)  # by each dashboard, at one moment
-    logs: str = ""
+    logs: str = ""  # JSON lines of all three processes
+    text_logs: str = ""  # of the node that ran again
+    backup: str = ""  # where it is, what was printed of it, and what is legible in it
     offline_after_s: float | None = None
     offline: StateMessage | None = None
 
@@ -88,8 +92,28 @@ def life(net: Devnet, openlora, tmp_path_factory: pytest.TempPathFactory) -> Ite
             life.offline_after_s = time.monotonic() - killed_s
             life.logs = running.logs()
             life.cores = [path for path in (*node.folder.rglob("core*"), *Path().glob("core*")) if path.is_file()]
+        live_again(node, net, openlora, life)
         watching.cancel()
         yield life
+
+
+def live_again(node: DevNode, net: Devnet, openlora: Command, life: Life) -> None:
+    """The same prompt once more, while the node logs text; then its backup."""
+    node.config.write_text(node.config.read_text().replace('format = "json"', 'format = "text"'))
+    submit = ("job", "submit", PROMPT, "--adapter", "pirate", "--max-tokens", 48, "--watch", "--json")
+    with agent(node.folder) as process:
+        done = openlora(*submit, "--client", net.client_config)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout.splitlines()[-1])["text"]
+        life.secrets["second answer"] = max(answer.splitlines(), key=len)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    (node.folder / "backup.password").write_text(BACKUP_PASSWORD + "\n")
+    archive = node.folder / "backup"
+    done = openlora("backup", archive, "--config", node.config, "--password-file", node.folder / "backup.password")
+    assert done.returncode == 0, done.stderr
+    life.text_logs = (node.folder / "node.log").read_text()
+    life.backup = done.stdout + done.stderr + archive.read_bytes().decode("latin-1")
 
 
 def configure(folder: Path, broker: Mosquitto) -> str:
@@ -116,6 +140,7 @@ def secrets(net: Devnet) -> dict[str, str]:
     return {
         "prompt": "Xanthippe-4711",
         "broker's password": MQTT_PASSWORD,
+        "backup's password": BACKUP_PASSWORD,
         "hot key's password": (folder / "hot.password").read_text().strip(),
         "operator key's password": (folder / "operator.password").read_text().strip(),
         "hot key": net.people["hot key 1"].key.hex().removeprefix("0x"),
@@ -224,12 +249,16 @@ def test_every_line_of_the_log_is_an_object_that_names_its_job(life: Life):
 
 def test_no_secret_is_in_a_log_a_page_a_topic_a_metric_or_a_process_list(life: Life):
     places = {
-        "the log": life.logs,
+        "the log as JSON": life.logs,
+        "the log as text": life.text_logs,
+        "the backup": life.backup,
         **{f"topic {topic}": payload.decode() for topic, payload in life.mqtt},
         **life.http,
         **life.processes,
     }
     assert "job_committed" in life.logs
+    assert " event=job_committed job_id=2" in life.text_logs
+    assert " level=DEBUG " in life.text_logs
     assert any(topic.endswith("/jobs/1") for topic, _ in life.mqtt)
     assert any("openlora_jobs" in page for page in life.http.values())
     assert any(place.endswith("/v1/jobs/{job_id}") and '"finalized"' in page for place, page in life.http.items())

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,22 +119,25 @@ class Node:
 @asynccontextmanager
 async def opened(path: Path, config: NodeConfig, manager: ServiceManager) -> AsyncIterator[Node]:
     """Opens what a node is made of, cheapest refusal first, and closes it in reverse."""
-    async with opened_ground(config) as ground:
-        doors = Doors.of(config.telemetry, ground.operator)
+    async with AsyncExitStack() as stack:
+        ground = await stack.enter_async_context(opened_ground(config))
+        log.info("event=node_starting operator=%s hot_key=%s", ground.operator, ground.hot_key.address)
+        doors = stack.enter_context(Doors.opened(config.telemetry, ground.operator))
         base = await Base.load(config.model.path)
         directory = StakeDirectory(ground.chain, ground.nodes, ground.queue, ground.deployment.block)
         await directory.refresh()
-        async with opened_network(ground, directory, manager) as network, _engine(config, manager) as engine:
-            jobs = lanes(ground, base, network, engine)
-            others = await neighbours(ground, base, network, directory, engine, jobs)
-            yield Node(
-                ground=ground,
-                lanes=jobs,
-                neighbours=others,
-                faces=faces(path, ground, doors, engine, jobs, others),
-                follower=_follower(ground),
-                manager=manager,
-            )
+        network = await stack.enter_async_context(opened_network(ground, directory, manager))
+        engine = await stack.enter_async_context(_engine(config, manager))
+        jobs = lanes(ground, base, network, engine)
+        others = await neighbours(ground, base, network, directory, engine, jobs)
+        yield Node(
+            ground=ground,
+            lanes=jobs,
+            neighbours=others,
+            faces=faces(path, ground, doors, engine, jobs, others),
+            follower=_follower(ground),
+            manager=manager,
+        )
 
 
 @asynccontextmanager

@@ -77,12 +77,15 @@ class DashboardPort:
             )
         return cls(host, int(port), keys)
 
+    def bound(self) -> socket.socket:
+        """Raises ConfigError for an address that is in use."""
+        return bind(self.host, self.port, Limits(), "telemetry.listen")
 
-async def serve_dashboard(board: Board, feed: Feed, place: DashboardPort) -> None:
-    """Serves until cancelled. Raises ConfigError for an address that is in use."""
+
+async def serve_dashboard(board: Board, feed: Feed, sock: socket.socket, keys: Collection[str]) -> None:
+    """Serves on a bound socket until cancelled."""
     limits = Limits()
-    with bind(place.host, place.port, limits) as sock:
-        await Server().serve(create_dashboard_api(board, feed, limits, place.keys), sock, limits)
+    await Server().serve(create_dashboard_api(board, feed, limits, keys), sock, limits)
 
 
 async def serve_unix(app: FastAPI, path: Path) -> None:

@@ -18,8 +18,8 @@ _GRACEFUL_SHUTDOWN_S = 10
 _MAX_WEBSOCKET_MESSAGE_BYTES = 4096  # of a client's: nothing that they say is read
 
 
-def bind(host: str, port: int, limits: Limits) -> socket.socket:
-    """Claim the address before anything slow happens. Raises ConfigError."""
+def bind(host: str, port: int, limits: Limits, setting: str = "--port") -> socket.socket:
+    """Claim the address before anything slow happens. Raises ConfigError, which names the `setting` to change."""
     family, address = _resolve(host, port)
     # The protocol is named because asyncio sends small writes at once (TCP_NODELAY) on sockets that name it alone:
     # a body that follows its headers would else wait 40 ms for the reader's delayed acknowledgement.
@@ -33,8 +33,8 @@ def bind(host: str, port: int, limits: Limits) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} on {host} is in use; choose another with --port") from None
-        raise ConfigError(f"{host}:{port} cannot be bound: {error.strerror}; choose another --host or --port") from None
+            raise ConfigError(f"port {port} on {host} is in use; choose another with {setting}") from None
+        raise ConfigError(f"{host}:{port} cannot be bound: {error.strerror}; choose another with {setting}") from None
     return sock
 
 

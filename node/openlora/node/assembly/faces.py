@@ -1,6 +1,10 @@
 """What people see of a node, all of it from one snapshot: the agent's socket, the page, a broker."""
 
+import logging
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -32,18 +36,25 @@ from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import Place
 from openlora.typed_data import Domain
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Doors:
     """Where it is seen, but for the socket. None where none is configured."""
 
-    port: DashboardPort | None
+    page: socket.socket | None
+    keys: tuple[str, ...]  # that open the page
     broker: Broker | None
 
     @classmethod
-    def of(cls, config: TelemetryConfig, operator: ChecksumAddress) -> Self:
-        """Raises ConfigError for what cannot be read, or would be open to strangers."""
-        return cls(DashboardPort.of(config), Broker.of(config.mqtt, operator) if config.mqtt.host else None)
+    @contextmanager
+    def opened(cls, config: TelemetryConfig, operator: ChecksumAddress) -> Iterator[Self]:
+        """Raises ConfigError for what cannot be read, is in use, or would be open to strangers."""
+        port = DashboardPort.of(config)
+        broker = Broker.of(config.mqtt, operator) if config.mqtt.host else None
+        with port.bound() if port else nullcontext() as page:
+            yield cls(page, port.keys if port else (), broker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ class Faces:
     observer: Observer
     board: Board
     feed: Feed
-    port: DashboardPort | None
+    doors: Doors
     publisher: Publisher | None
     steering: Steering
 
@@ -72,7 +83,7 @@ class Faces:
             "feed": self.feed.run,
             "serve": self._serve,
         }
-        dashboard = {"serve-dashboard": self._serve_dashboard} if self.port else {}
+        dashboard = {"serve-dashboard": self._serve_dashboard} if self.doors.page else {}
         return always | dashboard | ({"publish": self.publisher.run} if self.publisher else {})
 
     def apply(self, occurrence: Occurrence) -> None:
@@ -86,8 +97,9 @@ class Faces:
         await serve_unix(api, self.ground.config.socket)
 
     async def _serve_dashboard(self) -> None:
-        assert self.port is not None, "a loop only where there is one"
-        await serve_dashboard(self.board, self.feed, self.port)
+        assert self.doors.page is not None, "a loop only where there is one"
+        log.info("event=dashboard_open url=http://%s", self.ground.config.telemetry.listen)
+        await serve_dashboard(self.board, self.feed, self.doors.page, self.doors.keys)
 
 
 def faces(
@@ -111,7 +123,7 @@ def faces(
         observer=observer,
         board=board,
         feed=Feed(board),
-        port=doors.port,
+        doors=doors,
         publisher=_publisher(ground, observer, doors.broker) if doors.broker else None,
         steering=Steering(path, ground.config, lanes.terms, lanes.dispatcher.terms_changed),
     )
