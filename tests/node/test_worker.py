@@ -24,7 +24,7 @@ from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.documents import InputDocument, JobSampling
 from openlora.node.engine.backends import OWN
 from openlora.node.engine.client import in_process_engine
-from openlora.node.errors import AdapterError, ContentError, OpenLoraError, Reverted
+from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, OpenLoraError, Reverted
 from openlora.node.job import JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement, Signer
@@ -101,13 +101,6 @@ class Adapters:
         return write_adapter(self.folder / digest.hex())
 
 
-class Content(BlockContent):
-    """Documents are real; the root of every adapter's folder is there."""
-
-    async def get_block(self, cid: str) -> bytes:
-        return b""
-
-
 @dataclass
 class Scene:
     """One node about to look at job 1."""
@@ -146,7 +139,7 @@ class Scene:
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     engine, facts, transactions = FakeEngine(script=b"Ahoy there"), Facts(), Transactions()
-    content = Content(tmp_path / "content")
+    content = BlockContent(tmp_path / "content")
     store = AdapterStore(tmp_path / "adapters", 1 << 30)
     rivals: list[Contender] = []
     adapters = Adapters(tmp_path / "fetched")
@@ -162,6 +155,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                 model=client.info,
                 text=tiny_text(tmp_path / "model"),
                 content=content,
+                fetcher=fetcher,
                 terms=Terms(MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5), 1),
                 storage_dir=tmp_path,
             )
@@ -278,13 +272,21 @@ async def test_adapters_that_are_not_allowed_are_a_reason_not_to_claim(scene: Sc
     assert await scene.run() is not JobState.SKIPPED
 
 
-async def test_an_adapter_that_nobody_has_is_a_reason_not_to_claim(scene: Scene, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (ContentError("nobody has it"), SkipCode.ADAPTER_UNAVAILABLE),
+        (AdapterCheckFailed("the check was killed"), SkipCode.ADAPTER_UNAVAILABLE),
+        (AdapterError("its rank is 0"), SkipCode.ADAPTER_REFUSED),
+    ],
+)
+async def test_an_adapter_that_cannot_be_used_is_found_out_before_it_costs_a_bond(scene: Scene, refusal, code):
     scene.submit()
     scene.use(PIRATE)
-    empty = BlockContent(tmp_path / "empty")
-    scene.worker = replace(scene.worker, admission=replace(scene.worker.admission, content=empty))
+    scene.adapters.refuses[PIRATE] = refusal
     assert await scene.run() is JobState.SKIPPED
-    assert scene.journal.job(JOB).skip is SkipCode.ADAPTER_UNAVAILABLE
+    assert scene.journal.job(JOB).skip is code
+    assert scene.transactions.sent == []
 
 
 async def test_what_nobody_had_is_not_looked_for_again_at_once(scene: Scene):
@@ -321,14 +323,15 @@ async def test_a_claim_that_the_chain_refuses_is_lost(scene: Scene):
     assert scene.engine.generated == 0
 
 
-@pytest.mark.parametrize("refusal", [AdapterError("its rank is 0"), ContentError("a block does not match")])
-async def test_an_adapter_that_turns_out_bad_gives_the_claim_back(scene: Scene, refusal):
+async def test_an_adapter_that_is_lost_again_gives_the_claim_back(scene: Scene):
     scene.submit()
     scene.use(PIRATE)
-    scene.adapters.refuses[PIRATE] = refusal
+    scene.adapters.refuses[PIRATE] = ContentError("a block does not match")
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
     assert await scene.run() is JobState.FAILED
-    assert scene.transactions.sent == ["claim:1:1", "release:1:1"]
-    assert scene.journal.job(JOB).reason == str(refusal)
+    assert scene.transactions.sent == ["release:1:1"]
+    assert scene.journal.job(JOB).reason == "a block does not match"
 
 
 @pytest.mark.parametrize("order", [REFUSE, POISON])

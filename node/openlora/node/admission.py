@@ -1,5 +1,6 @@
 """Whether to claim a job: local facts only, each refusal with its skip code."""
 
+import asyncio
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Final
 from openlora.contracts import JobFlag, JobSpec, Recipe
 from openlora.node import documents
 from openlora.node.absent import Absent
+from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.content import Content, adapter_cid
 from openlora.node.documents import InputDocument
 from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
-from openlora.node.errors import ContentError, RequestError
+from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, RequestError
 from openlora.node.job import Job, SkipCode
 from openlora.node.terms import Terms
 
@@ -21,6 +23,7 @@ PUBLISH_GAS: Final = 400_000  # more, for publishing an output: a client's contr
 PUBLISH_GAS_PER_BYTE: Final = 60  # … and calldata, its digest and the event cost by the byte
 SERVED_FLAGS: Final = JobFlag.GUARDED | JobFlag.PUBLISH
 OUTPUT_BYTES_PER_TOKEN: Final = 24  # of an output document, generously: the token's id and its text as JSON
+FETCH_S: Final = 20.0  # of one place for live jobs; what came until then is there at the next attempt
 MAX_PUBLISHED_BYTES: Final = 96 << 10  # servers take transactions of at most 128 KiB
 
 
@@ -50,6 +53,7 @@ class Admission:
     model: ModelInfo
     text: TextModel
     content: Content
+    fetcher: AdapterFetcher
     terms: Terms
     storage_dir: Path
     absent: Absent = field(default_factory=Absent)
@@ -107,15 +111,19 @@ class Admission:
             raise Skip(SkipCode.OVER_CONTEXT)
 
     async def _check_adapters(self, recipe: Recipe) -> None:
-        """That the folders' roots are there; the rest is fetched while the claim confirms."""
+        """That they are on disk and verified. Whoever claims first and finds out afterwards pays for it, and those who
+        register bad adapters would live on that."""
         for digest in recipe.adapters:
             if digest in self.absent:
                 raise Skip(SkipCode.ADAPTER_UNAVAILABLE)
             try:
-                await self.content.get_block(adapter_cid(digest))
-            except ContentError:
+                async with asyncio.timeout(FETCH_S):
+                    await self.fetcher.ensure(digest)
+            except (ContentError, AdapterCheckFailed, TimeoutError):
                 self.absent.add(digest)
                 raise Skip(SkipCode.ADAPTER_UNAVAILABLE) from None
+            except AdapterError:
+                raise Skip(SkipCode.ADAPTER_REFUSED) from None
 
     async def input(self, spec: JobSpec, document: bytes | None) -> InputDocument:
         """The spec's input: `document` where it came inline, else by its digest. Raises ContentError, RequestError."""

@@ -48,6 +48,7 @@ class SkipCode(StrEnum):
 
     MODEL_NOT_SERVED = "model_not_served"
     ADAPTER_UNAVAILABLE = "adapter_unavailable"
+    ADAPTER_REFUSED = "adapter_refused"  # an adapter of the recipe is none, or not for this base model
     INPUT_UNAVAILABLE = "input_unavailable"
     BAD_INPUT = "bad_input"
     PRICE_TOO_LOW = "price_too_low"

@@ -202,6 +202,7 @@ async def opened(
             model=client.info,
             text=tiny_text(folder / "model"),
             content=content,
+            fetcher=no_fetcher,
             terms=Terms(MarketConfig(min_in_price_wei_per_k=5, min_out_price_wei_per_k=5), 1),
             storage_dir=folder,
         )

@@ -81,13 +81,16 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
     domain = Domain(config.chain.chain_id, queue.address)
     store = AdapterStore(config.state_dir / "adapters" / base.id.hex(), config.storage.max_adapter_bytes)
     content, claims, streams = _content(config, network), LiveClaims(), JobStreams()
-    residency = _residency(config, base, store, content, engine)
+    fetcher = AdapterFetcher(store, content, base.modules, max_adapter_bytes=MAX_ADAPTER_BYTES)
+    adapter_bytes = config.engine.adapter_bytes * max(1, len(config.engine.devices))
+    residency = AdapterResidency(fetcher, store, engine, adapter_bytes)
     terms = Terms(config.market, config.storage.min_free_bytes)
     admission = Admission(
         base_id=base.id,
         model=engine.info,
         text=base.text,
         content=content,
+        fetcher=fetcher,
         terms=terms,
         storage_dir=config.state_dir,
     )
@@ -138,14 +141,6 @@ def _content(config: NodeConfig, network: NetworkClient) -> Content:
     if config.storage.kubo_rpc:
         return KuboContent(config.storage.kubo_rpc)
     return NetworkContent(BlockContent(config.storage.content_dir), network)
-
-
-def _residency(
-    config: NodeConfig, base: Base, store: AdapterStore, content: Content, engine: InferenceEngine
-) -> AdapterResidency:
-    fetcher = AdapterFetcher(store, content, base.modules, max_adapter_bytes=MAX_ADAPTER_BYTES)
-    adapter_bytes = config.engine.adapter_bytes * max(1, len(config.engine.devices))
-    return AdapterResidency(fetcher, store, engine, adapter_bytes)
 
 
 def _turns(ground: Ground, network: NetworkClient, claims: LiveClaims, store: AdapterStore, terms: Terms) -> Turns:

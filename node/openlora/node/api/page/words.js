@@ -17,6 +17,7 @@ export const STATES = {
 export const SKIPS = {
   model_not_served: "Another base model",
   adapter_unavailable: "Adapter not to be had",
+  adapter_refused: "Adapter is refused",
   input_unavailable: "Input not to be had",
   bad_input: "Input is malformed",
   price_too_low: "Pays too little",
