@@ -48,9 +48,9 @@ def journal(tmp_path) -> Iterator[Journal]:
 
 
 @asynccontextmanager
-async def dispatching(journal: Journal, worker: Worker, max_live: int = 8) -> AsyncIterator[Dispatcher]:
+async def dispatching(journal: Journal, worker: Worker, max_live: int = 8, **options: Any) -> AsyncIterator[Dispatcher]:
     duck: Any = worker
-    dispatcher = Dispatcher(duck, journal, lambda: max_live, retry_s=0.02, reconsider_s=0.02)
+    dispatcher = Dispatcher(duck, journal, lambda: max_live, retry_s=0.02, reconsider_s=0.02, **options)
     async with task_group() as group:
         task = group.create_task(dispatcher.run())
         yield dispatcher
@@ -134,6 +134,20 @@ async def test_passed_over_jobs_are_looked_at_again_all_of_them_in_turn(journal)
         await until(lambda: worker.started.count(1) >= 6)
         assert worker.started.count(7) == looks == 1, "the price is what it was"
     assert 8 not in worker.started
+
+
+async def test_a_job_under_anothers_lease_is_not_looked_at_before_its_end(journal):
+    see(journal, 1, 2)
+    for job_id in (1, 2):
+        journal.move(JobId(job_id), JobState.SKIPPED, skip=SkipCode.TAKEN)
+    leases: dict[int, float] = {1: 4e9, 2: 1.0}
+    worker = Worker(journal, stays={1, 2})
+    worker.go.set()
+    async with dispatching(journal, worker, lease_ends_at_s=leases.get):
+        await until(lambda: worker.started.count(2) >= 3)
+        assert 1 not in worker.started
+        leases[1] = 2.0
+        await until(lambda: 1 in worker.started)
 
 
 async def test_a_job_whose_turn_comes_later_runs_then(journal):

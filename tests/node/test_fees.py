@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openlora.contracts import Leg, Role
-from openlora.node.errors import JournalError
 from openlora.node.fees import Fee, Fees, divide
 from openlora.node.job import JobId
 from openlora.node.journal import Journal
@@ -49,6 +47,7 @@ def test_fees_of_everybody_s_jobs_add_up_by_recipe_and_are_taken_back(tmp_path: 
         assert (fees.of(JobId(2)), fees.of(JobId(3)), fees.total_wei(1), fees.total_wei(2)) == (None, None, 5, 0)
 
 
-def test_a_fee_of_an_unknown_job_is_a_contradiction(tmp_path: Path) -> None:
-    with open_journal(tmp_path) as journal, pytest.raises(JournalError):
+def test_a_fee_of_a_job_whose_submission_an_rpc_kept_back_is_passed_over(tmp_path: Path) -> None:
+    with open_journal(tmp_path) as journal:
         apply(journal, 1, finalized(9))
+        assert Fees(journal).of(JobId(9)) is None

@@ -91,6 +91,13 @@ def test_a_job_that_a_rival_takes_is_skipped_and_may_come_back(journal):
     assert tell(journal, lapsed(1, RIVAL), claimed(1), first_block=3) is JobState.CLAIMED
 
 
+def test_a_job_that_a_rival_has_answered_is_over(journal):
+    tell(journal, submitted(1), claimed(1, RIVAL), committed(1, RIVAL))
+    assert journal.job(JOB).skip is SkipCode.ANSWERED
+    journal.unwind(2)
+    assert journal.job(JOB).skip is SkipCode.TAKEN
+
+
 def test_losing_the_race_for_a_claim(journal):
     tell(journal, submitted(1))
     journal.move(JOB, JobState.CLAIMING)

@@ -54,17 +54,20 @@ class Facts:
     money: Funds = PLENTY
     open: bool = True
     permitted: bool = True
+    asked: int = 0  # what takes a look at the chain
 
     async def recipe(self, recipe_id: int) -> Recipe:
         return self.answer
 
     async def funds(self) -> Funds:
+        self.asked += 1
         return self.money
 
     async def may_use(self, recipe_id: int, client: str) -> bool:
         return self.permitted
 
     async def is_open(self, job_id: int) -> bool:
+        self.asked += 1
         return self.open
 
 
@@ -260,6 +263,12 @@ async def test_what_is_not_claimed_has_its_code(scene: Scene, code, prepare, cha
     assert await scene.run() is JobState.SKIPPED
     assert scene.journal.job(JOB).skip is code
     assert scene.transactions.sent == []
+
+
+async def test_the_chain_is_not_asked_about_a_job_that_pays_too_little(scene: Scene):
+    scene.submit(in_price_per_k=4)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.facts.asked == 0
 
 
 async def test_adapters_that_are_not_allowed_are_a_reason_not_to_claim(scene: Scene):

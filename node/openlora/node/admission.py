@@ -15,7 +15,7 @@ from openlora.node.documents import InputDocument
 from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, RequestError
-from openlora.node.job import Job, SkipCode
+from openlora.node.job import SkipCode
 from openlora.node.terms import Terms
 
 CLAIM_AND_COMMIT_GAS: Final = 400_000  # what one job may cost the hot key, generously
@@ -47,7 +47,7 @@ class Funds:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """This node's rules and what it serves; `admit` holds a job against them."""
+    """This node's rules and what it serves; each `check` holds a job against some of them, and raises Skip."""
 
     base_id: bytes
     model: ModelInfo
@@ -58,23 +58,8 @@ class Admission:
     storage_dir: Path
     absent: Absent = field(default_factory=Absent)
 
-    async def admit(self, job: Job, recipe: Recipe, funds: Funds, now_s: float) -> None:
-        """Returns when the job should be claimed, else raises Skip."""
-        self._check_offer(job.spec, recipe, now_s)
-        if funds.gas_wei < _gas_of(job.spec) * funds.gas_price_wei:
-            raise Skip(SkipCode.LOW_GAS)
-        if funds.free_stake_wei < funds.bond_wei:
-            raise Skip(SkipCode.NO_STAKE)
-        await self._check_input(job.spec, job.input)
-        await self._check_adapters(recipe)
-
-    async def admit_order(self, spec: JobSpec, document: bytes | None, recipe: Recipe, now_s: float) -> None:
-        """Returns when an order of the signed lane, which takes neither gas nor bond, may run; else raises Skip."""
-        self._check_offer(spec, recipe, now_s)
-        await self._check_input(spec, document)
-        await self._check_adapters(recipe)
-
-    def _check_offer(self, spec: JobSpec, recipe: Recipe, now_s: float) -> None:
+    def check_offer(self, spec: JobSpec, recipe: Recipe, now_s: float) -> None:
+        """What the spec alone tells, and this machine."""
         market = self.terms.market
         if self.terms.draining:
             raise Skip(SkipCode.DRAINING)
@@ -95,6 +80,18 @@ class Admission:
             raise Skip(SkipCode.DEADLINE_TOO_NEAR)
         if shutil.disk_usage(self.storage_dir).free < self.terms.min_free_bytes:
             raise Skip(SkipCode.LOW_DISK)
+
+    def check_funds(self, spec: JobSpec, funds: Funds) -> None:
+        """Gas and bond."""
+        if funds.gas_wei < _gas_of(spec) * funds.gas_price_wei:
+            raise Skip(SkipCode.LOW_GAS)
+        if funds.free_stake_wei < funds.bond_wei:
+            raise Skip(SkipCode.NO_STAKE)
+
+    async def check_content(self, spec: JobSpec, document: bytes | None, recipe: Recipe) -> None:
+        """The input and the adapters, fetched."""
+        await self._check_input(spec, document)
+        await self._check_adapters(recipe)
 
     async def _check_input(self, spec: JobSpec, document: bytes | None) -> None:
         digest = spec.input_digest

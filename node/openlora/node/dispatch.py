@@ -46,6 +46,7 @@ class Dispatcher:
     worker: Worker
     journal: Journal
     max_live: Callable[[], int]  # asked anew each time
+    lease_ends_at_s: Callable[[JobId], float | None] = lambda _: None  # of a live claim, whosesoever
     retry_s: float = RETRY_S
     reconsider_s: float = RECONSIDER_S
     _active: set[JobId] = field(default_factory=set)
@@ -91,9 +92,9 @@ class Dispatcher:
         """A job that is not under way and may be: live and new ones first, then the passed-over ones in turn."""
         now_s = time.monotonic()
         for state in WANTED:
-            for job in self.journal.jobs(state):
-                if job.id not in self._active and self._not_before.get(job.id, 0.0) <= now_s:
-                    return job.id
+            for job_id in self.journal.ids(state):
+                if job_id not in self._active and self._not_before.get(job_id, 0.0) <= now_s:
+                    return job_id
         if not self._again and now_s >= self._look_again_at_s:
             self._again.extend(self._passed_over())
             self._second_looks = PASSING
@@ -117,8 +118,8 @@ class Dispatcher:
             self.wake()
 
     def _passed_over(self) -> list[JobId]:
-        """Jobs whose reason may have passed, newest first."""
+        """Jobs whose reason may have passed, newest first; not those under somebody's lease."""
         now_s = time.time()
         jobs = self.journal.jobs(JobState.SKIPPED, JobState.LOST, limit=MAX_SECOND_LOOKS, newest_first=True)
         hopeful = (job for job in jobs if job.state is JobState.LOST or job.skip in self._second_looks)
-        return [job.id for job in hopeful if job.spec.deadline > now_s]
+        return [job.id for job in hopeful if job.spec.deadline > now_s > (self.lease_ends_at_s(job.id) or 0)]

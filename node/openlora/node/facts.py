@@ -1,5 +1,8 @@
 """What the node reads from the contracts while it works: recipes, which never change, and what it can put up now."""
 
+import asyncio
+import time
+from collections.abc import Callable
 from typing import Final
 
 from eth_typing import ChecksumAddress
@@ -11,6 +14,7 @@ from openlora.node.errors import Reverted
 
 WEIGHT_UNIT: Final = 10_000  # a recipe's weights are whole numbers of 1/10,000
 KEPT_RECIPES: Final = 4096
+FUNDS_S: Final = 1.0
 HELD: Final = float("inf")  # the end of a window whose clock stands still
 
 
@@ -25,6 +29,8 @@ class ChainFacts:
         registry: AdapterRegistry,
         operator: ChecksumAddress,
         hot_key: ChecksumAddress,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._chain = chain
         self._queue = queue
@@ -33,6 +39,9 @@ class ChainFacts:
         self._operator = operator
         self._hot_key = hot_key
         self._recipes: dict[int, Recipe] = {}
+        self._clock = clock
+        self._reading = asyncio.Lock()
+        self._funds_until = -float("inf")
 
     async def recipe(self, recipe_id: int) -> Recipe:
         """A registered recipe. Raises Reverted("UnknownRecipe")."""
@@ -75,12 +84,20 @@ class ChainFacts:
         return HELD if job.state is JobState.HELD else job.finalizable_at
 
     async def funds(self) -> Funds:
-        """Gas, stake and bond as of the latest block."""
+        """Gas, stake and bond, at most `FUNDS_S` old: jobs that come together share one reading."""
+        async with self._reading:
+            if self._clock() >= self._funds_until:
+                self._funds = await self._read_funds()
+                self._funds_until = self._clock() + FUNDS_S
+            return self._funds
+
+    async def _read_funds(self) -> Funds:
         version = await self._chain.call(self._queue.params_version())
-        params = await self._chain.call(self._queue.params(version))
-        return Funds(
-            gas_wei=await self._chain.balance(self._hot_key),
-            gas_price_wei=(await self._chain.block("latest")).base_fee_wei + await self._chain.suggested_tip(),
-            free_stake_wei=await self._chain.call(self._nodes.free_stake(self._operator)),
-            bond_wei=params.bond,
+        params, gas_wei, head, tip_wei, free_stake_wei = await asyncio.gather(
+            self._chain.call(self._queue.params(version)),
+            self._chain.balance(self._hot_key),
+            self._chain.block("latest"),
+            self._chain.suggested_tip(),
+            self._chain.call(self._nodes.free_stake(self._operator)),
         )
+        return Funds(gas_wei, head.base_fee_wei + tip_wei, free_stake_wei, params.bond)

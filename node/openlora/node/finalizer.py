@@ -40,9 +40,11 @@ class Finalizer:
     async def _due(self) -> Sequence[Job]:
         """The committed jobs whose windows are over. A question moves a window's end, so an end is read again when it
         should have come, and of a job that is held at every look."""
-        committed = self.settlement.journal.jobs(JobState.COMMITTED)
+        committed = self.settlement.journal.ids(JobState.COMMITTED)
+        if not committed:
+            return ()
         now_s = (await self.chain.block("latest")).timestamp
-        waits = {job.id: end for job in committed if now_s < (end := self._window_ends.get(job.id, HELD)) < HELD}
-        read = {job.id: await self.facts.finalizable_at(job.id) for job in committed if job.id not in waits}
+        waits = {job_id: end for job_id in committed if now_s < (end := self._window_ends.get(job_id, HELD)) < HELD}
+        read = {job_id: await self.facts.finalizable_at(job_id) for job_id in committed if job_id not in waits}
         self._window_ends = waits | read
-        return [job for job in committed if self._window_ends[job.id] <= now_s]
+        return [self.settlement.journal.job(job_id) for job_id in committed if self._window_ends[job_id] <= now_s]

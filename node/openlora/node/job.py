@@ -64,6 +64,7 @@ class SkipCode(StrEnum):
     LOW_GAS = "low_gas"  # the hot key cannot pay for the transactions
     NO_STAKE = "no_stake"  # too little free stake for the bond
     TAKEN = "taken"  # another node claimed it first
+    ANSWERED = "answered"  # … and has committed its answer: the job is over for everybody else
     SIGNED_BEFORE = "signed_before"  # a receipt was signed in an earlier lease; a second one would be equivocation
     BREAKER_OPEN = "breaker_open"  # too many failures lately
     DRAINING = "draining"  # its operator told it to claim nothing

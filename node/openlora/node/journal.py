@@ -330,6 +330,10 @@ class Journal(Database):
         order = " ORDER BY id DESC LIMIT ?" if newest_first else " ORDER BY id LIMIT ?"
         return [_to_job(row) for row in self.rows(_SELECT_JOB + where + order, wanted, limit)]
 
+    def ids(self, state: JobState) -> list[JobId]:
+        """Jobs in `state`, by id: what is looked through often."""
+        return [JobId(job_id) for (job_id,) in self.rows("SELECT id FROM jobs WHERE state = ? ORDER BY id", state)]
+
     def page(
         self,
         *,

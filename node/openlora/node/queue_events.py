@@ -65,6 +65,8 @@ class QueueEvents:
                 self._released(self._journal.job(JobId(event.job_id)), block)
             case JobCommitted(node=self._operator):
                 self._committed(event, block)
+            case JobCommitted():
+                self._answered(self._journal.job(JobId(event.job_id)), block)
             case JobFinalized(node=self._operator):
                 self._move(event.job_id, JobState.FINALIZED, block)
             case Paid(payee=self._operator):
@@ -91,6 +93,11 @@ class QueueEvents:
             self._journal.move(job.id, JobState.SKIPPED, block=block, skip=SkipCode.TAKEN)
         elif job.state is not JobState.LOST:
             self._move(job.id, JobState.LOST, block, among=(JobState.CLAIMING, *HELD))
+
+    def _answered(self, job: Job, block: BlockRef) -> None:
+        """Somebody else has: nobody need look at it again."""
+        if job.state in UNDECIDED:
+            self._journal.move(job.id, JobState.SKIPPED, block=block, skip=SkipCode.ANSWERED)
 
     def _released(self, job: Job, block: BlockRef) -> None:
         """Given back because it could not be answered; the worker, if it still runs, knows better why."""

@@ -78,20 +78,23 @@ class Worker:
             self.streams.end(job_id)
 
     async def _decide(self, job_id: JobId, recipe: Recipe) -> bool:
-        """→ CLAIMING, or → SKIPPED with a code; a job that is not open now stays as it is."""
-        if not await self.facts.is_open(job_id):
-            return False
+        """→ CLAIMING, or → SKIPPED with a code; a job that is not open now stays as it is. What costs nothing to ask
+        comes first: most jobs of a full market end there."""
         job = self._job(job_id)
-        if (wait_s := self.turns.wait_s(job, recipe, time.time())) > 0:
-            raise NotYet(wait_s)
-        if self.urgent():
-            raise NotYet(URGENT_S)
         try:
+            self.admission.check_offer(job.spec, recipe, time.time())
             if job.signed is not None:
                 raise Skip(SkipCode.SIGNED_BEFORE)
+            self.admission.check_funds(job.spec, await self.facts.funds())
+            if not await self.facts.is_open(job_id):
+                return False
+            if (wait_s := self.turns.wait_s(job, recipe, time.time())) > 0:
+                raise NotYet(wait_s)
+            if self.urgent():
+                raise NotYet(URGENT_S)
             if job.spec.flags & JobFlag.GUARDED and not await self.facts.may_use(job.spec.recipe_id, job.spec.client):
                 raise Skip(SkipCode.NOT_PERMITTED)
-            await self.admission.admit(job, recipe, await self.facts.funds(), time.time())
+            await self.admission.check_content(job.spec, job.input, recipe)
         except Skip as skip:
             if job.skip is not skip.code:
                 self.journal.move(job_id, JobState.SKIPPED, skip=skip.code)

@@ -130,7 +130,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         streams=streams,
         claims=claims,
         events=QueueEvents(journal, ground.operator),
-        dispatcher=Dispatcher(worker, journal, lambda: terms.market.max_live_jobs),
+        dispatcher=Dispatcher(worker, journal, lambda: terms.market.max_live_jobs, claims.ends_at_s),
         finalizer=Finalizer(worker.settlement, ground.chain, ground.facts, config.chain.poll_s),
         questions=questions,
         sessions=sessions,

@@ -233,6 +233,8 @@ class Sender:
 
     async def _look(self) -> None:
         head = await self._client.block("latest")
+        if head == self._head and not self._outbox.pending():
+            return  # as at the last look, and nothing is under way
         used = await self._client.nonce(self._address, head.number)
         self._used, self._highest = used, max(self._highest, head.number)
         reorganised = self._head is None or self._head.hash not in (head.hash, head.parent_hash)

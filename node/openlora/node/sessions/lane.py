@@ -132,7 +132,8 @@ class SessionLane:
         await self._check_access(spec)
         self._check_lines(request.session, spec.recipe_id)
         try:
-            await self.admission.admit_order(spec, document, recipe, time.time())
+            self.admission.check_offer(spec, recipe, time.time())
+            await self.admission.check_content(spec, document, recipe)
         except Skip as skip:
             raise RequestError(skip.code.value, f"this node does not take the order: {skip.code.value}") from None
         self._check_room()

@@ -28,6 +28,7 @@ export const SKIPS = {
   low_gas: "Too little gas",
   no_stake: "Too little free stake",
   taken: "Another node was first",
+  answered: "Answered by another node",
   signed_before: "Signed in an earlier lease",
   breaker_open: "Too many failures lately",
   draining: "Node is draining",
