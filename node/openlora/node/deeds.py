@@ -20,6 +20,8 @@ from openlora.contracts import (
     DevToken,
     Domain,
     HotKeyConsent,
+    JobQueue,
+    JobSpec,
     NodeRegistry,
     Outputs,
     Receipt,
@@ -76,6 +78,7 @@ class Desk:
         self.sessions = Sessions(deployment.sessions)
         self.outputs = Outputs(deployment.outputs)
         self.registry = AdapterRegistry(deployment.adapter_registry)
+        self.queue = JobQueue(deployment.job_queue)
 
     # ---- the vault ----
 
@@ -88,9 +91,17 @@ class Desk:
         ]
 
     async def cover(self, amount_wei: int) -> list[Deed]:
-        """What brings the Vault balance up to `amount_wei`; nothing where it is."""
-        missing_wei = amount_wei - await self.balance()
-        return self.deposit(missing_wei) if missing_wei > 0 else []
+        """What brings the Vault balance up to `amount_wei`, if anything. Raises ConfigError for want of tokens."""
+        balance_wei = await self.balance()
+        if balance_wei >= amount_wei:
+            return []
+        own_wei = await self.chain.call(self.token.balance_of(self.address))
+        if balance_wei + own_wei < amount_wei:
+            raise ConfigError(
+                f"{tokens(amount_wei)} OLRA are needed, and {self.address} has {tokens(balance_wei)} in the Vault and"
+                f" {tokens(own_wei)} beside it; get more, or offer less"
+            )
+        return self.deposit(amount_wei - balance_wei)
 
     async def balance(self) -> int:
         """The Vault balance, which is neither earned nor at stake."""
@@ -182,7 +193,14 @@ class Desk:
         does = f"close session {to_hex(session_id)}: the rest of its deposit returns to the Vault balance"
         return [Deed(self.sessions.close(session_id), does)]
 
-    # ---- answers ----
+    # ---- jobs ----
+
+    async def take_back(self, job_id: int, spec: JobSpec) -> list[Deed]:
+        """Ends a job that no node holds: its client at any time, anybody once its deadline has passed."""
+        refunded = f"all that {spec.client} has put up for it returns to its Vault balance"
+        if spec.client != self.address and (await self.chain.block("latest")).timestamp > spec.deadline:
+            return [Deed(self.queue.expire(job_id, spec), f"expire job {job_id}: {refunded}")]
+        return [Deed(self.queue.cancel(job_id, spec), f"cancel job {job_id}: {refunded}")]
 
     async def demand_output(self, job_id: int, receipt: Receipt, settlement: Settlement) -> list[Deed]:
         """The node that committed the job publishes its output in time, and has the bond; or loses its own."""

@@ -15,15 +15,12 @@ from typing import Any, TypeVar
 from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import (
-    AdapterRegistry,
     Call,
     DatanetCreated,
     Deployment,
     Job,
-    JobCancelled,
     JobCommitted,
     JobFlag,
-    JobQueue,
     JobSpec,
     JobSubmitted,
     Paid,
@@ -38,7 +35,7 @@ from openlora.node.adapters.fetch import publish_adapter
 from openlora.node.adapters.modules import Layout
 from openlora.node.catalogue import Catalogue, catalogue
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.history import events, events_of
+from openlora.node.chain.history import events, events_of, market_events
 from openlora.node.chain.transact import transact
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import ClientConfig, load
@@ -92,8 +89,8 @@ class Market:
         self.content = content
         self.desk = Desk(chain, deployment, key.address)
         self.token, self.vault, self.nodes = self.desk.token, self.desk.vault, self.desk.nodes
-        self.registry = AdapterRegistry(deployment.adapter_registry)
-        self.queue = JobQueue(deployment.job_queue)
+        self.registry = self.desk.registry
+        self.queue = self.desk.queue
 
     async def transact(self, call: Call[Any]) -> TxReceipt:
         return await transact(self.chain, self.key, call)
@@ -111,10 +108,9 @@ class Market:
     async def earned(self) -> Mapping[str, int]:
         """Token wei that jobs and sessions have paid this key, by role."""
         by_role: Counter[str] = Counter()
-        for lane in (self.queue.address, self.desk.sessions.address):
-            for event in await self._events(lane):
-                if isinstance(event, Paid) and event.payee == self.key.address:
-                    by_role[event.role.name.lower()] += event.amount
+        for event in await market_events(self.chain, self.deployment):
+            if isinstance(event, Paid) and event.payee == self.key.address:
+                by_role[event.role.name.lower()] += event.amount
         return dict(by_role)
 
     # ---- nodes ----
@@ -168,7 +164,8 @@ class Market:
     async def submit(self, recipe_id: int, document: InputDocument, offer: Offer) -> SubmittedJob:
         """Escrows the most the job can cost and puts it into the queue, its input inline where it fits.
 
-        An input over 4 KiB travels through the content store. Raises RequestError for one that nodes would refuse.
+        What the Vault balance lacks is deposited first. An input over 4 KiB travels through the content store. Raises
+        RequestError for one that nodes would refuse, ConfigError when there are too few tokens.
         """
         data = documents.encode(document)
         documents.decode_input(data)
@@ -188,15 +185,15 @@ class Market:
             flags=JobFlag.PUBLISH if offer.publish else 0,
             nonce=secrets.randbits(256),
         )
-        _, use_fee_wei, wanted_flags = await self.chain.call(self.queue.quote(spec))
+        escrow_wei, use_fee_wei, wanted_flags = await self.chain.call(self.queue.quote(spec))
         spec = replace(spec, flags=spec.flags | wanted_flags)
+        await self.carry_out(await self.desk.cover(escrow_wei + use_fee_wei))
         receipt = await self.transact(self.queue.submit(spec, inline))
-        return SubmittedJob(_one(receipt, JobSubmitted).job_id, spec, eip712.escrow_wei(spec), use_fee_wei)
+        return SubmittedJob(_one(receipt, JobSubmitted).job_id, spec, escrow_wei, use_fee_wei)
 
-    async def cancel(self, job_id: int) -> int:
-        """Takes back a job of this key's that nobody has claimed. Returns the refund in token wei."""
-        receipt = await self.transact(self.queue.cancel(job_id, await self.spec(job_id)))
-        return _one(receipt, JobCancelled).refund
+    async def cancel(self, job_id: int) -> None:
+        """Takes back a job of this key's that no node holds."""
+        await self.carry_out(await self.desk.take_back(job_id, await self.spec(job_id)))
 
     async def job(self, job_id: int) -> Job:
         """What the chain says of a job now: its state, an elapsed lease included, and who holds it."""
@@ -204,7 +201,7 @@ class Market:
 
     async def spec(self, job_id: int) -> JobSpec:
         """What was submitted. Raises ChainError for a job that never was."""
-        return await _spec(self.desk, job_id)
+        return await spec_of(self.desk, job_id)
 
     async def output(self, job_id: int) -> OutputDocument | None:
         """A committed job's output, whose digest is the one on chain; None before the commit.
@@ -215,9 +212,6 @@ class Market:
         if committed is None:
             return None
         return documents.decode_output(await self.content.get_document(committed.receipt.output_digest))
-
-    async def _events(self, address: str) -> Sequence[object]:
-        return await events(self.chain, address, self.deployment.block)
 
 
 @asynccontextmanager
@@ -244,10 +238,11 @@ async def committed(desk: Desk, job_id: int) -> tuple[Receipt, Settlement]:
     event = await _job_event(desk, JobCommitted, job_id)
     if event is None:
         raise ChainError(f"job {job_id} has no receipt on chain yet; wait for its commit")
-    return event.receipt, eip712.settlement_of(await _spec(desk, job_id), event.receipt, event.receipt_hash)
+    return event.receipt, eip712.settlement_of(await spec_of(desk, job_id), event.receipt, event.receipt_hash)
 
 
-async def _spec(desk: Desk, job_id: int) -> JobSpec:
+async def spec_of(desk: Desk, job_id: int) -> JobSpec:
+    """What was submitted as this job. Raises ChainError for one that never was."""
     submitted = await _job_event(desk, JobSubmitted, job_id)
     if submitted is None:
         raise ChainError(f"no job {job_id} was ever submitted here")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from openlora.contracts import Event, decode_log
+from openlora.contracts import Deployment, Event, decode_log
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.types import Log
 from openlora.node.errors import RpcError
@@ -28,6 +28,17 @@ async def events(chain: ChainClient, address: str, first: int, last: int | None 
         found += events_of(logs)
         first = upto + 1
     return found
+
+
+async def market_events(
+    chain: ChainClient, deployment: Deployment, first: int | None = None, last: int | None = None
+) -> Sequence[Event]:
+    """What registry, queue and sessions said in blocks `first` (the deployment's) to `last` (the head), one contract's
+    after the other's: what `Books` reads. Raises RpcDown, RpcError."""
+    first = deployment.block if first is None else first
+    last = (await chain.block("latest")).number if last is None else last
+    contracts = (deployment.adapter_registry, deployment.job_queue, deployment.sessions)
+    return [event for address in contracts for event in await events(chain, address, first, last)]
 
 
 def events_of(logs: Iterable[Log]) -> list[Event]:

@@ -1,4 +1,4 @@
-"""`openlora job`: submit a job to the queue, watch its answer come, read the result."""
+"""`openlora job`: submit a job to the queue, watch its answer come, read the result, take it back."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -144,6 +144,75 @@ def result(
         )
 
     asyncio.run(run())
+
+
+@app.command()
+def status(
+    job_id: Annotated[int | None, typer.Argument(help="As `job submit` printed it; all of this key's if none.")] = None,
+    client: ClientFile = CLIENT_TOML,
+    json: JsonFlag = False,
+) -> None:
+    """Show what the chain says of a job, or of all that this key has submitted."""
+    from openlora.node.job_report import job_report, job_reports
+    from openlora.node.market import open_market
+
+    output = Output(json)
+
+    async def show() -> None:
+        async with open_market(client) as market:
+            if job_id is None:
+                reports = await job_reports(market.desk, lambda event: event.client == market.key.address)
+            else:
+                reports = [await job_report(market.desk, job_id)]
+        rows = [
+            (
+                report.job_id,
+                report.state,
+                "" if report.until_s is None else f"{max(0, report.until_s - report.now_s)} s",
+                report.node or "",
+                tokens(report.escrow_wei),
+                tokens(report.receipt.fee) if report.receipt else "",
+            )
+            for report in reports
+        ]
+        output.table(("job #", "state", "for another", "node", "escrow OLRA", "fee OLRA"), rows)
+        documents = [
+            {
+                "job_id": report.job_id,
+                "state": report.state,
+                "until": report.until_s,
+                "client": report.spec.client,
+                "recipe_id": report.spec.recipe_id,
+                "node": report.node,
+                "escrow_wei": report.escrow_wei,
+                "fee_wei": report.receipt.fee if report.receipt else None,
+            }
+            for report in reports
+        ]
+        output.result(documents if job_id is None else documents[0])
+
+    asyncio.run(show())
+
+
+@app.command()
+def cancel(
+    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    client: ClientFile = CLIENT_TOML,
+    operator_keystore: OperatorKeystore = None,
+    password_file: PasswordFile = None,
+    unsigned: UnsignedFlag = False,
+    sender: FromAddress = None,
+    json: JsonFlag = False,
+) -> None:
+    """Take back a job that no node holds, and all that it has put up; after its deadline anybody may."""
+
+    async def draw(desk: "Desk") -> "Sequence[Deed]":
+        from openlora.node.market import spec_of
+
+        return await desk.take_back(job_id, await spec_of(desk, job_id))
+
+    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
+    hand.carry_out(draw, Output(json), {"job_id": job_id})
 
 
 @app.command()
