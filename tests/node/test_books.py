@@ -2,7 +2,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openlora.contracts import (
+    Access,
+    AccessSet,
+    JobAnnulled,
+    JobSlashed,
     Paid,
+    RecipeRegistered,
     Role,
     SessionClosed,
     SessionOpened,
@@ -37,6 +42,37 @@ def test_every_end_of_a_job_is_on_the_books():
     assert books.balanced
     assert (books.jobs, books.finalized) == (4, 1)
     assert books.earned == {(Role.NODE, OPERATOR): 1, (Role.BASE, RIVAL): 1}
+
+
+def test_use_fees_are_beside_the_escrow_and_end_with_it():
+    """As the recipe pinned them: what an adapter asks later is for later recipes. No event of a job's end counts them."""
+    cheap, dear = b"\x01" * 32, b"\x02" * 32
+    history = [
+        AccessSet(cheap, Access.PAY_PER_USE, 5),
+        AccessSet(dear, Access.PAY_PER_USE, 70),
+        RecipeRegistered(1, bytes(32), [cheap, dear], [5_000, 5_000]),
+        AccessSet(cheap, Access.PUBLIC, 0),
+        RecipeRegistered(2, bytes(32), [cheap], [10_000]),
+        *(submitted(number) for number in range(1, 5)),
+        submitted(5, recipe_id=2),
+    ]
+    opened = Books.of(history)
+    assert opened.escrow_wei == opened.open_wei == 5 * ESCROW + 4 * 75
+    ended = Books.of(
+        [
+            *history,
+            paid(Role.NODE, OPERATOR, 2),
+            paid(Role.USE, RIVAL, 75),
+            finalized(1, fee=2, refund=ESCROW - 2),
+            cancelled(2, refund=ESCROW),
+            JobSlashed(3, OPERATOR, ESCROW, 1),
+            JobAnnulled(4, OPERATOR, ESCROW),
+            expired(5, refund=ESCROW),
+        ]
+    )
+    assert ended.balanced
+    assert (ended.paid_wei, ended.open_wei) == (77, 0)
+    assert ended.earned[Role.USE, RIVAL] == 75
 
 
 def test_a_sessions_deposit_is_on_the_books_until_it_is_closed():

@@ -1,10 +1,11 @@
-"""The market's books, read from the events of queue and sessions: what went in, and where every wei of it went."""
+"""The market's books, read from the events of registry, queue and sessions: what went in, and where every wei went."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from openlora.contracts import (
+    AccessSet,
     JobAnnulled,
     JobCancelled,
     JobExpired,
@@ -12,6 +13,7 @@ from openlora.contracts import (
     JobSlashed,
     JobSubmitted,
     Paid,
+    RecipeRegistered,
     Role,
     SessionClosed,
     SessionOpened,
@@ -23,8 +25,8 @@ from openlora.contracts import (
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Sums over a range of events, in token wei: jobs' escrows and sessions' deposits together. `open_wei` is what is
-    neither paid nor refunded."""
+    """Sums over a range of events, in token wei: jobs' escrows with the use fees beside them, and sessions' deposits.
+    `open_wei` is what is neither paid nor refunded."""
 
     escrow_wei: int
     paid_wei: int
@@ -41,15 +43,23 @@ class Books:
 
     @classmethod
     def of(cls, events: Iterable[object]) -> "Books":
-        """Reads JobSubmitted, Paid, JobFinalized and the events of other ends; passes over others."""
-        held: dict[int | bytes, int] = {}  # job or session → what of its escrow or deposit is there
+        """Reads the events since the deployment, the registry's before the queue's of the same blocks. Passes over what
+        moves no money."""
+        use_fees: Counter[bytes] = Counter()  # of adapters, now
+        pinned: Counter[int] = Counter()  # recipe → what a job of it costs beside its escrow
+        held: dict[int | bytes, int] = {}  # job or session → what is there of what it put up
+        beside: dict[int, int] = {}  # job → its use fees, which no event of its end counts
         earned: Counter[tuple[Role, str]] = Counter()
-        escrow_wei = refunded_wei = finalized = jobs = 0
+        escrow_wei = refunded_wei = finalized = 0
         for event in events:
             match event:
+                case AccessSet():
+                    use_fees[event.digest] = event.use_fee
+                case RecipeRegistered():
+                    pinned[event.recipe_id] = sum(use_fees[digest] for digest in event.adapters)
                 case JobSubmitted():
-                    jobs += 1
-                    held[event.job_id] = eip712.escrow_wei(event.spec)
+                    beside[event.job_id] = pinned[event.spec.recipe_id]
+                    held[event.job_id] = eip712.escrow_wei(event.spec) + beside[event.job_id]
                     escrow_wei += held[event.job_id]
                 case SessionOpened() | SessionToppedUp():
                     amount = event.deposit if isinstance(event, SessionOpened) else event.amount
@@ -67,7 +77,7 @@ class Books:
                     refunded_wei += event.refund
                     del held[event.job_id]
                 case JobCancelled() | JobExpired() | JobSlashed() | JobAnnulled():
-                    refunded_wei += event.refund
+                    refunded_wei += event.refund + beside[event.job_id]
                     del held[event.job_id]
         paid_wei, open_wei = sum(earned.values()), sum(held.values())
-        return cls(escrow_wei, paid_wei, refunded_wei, open_wei, dict(earned), jobs, finalized)
+        return cls(escrow_wei, paid_wei, refunded_wei, open_wei, dict(earned), len(beside), finalized)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from openlora.contracts import (
+    Access,
     ForfeitPaid,
     JobCancelled,
     JobClaimed,
@@ -23,31 +24,44 @@ from openlora.contracts import (
     JobReleased,
     JobResumed,
     LeaseLapsed,
+    Role,
 )
 from openlora.node.audit import VaultAudit, audit_vault
 from openlora.node.base_model import pull
 from openlora.node.books import Books
-from openlora.node.chain.history import events
+from openlora.node.chain.history import events, market_events
 from openlora.node.config import EngineConfig
 from openlora.node.config_files import ENGINE
 from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_PROMPTS
 from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
 from openlora.node.demo_scenes import Played, Scenes
-from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, BARGAIN, MODEL_NAME, OPERATORS, Devnet, devnet
+from openlora.node.devnet import (
+    ASK_IN_WEI_PER_K,
+    ASK_OUT_WEI_PER_K,
+    BARGAIN,
+    DEVELOPERS,
+    MODEL_NAME,
+    OLRA,
+    OPERATORS,
+    Devnet,
+    devnet,
+)
 from openlora.node.documents import ChatMessage, InputDocument
-from openlora.node.market import Offer, SubmittedJob, Term
+from openlora.node.market import Market, Offer, SubmittedJob, Term
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.participant import Participant, participant
 from openlora.node.network.replication import replicate
 from openlora.node.network.watching import follow_answer
 from openlora.node.tasks import task_group
+from openlora.node.wei import tokens
 
 FINISH_TIMEOUT_S: Final = 240.0
 MEET_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.25  # of the chain
 WATCH_S: Final = 0.05  # of what this process sees of the others
 NOBODYS_PRICE: Final = 0.5
+USE_FEE_WEI: Final = OLRA // 100
 LEASE_S: Final = 90
 MAX_OUT_TOKENS: Final = 48
 LONG_LEASE_S: Final = 30  # of the job whose node is killed: soon over
@@ -110,7 +124,10 @@ class DemoResult:
     refunded_wei: int
     session_receipts: int
     published: int
+    refused_proofs: int
+    lost_bond_wei: int
     slashed_wei: int
+    use_fees_wei: int
     vault_wei: int
     first_paid_job_s: float
     seconds: float
@@ -156,6 +173,7 @@ async def run_demo(
             demo = _Demo(net, client, nodes, demo_jobs(), view, started_s, net.deployment.block)
             await demo.start(nodes[:-1])
             await demo.replicate()
+            await demo.charge()
             await net.developers_leave()
             view.step("the developers' machine is off; from here on the nodes have only each other")
             return await demo.run()
@@ -204,6 +222,14 @@ class _Demo:
             holders = " and ".join(sorted(names[peer] for peer in replicas.holders))
             self.view.step(f"adapter {name}, {cid[:16]}…, is kept by {holders}")
 
+    async def charge(self) -> None:
+        """The last developer's adapter costs a fee a job from now on, beside what nodes ask."""
+        name, key = DEMO_ADAPTERS[-1].name, self.net.people[DEVELOPERS[-1]]
+        developer = Market(self.client.market.chain, self.net.deployment, key, self.client.market.content)
+        deeds = developer.desk.set_access(self.net.adapters[name], Access.PAY_PER_USE, USE_FEE_WEI)
+        await developer.carry_out(deeds)
+        self.view.step(f"{DEVELOPERS[-1]} asks {tokens(USE_FEE_WEI)} OLRA for every job that uses {name}")
+
     async def run(self) -> tuple[DemoResult, Ledger]:
         self.fetched_before = {node.name: await self._fetched(node) for node in self.nodes[:-1]}
         async with task_group() as group:
@@ -219,6 +245,7 @@ class _Demo:
                     group.create_task(self._stream(demo_job))
         await self._new_events()  # what came after the last job's end
         books = Books.of(self.history)
+        use_fees_wei = sum(wei for (role, _), wei in books.earned.items() if role is Role.USE)
         vault = await audit_vault(self.client.market.desk, [key.address for key in self.net.people.values()])
         travelled_bytes = sum(
             [await self._fetched(node) - self.fetched_before.get(node.name, 0) for node in self.nodes]
@@ -228,6 +255,7 @@ class _Demo:
                 (books.balanced and vault.balanced and not books.open_wei)
                 and (books.finalized == len(self.jobs) and self.requeued > 0)  # one is cancelled, the cheat's is more
                 and self.played.ok
+                and use_fees_wei > 0
             ),
             nodes=len(self.nodes),
             jobs=books.jobs,
@@ -240,7 +268,10 @@ class _Demo:
             refunded_wei=books.refunded_wei,
             session_receipts=self.played.session_receipts,
             published=self.played.published,
+            refused_proofs=self.played.refused_proofs,
+            lost_bond_wei=self.played.lost_bond_wei,
             slashed_wei=self.played.slashed_wei,
+            use_fees_wei=use_fees_wei,
             vault_wei=vault.held_wei,
             first_paid_job_s=round(self.first_paid_s, 1),
             seconds=round(time.monotonic() - self.started_s, 1),
@@ -388,11 +419,10 @@ class _Demo:
         return self.net.name_of(operator).replace("operator ", "node-")
 
     async def _new_events(self) -> Sequence[object]:
-        """The queue's and the registry's events since the last call."""
+        """What the market's contracts said since the last call."""
         market, deployment = self.client.market, self.net.deployment
         head = (await market.chain.block("latest")).number
-        new = await events(market.chain, deployment.job_queue, self.next_block, head)
-        new = [*new, *await events(market.chain, deployment.sessions, self.next_block, head)]
+        new = await market_events(market.chain, deployment, self.next_block, head)
         bonds = await events(market.chain, deployment.node_registry, self.next_block, head)
         self.next_block = head + 1
         self.history += new

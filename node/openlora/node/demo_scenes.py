@@ -1,4 +1,4 @@
-"""What else happens on the demonstration's chain: a session, a fraud that is proven, and demands that are answered.
+"""What else happens on the demonstration's chain: a session, a fraud that is proven, an accusation that is lost.
 
 A visitor with money of its own plays against everybody else. The nodes know nothing of it; the one whom it catches is
 a fourth operator, which has a hot key and no engine, and lives in this module.
@@ -10,12 +10,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
 from eth_utils.address import to_checksum_address
 
 from openlora.contracts import (
+    Call,
     Disputes,
     Domain,
     EquivocationProven,
+    JobSpec,
     QuestionKind,
     Receipt,
     Settlement,
@@ -67,13 +71,16 @@ class Played:
     session_fee_wei: int = 0
     slashed_wei: int = 0
     published: int = 0  # outputs that a demand brought to light
-    lost_bond_wei: int = 0  # of a demand that was not needed
+    refused_proofs: int = 0  # of what an honest node never did
+    lost_bond_wei: int = 0  # of the demand that it answered
     cheats_job: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether all of it came out as it should."""
-        return bool(self.session_receipts > 1 and self.slashed_wei and self.published == 2 and self.lost_bond_wei)
+        won = self.slashed_wei and self.published == 2
+        lost = self.refused_proofs and self.lost_bond_wei
+        return bool(self.session_receipts > 1 and won and lost)
 
 
 @dataclass(slots=True)
@@ -88,7 +95,7 @@ class Scenes:
 
     async def play(self, honest_job: Callable[[], Awaitable[int]]) -> None:
         """`honest_job` gives a job that an honest node has just committed, another one each time."""
-        await self._needless_demand(honest_job)
+        await self._false_accusation(honest_job)
         session = await self._session()
         await self._fraud()
         await self._end_of(session)
@@ -145,10 +152,10 @@ class Scenes:
         visitor = self._as(VISITOR)
         job = await self._bargain(visitor)
         self.played.cheats_job = job.job_id
-        output, receipt = await self._cheat(job)
+        output = await self._cheat(job)
         self.told(f"{CHEAT} commits an answer to job {job.job_id} and shows it to nobody: its client demands it")
-        true_receipt, settlement = await committed(visitor.desk, job.job_id)
-        await visitor.carry_out(await visitor.desk.demand_output(job.job_id, true_receipt, settlement))
+        receipt, settlement = await committed(visitor.desk, job.job_id)
+        await visitor.carry_out(await visitor.desk.demand_output(job.job_id, receipt, settlement))
         cheat = self._as(CHEATS_KEY)
         await cheat.transact(cheat.desk.outputs.publish_output(job.job_id, documents.encode(output)))
         self.played.published += 1
@@ -163,7 +170,7 @@ class Scenes:
         document = InputDocument(v=1, messages=(ChatMessage("user", "What is the capital of France?"),))
         return await visitor.submit(recipe_id, document, Offer(128, 32, *prices))
 
-    async def _cheat(self, job: SubmittedJob) -> tuple[OutputDocument, Receipt]:
+    async def _cheat(self, job: SubmittedJob) -> OutputDocument:
         """Claims, makes an answer up, and commits it."""
         cheat = self._as(CHEATS_KEY)
         claimed = await cheat.transact(cheat.queue.claim(job.job_id, job.spec))
@@ -175,21 +182,31 @@ class Scenes:
         receipt = signer.receipt(job.spec, output, eip712.work_id(cheat.queue.address, job.job_id), spec_hash, seed)
         receipt = replace(receipt, finished_at=(await cheat.chain.block("latest")).timestamp)
         await cheat.transact(cheat.queue.commit(job.job_id, job.spec, eip712.answer_of(receipt)))
-        return output, receipt
+        return output
 
     async def _prove(self, visitor: Market, job: SubmittedJob, receipt: Receipt, settlement: Settlement) -> None:
         """The cheat has told its client another story, too, and signed it."""
-        other = replace(receipt, output_digest=documents.digest(b"Berlin."))
         hot_key = self.net.people[CHEATS_KEY]
-        signature = sign_digest(bytes(hot_key.key), eip712.receipt_digest(self._domain, other))
-        contract = Disputes(self.net.deployment.disputes)
-        proof = contract.prove_contradiction(
-            job.job_id, job.spec, settlement, receipt, SignedReceipt(other, signature), hot_key.address
-        )
+        proof = self._contradiction(job.job_id, job.spec, receipt, settlement, hot_key, hot_key.address)
         mined = await visitor.transact(proof)
         (proven,) = (event for event in events_of(mined.logs) if isinstance(event, EquivocationProven))
         self.played.slashed_wei = proven.slashed
         self.told(f"two receipts of {CHEAT} for job {job.job_id} are proven: {tokens(proven.slashed)} OLRA slashed")
+
+    def _contradiction(
+        self,
+        job_id: int,
+        spec: JobSpec,
+        receipt: Receipt,
+        settlement: Settlement,
+        signer: LocalAccount,
+        hot_key: ChecksumAddress,
+    ) -> Call[None]:
+        """What shows that a hot key has signed something else than it committed, if `signer` is that key."""
+        other = replace(receipt, output_digest=documents.digest(b"Berlin."))
+        signed = SignedReceipt(other, sign_digest(bytes(signer.key), eip712.receipt_digest(self._domain, other)))
+        contract = Disputes(self.net.deployment.disputes)
+        return contract.prove_contradiction(job_id, spec, settlement, receipt, signed, hot_key)
 
     async def _finalize(self, visitor: Market, job_id: int, settlement: Settlement) -> None:
         """Anyone may; the cheat does not run a node that would."""
@@ -197,21 +214,24 @@ class Scenes:
         await self._until_block(lambda head: head.timestamp > at_s)
         await visitor.transact(visitor.queue.finalize_batch([job_id], [settlement]))
 
-    # ---- a demand that was not needed ----
+    # ---- a false accusation ----
 
-    async def _needless_demand(self, honest_job: Callable[[], Awaitable[int]]) -> None:
-        """An honest node answers on chain by itself, and what the doubt cost is its own."""
+    async def _false_accusation(self, honest_job: Callable[[], Awaitable[int]]) -> None:
+        """An honest node is said to withhold its output and to have signed another: what the contracts make of it costs
+        the accuser alone."""
         visitor = self._as(VISITOR)
-        while True:
-            job_id = await honest_job()
-            try:
-                receipt, settlement = await committed(visitor.desk, job_id)
-                await visitor.carry_out(await visitor.desk.demand_output(job_id, receipt, settlement))
-                break
-            except (Reverted, ChainError):  # its window was over first; there are more
-                continue
+        job_id, receipt, settlement = await self._demand_some(visitor, honest_job)
         name = self.net.name_of(receipt.node)
-        self.told(f"the visitor doubts job {job_id} and demands its output of {name}")
+        self.told(f"the visitor accuses {name}: that it withholds the output of job {job_id}, and has signed another")
+        hot_key = (await visitor.chain.call(visitor.nodes.node(receipt.node))).hot_key
+        spec = await visitor.spec(job_id)
+        try:
+            await visitor.transact(self._contradiction(job_id, spec, receipt, settlement, visitor.key, hot_key))
+        except Reverted as refusal:
+            if refusal.name != "BadSignature":
+                raise
+            self.told(f"the other receipt is a forgery: {refusal}")
+            self.played.refused_proofs += 1
 
         async def is_answered() -> bool:
             return (await visitor.chain.call(visitor.desk.outputs.question(job_id))).kind is QuestionKind.NONE
@@ -219,7 +239,20 @@ class Scenes:
         await _until(is_answered)
         self.played.published += 1
         self.played.lost_bond_wei = OUTPUT_TERMS.bond + OUTPUT_TERMS.bond_per_token * receipt.out_tokens
-        self.told(f"{name} has published it, and has the {tokens(self.played.lost_bond_wei)} OLRA that the doubt cost")
+        lost = tokens(self.played.lost_bond_wei)
+        self.told(f"{name} has published its output: the accusation is lost, and its bond of {lost} OLRA is {name}'s")
+
+    async def _demand_some(
+        self, visitor: Market, honest_job: Callable[[], Awaitable[int]]
+    ) -> tuple[int, Receipt, Settlement]:
+        while True:
+            job_id = await honest_job()
+            try:
+                receipt, settlement = await committed(visitor.desk, job_id)
+                await visitor.carry_out(await visitor.desk.demand_output(job_id, receipt, settlement))
+            except (Reverted, ChainError):  # its window was over first; there are more
+                continue
+            return job_id, receipt, settlement
 
     # ---- who acts, and when ----
 
