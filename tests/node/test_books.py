@@ -45,7 +45,7 @@ def test_every_end_of_a_job_is_on_the_books():
 
 
 def test_use_fees_are_beside_the_escrow_and_end_with_it():
-    """As the recipe pinned them: what an adapter asks later is for later recipes. No event of a job's end counts them."""
+    """As the recipe pinned them: what an adapter asks later is for later recipes."""
     cheap, dear = b"\x01" * 32, b"\x02" * 32
     history = [
         AccessSet(cheap, Access.PAY_PER_USE, 5),

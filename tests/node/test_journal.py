@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from openlora.node import journal as journal_module
+from openlora.node.chain.outbox import Outbox
+from openlora.node.chain.transaction import Fees, SignedTransaction
+from openlora.node.chain.types import TxReceipt
 from openlora.node.errors import JournalError, JournalUnwritable, RpcBehind
-from openlora.node.job import BlockRef, JobId, JobState, SkipCode
+from openlora.node.job import BlockRef, JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Identity, Journal
 from tests.node.specs import some_spec
 
@@ -84,6 +87,32 @@ def test_a_journal_of_another_identity_is_refused_by_name(tmp_path: Path, other:
     with pytest.raises(JournalError, match=named):
         Journal(tmp_path, other)
     Journal(tmp_path, OURS).close()  # and the refusal released the lock
+
+
+def test_an_operators_journal_goes_on_under_its_next_hot_key(tmp_path: Path) -> None:
+    """Jobs and receipts stay; what the last key signed for the chain is void, and what it cost is not forgotten."""
+    first = replace(OURS, operator="0x" + "Cc" * 20)
+    second = replace(first, hot_key="0x" + "02" * 20)
+    with Journal(tmp_path, first) as journal:
+        see(journal)
+        claim(journal)
+        written = journal.record_receipt(JOB, b"d" * 32, b"receipt")
+        outbox = Outbox(journal)
+        journal.set_meta("first nonce", "5")
+        for nonce, key in enumerate(("claim", "commit"), 5):
+            signed = SignedTransaction(bytes([nonce]) * 32, nonce, b"raw", Fees(Wei(1), Wei(1)))
+            outbox.begin(key, "0x" + "aa" * 20, b"", 100, signed)
+        outbox.set_mined("claim", TxReceipt(b"\x05" * 32, at(6), True, 7, Wei(1), None, ()), final=False)
+    with Journal(tmp_path, second) as journal:
+        outbox = Outbox(journal)
+        assert journal.job(JOB) == written
+        assert (outbox.unsettled(), outbox.find("commit"), outbox.next_nonce()) == ([], None, 0)
+        assert outbox.gas_cost_wei() == 7
+        journal.unwind(1)
+        assert outbox.unsettled() == [], "no reorganisation brings it back"
+    for stranger in (replace(second, operator="0x" + "dd" * 20), replace(OURS, hot_key="0x" + "03" * 20)):
+        with pytest.raises(JournalError, match="use another state folder"):
+            Journal(tmp_path, stranger)
 
 
 def test_a_deployment_may_grow(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from eth_account import Account
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts import Call, Gate, JobQueue, Receipt, Recipe, eip712
+from openlora.contracts import Call, Gate, JobFlag, JobQueue, Receipt, Recipe, eip712
 from openlora.node import documents
 from openlora.node.absent import FORGET_S, Absent
 from openlora.node.adapters.residency import AdapterResidency
@@ -253,6 +253,9 @@ def only(**allowed: tuple[str, ...]) -> Callable[[Scene], None]:
         (SkipCode.LOW_GAS, poor(gas_wei=1), {}),
         (SkipCode.NO_STAKE, poor(free_stake_wei=0), {}),
         (SkipCode.CLIENT_NOT_ALLOWED, only(clients=(OPERATOR,)), {}),
+        (SkipCode.NOT_PERMITTED, lambda scene: setattr(scene.facts, "permitted", False), {"flags": JobFlag.GUARDED}),
+        (SkipCode.UNKNOWN_FLAGS, None, {"flags": 1 << 31}),
+        (SkipCode.OUTPUT_TOO_LARGE, None, {"flags": JobFlag.PUBLISH, "max_out_tokens": 5_000}),
         (SkipCode.DRAINING, lambda scene: setattr(scene.worker.admission.terms, "draining", True), {}),
     ],
 )
@@ -397,6 +400,20 @@ async def test_a_receipt_that_a_moved_claim_has_outdated_gives_the_claim_back(sc
     assert await scene.run() is JobState.FAILED
     assert scene.transactions.sent == ["claim:1:1", "release:1:1"]
     assert scene.journal.job(JOB).reason == "a reorganisation moved the claim after its receipt was signed"
+
+
+@pytest.mark.parametrize(
+    ("deed", "name"), [("claim", "NotAHotKey"), ("commit", "NotTheNode"), ("release", "NotTheNode")]
+)
+async def test_a_job_is_not_lost_because_the_operator_has_another_hot_key(scene: Scene, deed: str, name: str):
+    scene.submit("Hello" if deed != "release" else chr(REFUSE))
+    scene.transactions.reverts[deed] = name
+    with pytest.raises(Reverted):
+        await scene.run()
+    left = {"claim": JobState.CLAIMING, "commit": JobState.COMMITTING, "release": JobState.CLAIMED}
+    assert scene.journal.job(JOB).state is left[deed]
+    scene.transactions.reverts.clear()
+    assert await scene.run() is (JobState.FAILED if deed == "release" else JobState.COMMITTED)
 
 
 async def test_a_job_that_is_not_open_stays_as_it_is(scene: Scene):

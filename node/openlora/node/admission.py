@@ -65,7 +65,7 @@ class Admission:
             raise Skip(SkipCode.DRAINING)
         if recipe.base_id != self.base_id:
             raise Skip(SkipCode.MODEL_NOT_SERVED)
-        if spec.flags & ~SERVED_FLAGS:
+        if spec.flags & ~int(SERVED_FLAGS):  # inverted, an IntFlag knows its own bits alone
             raise Skip(SkipCode.UNKNOWN_FLAGS)
         if spec.flags & JobFlag.PUBLISH and _output_bytes(spec) > MAX_PUBLISHED_BYTES:
             raise Skip(SkipCode.OUTPUT_TOO_LARGE)

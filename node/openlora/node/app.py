@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from openlora.contracts import HotKeySet
 from openlora.node.assembly import Loops
 from openlora.node.assembly.faces import Doors, Faces, faces
 from openlora.node.assembly.ground import Base, Ground, opened_ground
@@ -28,7 +29,7 @@ from openlora.node.config import NodeConfig
 from openlora.node.engine.backends import engine_options
 from openlora.node.engine.client import InferenceEngine
 from openlora.node.engine.supervisor import supervised_engines
-from openlora.node.errors import JournalUnwritable
+from openlora.node.errors import ConfigError, JournalUnwritable
 from openlora.node.network.staked import StakeDirectory
 from openlora.node.service_manager import ServiceManager
 from openlora.node.tasks import task_group
@@ -96,8 +97,19 @@ class Node:
 
     async def _follow(self) -> None:
         async for batch in self.follower.follow(self._apply):
+            self._check_hot_key(batch)
             if batch.events or batch.unwound:
                 self.lanes.dispatcher.wake()
+
+    def _check_hot_key(self, batch: Batch) -> None:
+        """Once another hot key's turn has come, what this one signs counts for nothing. Raises ConfigError."""
+        for occurrence in batch.events:
+            match occurrence.event:
+                case HotKeySet(operator=self.ground.operator, hot_key=key) if key != self.ground.hot_key.address:
+                    raise ConfigError(
+                        f"the operator's hot key is {key} now: name it in the configuration and start the node again,"
+                        " which goes on with all that is under way"
+                    )
 
     def _apply(self, batch: Batch) -> None:
         for occurrence in batch.events:
@@ -152,5 +164,5 @@ async def _engine(config: NodeConfig, manager: ServiceManager) -> AsyncIterator[
 
 def _follower(ground: Ground) -> Follower:
     at = ground.deployment
-    contracts = [at.job_queue, at.sessions, at.outputs, at.adapter_registry]
+    contracts = [at.job_queue, at.sessions, at.outputs, at.adapter_registry, at.node_registry]
     return Follower(ground.chain, ground.journal, contracts, at.block, poll_s=ground.config.chain.poll_s)

@@ -159,16 +159,13 @@ class Desk:
         return deeds
 
     async def rotate_hot_key(self, consent: HotKeyConsent) -> list[Deed]:
-        """Raises ConfigError while jobs are not final: what the old key claimed only it can commit."""
-        known = await self.chain.call(self.nodes.node(self.address))
-        if known.live_claims:
-            raise ConfigError(
-                f"{known.live_claims} jobs of the present hot key are not final; drain the node and wait for them"
-            )
-        return self._set_hot_key(consent)
+        """What is under way stays the operator's: the new key commits it."""
+        live = (await self.chain.call(self.nodes.node(self.address))).live_claims
+        return self._set_hot_key(consent, f"; {live} jobs that are not final go on with it" if live else "")
 
-    def _set_hot_key(self, consent: HotKeyConsent) -> list[Deed]:
-        return [Deed(self.nodes.set_hot_key(consent), f"make {consent.key} the hot key in place of the present one")]
+    def _set_hot_key(self, consent: HotKeyConsent, more: str = "") -> list[Deed]:
+        does = f"make {consent.key} the hot key in place of the present one{more}"
+        return [Deed(self.nodes.set_hot_key(consent), does)]
 
     # ---- sessions ----
 

@@ -121,26 +121,38 @@ MIGRATIONS = (
 )
 
 PAYMENT_UNIT_WEI = 10**12
+FIRST_NONCE = "first nonce"  # of the hot key that this journal knows of
 DROP_INTENTS = "UPDATE intents SET state = 'pending', receipt = NULL, block_number = NULL, cost_wei = NULL"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose journal this is. A journal opened under another identity is refused."""
+    """Whose journal this is. One that is opened under another identity is refused; but an operator's outlives its hot
+    keys, since receipts are the operator's, whichever key signs them."""
 
     chain_id: int
     contracts: Mapping[str, str]  # name → address
     hot_key: str  # address
+    operator: str | None = None  # address of whom the chain says the hot key serves; None where it was not asked
 
     @classmethod
-    def of(cls, deployment: Deployment, hot_key: str) -> Self:
+    def of(cls, deployment: Deployment, hot_key: str, operator: str | None = None) -> Self:
         """The market's own contracts; the token is not one of them."""
         names = ("vault", "node_registry", "adapter_registry", "job_queue", "sessions", "outputs")
-        return cls(deployment.chain_id, {name: getattr(deployment, name) for name in names}, hot_key)
+        return cls(deployment.chain_id, {name: getattr(deployment, name) for name in names}, hot_key, operator)
 
     def named_parts(self) -> dict[str, str]:
         contracts = {f"contract {name}": address.lower() for name, address in self.contracts.items()}
-        return {"chain id": str(self.chain_id), "hot key": self.hot_key.lower(), **contracts}
+        operator = {} if self.operator is None else {"operator": self.operator.lower()}
+        return {"chain id": str(self.chain_id), **contracts, **operator, "hot key": self.hot_key.lower()}
+
+    def contradicted(self, recorded: Mapping[str, str]) -> str | None:
+        """The name of the first part that a journal records otherwise, None when it is ours."""
+        parts = self.named_parts()
+        others = [name for name, value in parts.items() if recorded.get(name, value) != value]
+        if others == ["hot key"] and "operator" in parts and "operator" in recorded:
+            return None
+        return others[0] if others else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +173,8 @@ class Journal(Database):
     def __init__(self, folder: Path, identity: Identity, *, clock: Callable[[], float] = time.time) -> None:
         """Opens or creates `folder/journal.sqlite`.
 
-        Raises JournalError when another process has it open, when it belongs to another chain, set of contracts or hot
-        key, and when a newer version wrote it.
+        Raises JournalError when another process has it open, when it belongs to another chain, set of contracts or
+        operator, or to a hot key of nobody knows whom, and when a newer version wrote it.
         """
         super().__init__(folder / "journal.sqlite", MIGRATIONS)
         self.now = clock  # unix seconds
@@ -174,14 +186,25 @@ class Journal(Database):
 
     def _check_identity(self, identity: Identity) -> None:
         with self.transaction():
-            for name, value in identity.named_parts().items():
-                recorded = self.meta(name)
-                if recorded is None:
-                    self.set_meta(name, value)
-                elif recorded != value:
-                    raise JournalError(
-                        f"{self.path} belongs to {name} {recorded}, not {value}: use another state folder"
-                    )
+            recorded, parts = dict(self.rows("SELECT key, value FROM meta")), identity.named_parts()
+            if (name := identity.contradicted(recorded)) is not None:
+                raise JournalError(
+                    f"{self.path} belongs to {name} {recorded[name]}, not {parts[name]}: use another state folder"
+                )
+            if (former := recorded.get("hot key", parts["hot key"])) != parts["hot key"]:
+                self._succeed(former)
+            for name, value in parts.items():
+                self.set_meta(name, value)
+
+    def _succeed(self, former: str) -> None:
+        """A new hot key's nonces begin anew. What the former one had signed for the chain is void, unless it is mined:
+        the jobs' states tell what must be signed again. What it has cost stays on the books."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM attempts")
+            db.execute("DELETE FROM foreign_transactions")
+            db.execute("DELETE FROM intents WHERE cost_wei IS NULL")
+            db.execute("UPDATE intents SET key = ? || key, state = 'final', block_number = NULL", (f"{former} ",))
+            db.execute("DELETE FROM meta WHERE key = ?", (FIRST_NONCE,))
 
     def probe(self) -> None:
         """Proves that the journal can be written, for the watchdog. Raises JournalError."""

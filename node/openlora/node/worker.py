@@ -184,6 +184,9 @@ class Worker:
             self.journal.move(job_id, JobState.FAILED, reason=reason)
 
     def _lose(self, job_id: JobId, refusal: Reverted) -> None:
+        """→ LOST; but if the operator has another hot key now, the job is still its own, and that key's to commit."""
+        if refusal.name in ("NotAHotKey", "NotTheNode"):
+            raise refusal
         log.warning("event=job_lost job_id=%d reason=%r", job_id, str(refusal))
         if self._job(job_id).state in (JobState.CLAIMING, *HELD):
             self.journal.move(job_id, JobState.LOST)

@@ -528,7 +528,7 @@ async def test_an_old_copy_of_the_journal_is_noticed(world: World) -> None:
 async def test_a_used_key_with_a_new_journal_is_refused_unless_adopted(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.chain.inject(foreign(0, to=QUEUE))
-    with pytest.raises(JournalError, match="has sent 1 transactions and this journal is new"):
+    with pytest.raises(JournalError, match="has sent 1 transactions and this journal knows none"):
         await world.start()
     await world.sender.start(adopt=True)
     world.send("claim")

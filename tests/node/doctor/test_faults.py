@@ -340,7 +340,7 @@ async def test_journal_of_a_newer_version(patient: Patient):
 
 async def test_journal_older_than_the_chain(patient: Patient):
     await patient.clinic.chain.rpc("anvil_setNonce", patient.clinic.hot_key.address, hex(7))
-    assert "7 transactions and this journal is new" in await found(patient, "journal_behind")
+    assert "7 transactions and this journal knows none" in await found(patient, "journal_behind")
     with Journal(patient.folder / "state", identity(patient)) as journal:
         journal.set_meta("first nonce", "3")
     assert "knows 3" in await found(patient, "journal_behind")

@@ -134,12 +134,13 @@ class Scene:
     engine: FakeEngine
     peers: FakePeers
     node: FakePeer
+    hot_key: LocalAccount = HOT_KEY
     now_s: float = 1_000_000_000.0
 
     def conversation(self, key: LocalAccount = CLIENT, session: bytes = SESSION) -> Conversation:
         network: Any = self.peers.peer("client", staked=False)
         record = msgspec.structs.replace(
-            presence(self.node.peer_id, OPERATOR.lower(), BASE_ID.hex()), hot_key=HOT_KEY.address.lower()
+            presence(self.node.peer_id, OPERATOR.lower(), BASE_ID.hex()), hot_key=self.hot_key.address.lower()
         )
         return Conversation(network, key, Place(record, DOMAIN, session))
 
@@ -184,7 +185,11 @@ async def paid_order(conversation: Conversation, now_s: float, text: str = "Hell
 
 @asynccontextmanager
 async def opened(
-    folder: Path, journal: Journal, config: SessionsConfig = CONFIG, script: Sequence[int] | None = b"Ahoy there"
+    folder: Path,
+    journal: Journal,
+    config: SessionsConfig = CONFIG,
+    script: Sequence[int] | None = b"Ahoy there",
+    hot_key: LocalAccount = HOT_KEY,
 ) -> AsyncIterator[Scene]:
     """A node with this journal, which may be an earlier one's. The client's session with it is open."""
     facts, engine = Facts(), FakeEngine(script=script)
@@ -207,7 +212,7 @@ async def opened(
             storage_dir=folder,
         )
         answerer = Answerer(admission, AdapterResidency(no_fetcher, store, client, 1 << 30), client, JobStreams())
-        signer = Signer(DOMAIN, OPERATOR, HOT_KEY, OWN)
+        signer = Signer(DOMAIN, OPERATOR, hot_key, OWN)
         ledger = SessionLedger(journal)
         settler = Settler(CONTRACT, any_facts, ledger, sender, config)
         cashier = Cashier(ledger, Checks(any_facts), signer, config, settler.wake)
@@ -216,7 +221,7 @@ async def opened(
         node.handle(INFER, lane.answer)
         async with running(lane.run(), "lane"):
             await asyncio.sleep(0)  # the lane's group is there
-            yield Scene(lane, settler, ledger, facts, transactions, engine, peers, node)
+            yield Scene(lane, settler, ledger, facts, transactions, engine, peers, node, hot_key)
 
 
 @asynccontextmanager

@@ -474,3 +474,16 @@ async def test_what_a_killed_node_left_runs_once_though_two_ask_for_it(tmp_path:
             one, other = await asyncio.gather(*(answer(scene.conversation(), order) for _ in range(2)))
             assert one[1] == other[1]
             assert len(scene.engine.tenants) == 1, "one run"
+
+
+async def test_what_a_former_hot_key_answered_is_paid_to_the_present_one(tmp_path: Path):
+    """The receipt is the same, and has the signature that clients look for now."""
+    with open_journal(tmp_path) as journal:
+        async with opened(tmp_path, journal) as scene:
+            _, order = signed(scene.conversation(), time.time())
+            _, before = await answer(scene.conversation(), order)
+        async with opened(tmp_path, journal, hot_key=STRANGER) as scene:
+            (after,) = await scene.conversation().start(time.time())
+            assert (after.digest, scene.engine.tenants) == (before.digest, [])
+            assert after.signature != before.signature
+            assert scene.ledger.outstanding(SESSION) == [], "and it is paid"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -52,20 +52,19 @@ async def opened_ground(config: NodeConfig) -> AsyncIterator[Ground]:
     """Raises ConfigError, ChainError and JournalError, the cheapest to find first."""
     deployment = load_deployment(config.chain)
     hot_key = load_key(config.hot_key)
-    identity = Identity.of(deployment, hot_key.address)
-    with Journal(config.state_dir, identity) as journal:
+    async with AsyncExitStack() as stack:
         chain = await ChainClient.connect(config.chain.rpc_urls, config.chain.chain_id, deployment)
-        try:
-            queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
-            registry = AdapterRegistry(deployment.adapter_registry)
-            operator = await _operator(chain, nodes, hot_key.address)
-            options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
-            sender = Sender(chain, journal, hot_key, identity.contracts, options)
-            await sender.start()
-            facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
-            yield Ground(config, deployment, hot_key, operator, journal, chain, sender, facts)
-        finally:
-            await chain.close()
+        stack.push_async_callback(chain.close)
+        queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
+        registry = AdapterRegistry(deployment.adapter_registry)
+        operator = await _operator(chain, nodes, hot_key.address)
+        identity = Identity.of(deployment, hot_key.address, operator)
+        journal = stack.enter_context(Journal(config.state_dir, identity))
+        options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
+        sender = Sender(chain, journal, hot_key, identity.contracts, options)
+        await sender.start()
+        facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
+        yield Ground(config, deployment, hot_key, operator, journal, chain, sender, facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ import msgspec
 from openlora.node.chain.transaction import Fees, SignedTransaction
 from openlora.node.chain.types import SentTransaction, TxReceipt
 from openlora.node.job import Wei
-from openlora.node.journal import DROP_INTENTS, Journal
-
-FIRST_NONCE = "first nonce"
+from openlora.node.journal import DROP_INTENTS, FIRST_NONCE, Journal
 
 
 class IntentState(StrEnum):

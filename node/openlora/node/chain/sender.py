@@ -14,12 +14,12 @@ from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import Call
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.outbox import FIRST_NONCE, Attempt, Intent, Outbox
+from openlora.node.chain.outbox import Attempt, Intent, Outbox
 from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
 from openlora.node.job import Wei
-from openlora.node.journal import Journal
+from openlora.node.journal import FIRST_NONCE, Journal
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class Sender:
             used = max(await self._client.nonce(self._address), await self._client.nonce(self._address, "pending"))
             if used and not adopt:
                 raise JournalError(
-                    f"the hot key {self._address} has sent {used} transactions and this journal is new: restore the"
-                    " journal, or use a fresh hot key"
+                    f"the hot key {self._address} has sent {used} transactions and this journal knows none of"
+                    " them: restore the journal, or use a fresh hot key"
                 )
             self._journal.set_meta(FIRST_NONCE, str(used))
         await self.tick()

@@ -140,7 +140,7 @@ def rotate_hot_key(
     sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
-    """Give the operator another hot key. The node needs it in its configuration, and a state folder of its own."""
+    """Give the operator another, unused hot key. The node stops; with the key in its configuration it goes on."""
     from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
     from openlora.node.keys import load_key
 

@@ -160,7 +160,8 @@ def judge(facts: Facts) -> Iterator[Finding]:
     config, standing = facts.config, facts.market.standing if facts.market else None
     identity = None
     if facts.deployment.deployment is not None and facts.key.address is not None:
-        identity = Identity.of(facts.deployment.deployment, facts.key.address)
+        operator = standing.operator if standing else None
+        identity = Identity.of(facts.deployment.deployment, facts.key.address, operator)
     yield from keys.check_key(facts.key, runs=facts.runs)
     yield from keys.check_deployment(facts.deployment, config.chain.chain_id)
     yield from chain.check_endpoints(facts.endpoints, config.chain.chain_id)

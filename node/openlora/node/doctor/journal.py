@@ -115,25 +115,25 @@ def check_journal(journal: JournalFacts, identity: Identity | None, chain_nonce:
     elif identity is not None:
         yield from _belonging(journal, identity)
         if not journal.state and chain_nonce is not None:
-            yield from _age(journal, chain_nonce)
+            yield from _age(journal, identity, chain_nonce)
 
 
 def _belonging(journal: JournalFacts, identity: Identity) -> Iterator[Finding]:
     recorded = journal.recorded or {}
-    for name, value in identity.named_parts().items():
-        if recorded.get(name, value) != value:
-            yield critical(
-                Code.JOURNAL_FOREIGN,
-                f"{journal.path} belongs to {name} {recorded[name]}, not {value}",
-                "use another state_dir, or the configuration that this journal belongs to",
-            )
-            return
+    if (name := identity.contradicted(recorded)) is not None:
+        yield critical(
+            Code.JOURNAL_FOREIGN,
+            f"{journal.path} belongs to {name} {recorded[name]}, not {identity.named_parts()[name]}",
+            "use another state_dir, or the configuration that this journal belongs to",
+        )
 
 
-def _age(journal: JournalFacts, chain_nonce: int) -> Iterator[Finding]:
-    known = journal.next_nonce or 0
-    if chain_nonce > known:
-        lacks = f"knows {known}" if journal.next_nonce is not None else "is new"
+def _age(journal: JournalFacts, identity: Identity, chain_nonce: int) -> Iterator[Finding]:
+    """A hot key that takes over from another one must not have sent anything yet."""
+    former = (journal.recorded or {}).get("hot key") not in (None, identity.hot_key.lower())
+    known = None if former else journal.next_nonce
+    if chain_nonce > (known or 0):
+        lacks = f"knows {known}" if known is not None else "knows none of them"
         yield critical(
             Code.JOURNAL_BEHIND,
             f"the hot key has sent {chain_nonce} transactions and this journal {lacks}: nothing would be signed",

@@ -217,11 +217,10 @@ class SessionLane:
         log.info("event=order_answered order=%s tokens=%d", order.digest.hex()[:16], receipt.out_tokens)
 
     def _sign(self, order: Order) -> Order:
-        """The recorded receipt, signed now unless it was before."""
+        """The recorded receipt with the present hot key's signature, which is always the same."""
         assert order.signed is not None, "recorded before it is signed"
-        if order.signed.signature is not None:
-            return order
-        return self.ledger.record_signature(order.digest, self.signer.sign(order.signed.digest))
+        signature = self.signer.sign(order.signed.digest)
+        return order if order.signed.signature == signature else self.ledger.record_signature(order.digest, signature)
 
     def _fail(self, order: Order, reason: str) -> None:
         log.warning("event=order_failed order=%s reason=%r", order.digest.hex()[:16], reason)
