@@ -13,7 +13,7 @@ from openlora.node.config import KeyConfig
 from openlora.node.devnet import CLOSE_DELAY_S, OLRA, STAKE_WEI, UNSTAKE_DELAY_S, Devnet
 from openlora.node.keys import create_key, load_key
 from openlora.node.market import open_market
-from tests.e2e.agents import agent, wait_until
+from tests.e2e.agents import PATIENCE_S, agent, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
@@ -93,14 +93,6 @@ async def send(person: Any, drafts: list[dict[str, Any]]) -> None:
         await transact(person.chain, person.key, Call(draft["to"], data, draft["does"], lambda _: None))
 
 
-def test_the_hot_key_is_rotated(result: Result, net: Devnet, tmp_path: Path):
-    new, address = create_key(tmp_path, "hot")
-    flags = ("--new-hot-key", new.keystore, "--new-password-file", new.password_file)
-    rotated = result("rotate-hot-key", *flags, "--client", net.nodes[1].operator_config)
-    assert rotated["hot_key"] == address
-    assert stake_of(net).hot_key == address
-
-
 def test_a_password_is_asked_for_on_a_terminal_only(openlora, net: Devnet):
     done = openlora(
         "stake", "1", "--client", net.client_config, "--operator-keystore", net.nodes[1].folder / "operator.json"
@@ -113,10 +105,13 @@ def session_of(net: Devnet, session: str) -> Any:
     return on_chain(net, lambda person: person.chain.call(person.desk.sessions.session(bytes.fromhex(session[2:]))))
 
 
-def test_a_session_from_its_opening_to_its_end(openlora, result: Result, net: Devnet):
-    """Orders cost no transaction; a node that is killed settles what it was paid, once."""
-    client, operator = ("--client", net.client_config), net.people["operator 1"].address
-    with agent(net.nodes[0].folder):
+def test_a_session_outlives_the_hot_key_that_answered_in_it(openlora, result: Result, net: Devnet):
+    """Orders cost no transaction. The node stops when its key's turn is over, goes on with the next one where it was,
+    and settles what it was paid, once."""
+    client, operator, node = ("--client", net.client_config), net.people["operator 1"].address, net.nodes[0]
+    new, address = create_key(node.folder, "hot-2")
+    asyncio.run(net.chain.rpc("anvil_setBalance", address, hex(10**18)))
+    with agent(node.folder) as running:
         opened = result("session", "open", "--node", operator, "--deposit", "3", *client)
         order = ("job", "submit", "Why is the sky blue?", "--max-tokens", 8, "--session", *client)
         first = result(*order, "--adapter", "pirate")
@@ -125,17 +120,26 @@ def test_a_session_from_its_opening_to_its_end(openlora, result: Result, net: De
         second = openlora(*order, "--node", operator)
         assert second.returncode == 0, second.stderr
         assert "of the deposit are spent" in second.stdout
-    # The agent was killed with vouchers in its journal, and nothing on chain.
+        flags = ("--new-hot-key", new.keystore, "--new-password-file", new.password_file)
+        rotated = result("rotate-hot-key", *flags, "--client", node.operator_config)
+        assert rotated["hot_key"] == address
+        assert running.wait(PATIENCE_S) == 2
+    assert f"hot key is {address} now" in (node.folder / "node.log").read_text()
+    # It has stopped with vouchers in its journal, and nothing on chain.
     (shown,) = result("session", "status", *client)
     assert (shown["session"], shown["state"], shown["settled_wei"]) == (opened["session"], "open", 0)
     result("session", "topup", opened["session"], "1", *client)
-    result("session", "close", opened["session"], *client)
-    with agent(net.nodes[0].folder):
+    config = node.config.read_text()
+    node.config.write_text(config.replace('"hot.json"', '"hot-2.json"').replace('"hot.password"', '"hot-2.password"'))
+    with agent(node.folder):
+        third = result(*order)
+        assert third["spent_wei"] > first["fee_wei"]
+        result("session", "close", opened["session"], *client)
         wait_until(lambda: session_of(net, opened["session"]).settled, "the node's settling")
     asyncio.run(net.chain.rpc("evm_increaseTime", CLOSE_DELAY_S))
     result("session", "close", opened["session"], *client)
     closed = session_of(net, opened["session"])
-    assert first["fee_wei"] < closed.settled == closed.deposit, "the rest has gone back"
-    assert result("earnings", "--client", net.nodes[0].operator_config)["earned_wei"]["node"] > 0
+    assert third["spent_wei"] == closed.settled == closed.deposit, "the rest has gone back"
+    assert result("earnings", "--client", node.operator_config)["earned_wei"]["node"] > 0
     again = openlora("session", "close", opened["session"], *client)
     assert (again.returncode, "closed already" in again.stderr) == (2, True)

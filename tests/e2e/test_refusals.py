@@ -140,7 +140,7 @@ def test_more_than_the_balance(openlora, node_toml):
     done = openlora(
         "job", "submit", "Hello", "--price", "900000:900000", "--client", node_toml.with_name("client.toml")
     )
-    refused(done, "vault", "deposit", code=3)
+    refused(done, "OLRA are needed", "in the Vault", "offer less")
 
 
 def test_a_client_that_knows_no_peer(openlora, node_toml):

@@ -324,6 +324,15 @@ async def test_journal_of_another_key(patient: Patient):
     assert STRANGER.address.lower() in await found(patient, "journal_foreign")
 
 
+async def test_journal_of_the_operators_last_hot_key_is_its_own(patient: Patient):
+    """But the new key must not have sent anything yet."""
+    clinic = patient.clinic
+    Journal(patient.folder / "state", Identity.of(clinic.deployment, STRANGER.address, clinic.operator.address)).close()
+    assert await patient.codes() == set()
+    await clinic.chain.rpc("anvil_setNonce", clinic.hot_key.address, hex(1))
+    assert "1 transactions and this journal knows none" in await found(patient, "journal_behind")
+
+
 async def test_journal_corrupt(patient: Patient):
     Journal(patient.folder / "state", identity(patient)).close()
     path = patient.folder / "state/journal.sqlite"

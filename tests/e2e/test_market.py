@@ -1,0 +1,148 @@
+"""A submitter, an adapter's developer and a node on the command line: fees a use, answers published and demanded, jobs
+taken back; every wei accounted for."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.testing
+
+from openlora.contracts import JobFlag, Role
+from openlora.node.books import Books
+from openlora.node.chain.history import market_events
+from openlora.node.cli.main import app
+from openlora.node.devnet import OLRA, OUTPUT_TERMS, PARAMS, Devnet
+from openlora.node.errors import OpenLoraError
+from openlora.node.keys import create_key
+from openlora.node.market import Market, committed, open_market
+from openlora.node.wei import tokens
+from tests.e2e.agents import agent, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
+
+WINDOW_S = 40  # long enough to type in
+
+
+def openlora(*arguments: object) -> typer.testing.Result:
+    """A command as people type it, in this process: starting one takes longer than what most of these do."""
+    return typer.testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def result(*arguments: object) -> Any:
+    """The JSON of a command that succeeds."""
+    done = openlora(*arguments, "--json")
+    assert done.exception is None, done.exception
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def refused(*arguments: object, words: str, code: int) -> None:
+    done = openlora(*arguments)
+    assert isinstance(done.exception, OpenLoraError), done.output
+    assert (done.exception.exit_code, done.stdout) == (code, "")
+    assert words in str(done.exception)
+
+
+def as_client(net: Devnet, act: Callable[[Market], Any]) -> Any:
+    async def run() -> Any:
+        async with open_market(net.client_config) as market:
+            return await act(market)
+
+    return asyncio.run(run())
+
+
+def lengthen_window(net: Devnet) -> None:
+    async def act(client: Market) -> None:
+        owner = Market(client.chain, net.deployment, net.people["protocol"], client.content)
+        await owner.transact(owner.queue.set_params(replace(PARAMS, window_secs=WINDOW_S)))
+
+    as_client(net, act)
+
+
+def books(net: Devnet) -> Books:
+    async def read(client: Market) -> Books:
+        return Books.of(await market_events(client.chain, net.deployment))
+
+    return as_client(net, read)
+
+
+def test_a_job_is_looked_at_and_taken_back(net: Devnet):
+    """With tokens in the purse alone, of which submitting deposits what it takes."""
+    mine = ("--client", net.nodes[2].operator_config)
+    submitted = result("job", "submit", "Hello", "--deadline", 900, *mine)
+    job_id = submitted["job_id"]
+    assert result("earnings", *mine)["balance_wei"] == 0
+    seen = result("job", "status", job_id, *mine)
+    assert (seen["state"], seen["node"], seen["fee_wei"]) == ("open", None, None)
+    assert seen["escrow_wei"] == submitted["escrow_wei"]
+    assert result("job", "status", *mine) == [seen]
+    assert result("job", "status", "--client", net.client_config) == []
+    refused("job", "cancel", job_id, "--client", net.client_config, words="the client's account", code=3)
+    draft = result("job", "cancel", job_id, "--unsigned", "--from", seen["client"], "--client", net.client_config)
+    assert draft[0]["does"].startswith(f"cancel job {job_id}")
+    result("job", "cancel", job_id, *mine)
+    assert result("earnings", *mine)["balance_wei"] == submitted["escrow_wei"], "which the next job takes"
+    assert result("job", "status", job_id, *mine)["state"] == "cancelled"
+    refused("job", "cancel", job_id, *mine, words="is cancelled", code=3)
+    _, row = openlora("job", "status", job_id, *mine).stdout.splitlines()
+    assert row.split() == [str(job_id), "cancelled", tokens(submitted["escrow_wei"])]
+
+
+def test_anybody_ends_a_job_whose_deadline_has_passed(net: Devnet):
+    job_id = result("job", "submit", "Hello", "--deadline", 5, "--client", net.nodes[2].operator_config)["job_id"]
+    asyncio.run(net.chain.rpc("evm_increaseTime", 6))
+    asyncio.run(net.chain.rpc("evm_mine"))
+    stranger = ("--client", net.client_config)
+    assert result("job", "status", job_id, *stranger)["state"] == "overdue"
+    (sent,) = result("job", "cancel", job_id, *stranger)["transactions"]
+    assert sent["does"].startswith(f"expire job {job_id}")
+    assert result("job", "status", job_id, *stranger)["state"] == "expired"
+
+
+def test_a_developer_is_paid_by_the_use_and_a_node_for_a_needless_demand(net: Devnet, tmp_path: Path):
+    """One answer published as part of its job, one because its client demands it."""
+    developer, _ = create_key(tmp_path, "developer", bytes(net.people["developer 1"].key))
+    owner = ("--operator-keystore", developer.keystore, "--password-file", developer.password_file)
+    client = ("--client", net.client_config)
+    refused("adapter", "access", "pirate", "--take-down", *client, words="does not own", code=3)
+    result("adapter", "access", "pirate", "--to", "allow-list", *client, *owner)
+    order = ("job", "submit", "Why is the sky blue?", "--adapter", "pirate", "--max-tokens", 8, *client)
+    refused(*order, words="ask its owner", code=3)
+    address = net.people["client"].address
+    result("adapter", "access", "pirate", "--allow", address, *client, *owner)
+    result("adapter", "access", "pirate", "--to", "pay-per-use", "--use-fee", "0.03", *client, *owner)
+    refused(*order, "--session", words="no session", code=2)
+    lengthen_window(net)
+    with agent(net.nodes[0].folder):
+        published = result(*order, "--publish")
+        assert published["use_fee_wei"] == 3 * OLRA // 100
+        wait_until(lambda: result("job", "status", published["job_id"], *client)["state"] == "committed", "publishing")
+        asked = result("job", "submit", "Why is the sky blue?", "--max-tokens", 8, *client)["job_id"]
+        wait_until(lambda: result("job", "status", asked, *client)["state"] == "committed", "the answer")
+        demanded = result("job", "demand", asked, *client)
+        assert demanded["transactions"][-1]["does"].startswith(f"demand the output of job {asked}")
+        wait_until(lambda: result("job", "status", asked, *client)["state"] == "committed", "the node's publishing")
+        refused("job", "demand", asked, *client, words="is asked only once", code=3)
+        assert result("job", "result", asked, *client)["usage"]["completion_tokens"] <= 8
+        asyncio.run(net.chain.rpc("evm_increaseTime", WINDOW_S))
+        wait_until(lambda: result("job", "status", asked, *client)["state"] == "finalized", "the payment")
+    spec = as_client(net, lambda market: market.spec(published["job_id"]))
+    assert spec.flags & JobFlag.PUBLISH
+    earned = books(net)
+    assert earned.balanced
+    assert earned.open_wei == 0
+    assert earned.earned[Role.USE, net.people["developer 1"].address] == 3 * OLRA // 100
+    paid = result("job", "status", published["job_id"], *client)["fee_wei"]
+    base_only = result("job", "status", asked, *client)
+    assert earned.paid_wei == paid + base_only["fee_wei"] + 3 * OLRA // 100
+    node = result("earnings", "--client", net.nodes[0].operator_config)
+    bond_wei = OUTPUT_TERMS.bond + OUTPUT_TERMS.bond_per_token * as_client(net, lambda one: out_tokens(one, asked))
+    assert node["withdrawable_wei"] == node["earned_wei"]["node"] + bond_wei
+
+
+async def out_tokens(market: Market, job_id: int) -> int:
+    receipt, _ = await committed(market.desk, job_id)
+    return receipt.out_tokens
