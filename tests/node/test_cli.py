@@ -1,8 +1,15 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+
 import pytest
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
 from openlora.node.catalogue import RegisteredAdapter
 from openlora.node.cli.hand import parse_address
 from openlora.node.cli.job import parse_price, parse_term
+from openlora.node.cli.main import app
 from openlora.node.cli.output import Output, parse_tokens, tokens
 from openlora.node.errors import ConfigError
 
@@ -75,3 +82,43 @@ def test_a_strangers_text_cannot_steer_the_terminal(capsys):
     assert "\x1b" not in shown
     assert "[bold]pirate" in shown
     assert "b [red]c\nd" in shown
+
+
+def verbs(command: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, set[str]]]:
+    """Each with its flags."""
+    if isinstance(command, TyperGroup):
+        for name, inner in command.commands.items():
+            yield from verbs(inner, (*path, name))
+    else:
+        assert isinstance(command, TyperCommand)
+        yield " ".join(path), {flag for parameter in command.params for flag in parameter.opts}
+
+
+def test_every_verb_that_ends_by_itself_prints_json_if_asked():
+    found = dict(verbs(typer.main.get_command(app)))
+    assert len(found) > 30
+    assert {verb for verb, flags in found.items() if "--json" not in flags} == {"run", "serve"}
+
+
+def test_what_a_verb_does_not_need_is_not_imported_for_it():
+    """Each TAB of a shell starts the program."""
+    heavy = ("torch", "fastapi", "uvicorn", "web3", "eth_abi", "eth_utils", "gguf", "numpy", "httpx", "libp2p")
+    code = f"import sys, openlora.node.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+INTERRUPTED = """
+import runpy, sys
+class Ctrl_C:
+    def find_spec(self, name, path=None, target=None):
+        if name == "openlora.node.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Ctrl_C())
+runpy.run_module("openlora.node", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_the_program_is_being_read_is_no_traceback():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -68,8 +68,8 @@ def test_every_problem_is_reported_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(path, NodeConfig)
     message = str(caught.value)
-    assert "unknown key colour" in message
-    assert "unknown key chain.pol_s" in message
+    assert "unknown key colour;" in message
+    assert "unknown key chain.pol_s (is it chain.poll_s?)" in message
     assert "missing key chain.chain_id" in message
     assert "engine.kv_tokens" in message
 

@@ -3,6 +3,7 @@
 Every problem of a file is reported at once. Paths are relative to the file that names them.
 """
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -228,8 +229,9 @@ def _problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterator[s
 
 def _key_problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterator[str]:
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    for key in raw.keys() - fields.keys():
-        yield f"unknown key {prefix}{key}"
+    for key in (key for key in raw if key not in fields):
+        likely = difflib.get_close_matches(key, [name for name in fields if name not in raw], n=1)
+        yield f"unknown key {prefix}{key}" + "".join(f" (is it {prefix}{name}?)" for name in likely)
     for name, field in fields.items():
         if name not in raw:
             if field.required:

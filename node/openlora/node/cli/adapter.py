@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.contracts import Access
 from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
 from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens
 from openlora.node.errors import ConfigError
@@ -15,6 +14,7 @@ from openlora.node.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from openlora.contracts import Access
     from openlora.node.deeds import Deed, Desk
 
 CLIENT_TOML = Path("client.toml")
@@ -29,7 +29,9 @@ class AccessChoice(StrEnum):
     PAY_PER_USE = "pay-per-use"
 
     @property
-    def on_chain(self) -> Access:
+    def on_chain(self) -> "Access":
+        from openlora.contracts import Access
+
         return Access[self.name]
 
 

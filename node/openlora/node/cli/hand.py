@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from eth_typing import ChecksumAddress
-from eth_utils.address import is_checksum_address, is_hex_address, to_checksum_address
 
 from openlora.node.cli.output import Output
 from openlora.node.errors import ConfigError
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
+    from eth_typing import ChecksumAddress
 
     from openlora.node.deeds import Deed, Desk
 
@@ -94,7 +93,7 @@ class Hand:
 
         return load_key(configured) if self.keystore is None else unlocked(self.keystore, self.password_file)
 
-    def _address(self, configured: Any) -> ChecksumAddress:
+    def _address(self, configured: Any) -> "ChecksumAddress":
         from openlora.node.keys import address_in
 
         return parse_address(self.sender) if self.sender else address_in(self.keystore or configured.keystore)
@@ -111,8 +110,10 @@ def unlocked(keystore: Path, password_file: Path | None) -> "LocalAccount":
     return unlock(keystore, getpass.getpass(f"password of {keystore}: "))
 
 
-def parse_address(text: str) -> ChecksumAddress:
+def parse_address(text: str) -> "ChecksumAddress":
     """An address whose checksum, if it has one, is right: money sent to a mistyped one is gone. Raises ConfigError."""
+    from eth_utils.address import is_checksum_address, is_hex_address, to_checksum_address
+
     digits = text.removeprefix("0x")
     unmarked = digits in (digits.lower(), digits.upper())
     if not is_hex_address(text) or not (unmarked or is_checksum_address(text)):

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from openlora.node import base_model
 from openlora.node.cli.output import JsonFlag, Output
 from openlora.node.errors import ModelError
 
@@ -19,6 +18,8 @@ def pull(
     json: JsonFlag = False,
 ) -> None:
     """Fetch a base model, convert it, and check it against its pinned id. Instant when it is there already."""
+    from openlora.node import base_model
+
     output = Output(json)
     path = base_model.pull(name, to, progress=output.say)
     output.say(f"{path} is {name}")
@@ -32,8 +33,10 @@ def verify(
     json: JsonFlag = False,
 ) -> None:
     """Print a base model's id; with --expect, exit 2 unless it is that model."""
+    from openlora.node.base_model import base_model_id
+
     output = Output(json)
-    base_id = base_model.base_model_id(path)
+    base_id = base_model_id(path)
     if expect is not None and bytes.fromhex(expect.removeprefix("0x")) != base_id:
         raise ModelError(f"{path} is 0x{base_id.hex()}, not {expect}; fetch the model again")
     output.say(f"0x{base_id.hex()}  {path}")

@@ -2,48 +2,21 @@
 
 import asyncio
 import os
-import socket
-import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.api.app import create_app
-from openlora.node.api.catalog import Catalog, ServedAdapter, check_name
-from openlora.node.api.keys import read_keys
-from openlora.node.api.limits import Limits
-from openlora.node.api.server import Server, bind, is_loopback
-from openlora.node.api.service import TextService
 from openlora.node.cli.engine_choice import Devices, EngineChoice, VllmPython, chosen_engine
 from openlora.node.config import Backend, LogConfig, ModelConfig
-from openlora.node.engine.backends import engine_options
-from openlora.node.engine.client import InferenceEngine
-from openlora.node.engine.supervisor import EngineOptions, supervised_engines
-from openlora.node.engine.text import TextModel
 from openlora.node.errors import AdapterError, ConfigError, ModelError
-from openlora.node.logs import set_up
-from openlora.node.tasks import running
+
+if TYPE_CHECKING:
+    from openlora.node.api.catalog import ServedAdapter
+    from openlora.node.serving import ServeOptions
 
 DTYPES = ("auto", "bfloat16", "float32")
 WEIGHTS = ("auto", "full", "int8", "int4")
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """A checked command line."""
-
-    engine: EngineOptions
-    served_model_name: str
-    adapters: tuple[ServedAdapter, ...]
-    host: str
-    port: int
-    keys: tuple[str, ...]
-    adapter_loading: bool
-    limits: Limits
 
 
 def serve(
@@ -67,6 +40,14 @@ def serve(
     device: Devices = None,
 ) -> None:
     """Serve a base model and its adapters to any OpenAI client."""
+    from openlora.node.api.catalog import check_name
+    from openlora.node.api.keys import read_keys
+    from openlora.node.api.limits import Limits
+    from openlora.node.api.server import is_loopback
+    from openlora.node.engine.backends import engine_options
+    from openlora.node.logs import set_up
+    from openlora.node.serving import ServeOptions, run_server
+
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is unknown; choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
     if weights not in WEIGHTS:
@@ -96,49 +77,9 @@ def serve(
         raise typer.Exit(130) from None
 
 
-async def run_server(options: ServeOptions) -> None:
-    """Serves until SIGTERM or SIGINT, and leaves no process behind. Raises OpenLoraError for what cannot be served."""
-    server = Server()
-    with (
-        bind(options.host, options.port, options.limits) as sock,
-        tempfile.TemporaryDirectory(prefix="openlora-") as state_dir,
-        server.signals(),
-    ):
-        async with (
-            running(asyncio.to_thread(TextModel.load, options.engine.model), "tokenizer") as text,
-            supervised_engines(options.engine, Path(state_dir)) as engine,
-        ):
-            catalog = Catalog(options.served_model_name, str(options.engine.model))
-            await _load_adapters(engine, catalog, options.adapters)
-            service = TextService(engine, await text, catalog, options.limits)
-            app = create_app(service, keys=options.keys, adapter_loading=options.adapter_loading)
-            sock.listen()  # whoever reads that it serves can connect
-            _say_ready(service, sock)
-            await server.serve(app, sock, options.limits)
+def _adapter(text: str) -> "ServedAdapter":
+    from openlora.node.api.catalog import ServedAdapter, check_name
 
-
-async def _load_adapters(engine: InferenceEngine, catalog: Catalog, adapters: Sequence[ServedAdapter]) -> None:
-    for adapter in adapters:
-        try:
-            await engine.load_adapter(adapter.name, adapter.path)
-        except AdapterError as error:
-            raise AdapterError(f"--adapter {adapter.name}={adapter.path} is refused: {error}") from None
-        catalog.add(adapter)
-
-
-def _say_ready(service: TextService, sock: socket.socket) -> None:
-    host, port = sock.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    info, adapters = service.engine.info, len(service.catalog.adapters)
-    print(
-        f"openlora: serving {service.catalog.base.name} ({info.family}, {info.numbers}, {info.backend} kernels) "
-        f"and {adapters} adapter{'' if adapters == 1 else 's'} on http://{address}/v1",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _adapter(text: str) -> ServedAdapter:
     name, equals, path = text.partition("=")
     if not equals or not path:
         raise ConfigError(f"--adapter {text} is not NAME=PATH")
@@ -147,7 +88,7 @@ def _adapter(text: str) -> ServedAdapter:
     return ServedAdapter(check_name(name), str(Path(path).resolve()))
 
 
-def _refuse_same_names(options: ServeOptions) -> None:
+def _refuse_same_names(options: "ServeOptions") -> None:
     seen = {options.served_model_name}
     for adapter in options.adapters:
         if adapter.name in seen:

@@ -13,7 +13,7 @@ from openlora.node.cli.output import JsonFlag, NodeFile, Output
 from openlora.node.cli.status_screen import SHOWN_JOBS, Moment, screen
 
 EVERY_S: Final = 1.0
-ONE_SHOT_COLUMNS: Final = 100
+FILE_COLUMNS: Final = 100
 
 
 def status(
@@ -29,7 +29,8 @@ def status(
     if json:
         output.result(moment.state)
     elif once or not output.console.is_terminal:
-        Console(width=ONE_SHOT_COLUMNS, highlight=False, markup=False).print(screen(moment, ONE_SHOT_COLUMNS))
+        width = output.console.width if output.console.is_terminal else FILE_COLUMNS
+        Console(width=width, highlight=False, markup=False).print(screen(moment, width))
     else:
         with suppress(KeyboardInterrupt):  # how one leaves it
             watch(output, socket, moment)

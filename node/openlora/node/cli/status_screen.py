@@ -39,7 +39,7 @@ def screen(moment: Moment, width: int) -> RenderableType:
         parts.append(_framed("alarms", Group(*alarms), style))
     rows = [
         (("engine", _engine(moment)), ("work", _work(moment.state, moment.now_s))),
-        (("machine and network", _machine(moment.state)), ("money", _money(moment.state))),
+        (("money", _money(moment.state)), ("machine and network", _machine(moment.state))),
     ]
     for left, right in rows:
         if width >= WIDE:
