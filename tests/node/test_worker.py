@@ -24,7 +24,7 @@ from openlora.node.content import BlockContent, adapter_cid
 from openlora.node.documents import InputDocument, JobSampling
 from openlora.node.engine.backends import OWN
 from openlora.node.engine.client import in_process_engine
-from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, OpenLoraError, Reverted
+from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, OpenLoraError, Reverted, RpcDown
 from openlora.node.job import JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
 from openlora.node.settlement import Settlement, Signer
@@ -54,6 +54,7 @@ class Facts:
     money: Funds = PLENTY
     open: bool = True
     permitted: bool = True
+    lease_left: float | Exception | None = None
     asked: int = 0  # what takes a look at the chain
 
     async def recipe(self, recipe_id: int) -> Recipe:
@@ -65,6 +66,11 @@ class Facts:
 
     async def may_use(self, recipe_id: int, client: str) -> bool:
         return self.permitted
+
+    async def lease_left_s(self, job_id: int) -> float | None:
+        if isinstance(self.lease_left, Exception):
+            raise self.lease_left
+        return self.lease_left
 
     async def is_open(self, job_id: int) -> bool:
         self.asked += 1
@@ -353,6 +359,15 @@ async def test_what_the_engine_refuses_gives_the_claim_back(scene: Scene, order)
     assert scene.transactions.sent[-1] == "release:1:1"
 
 
+async def test_a_node_whose_jobs_fail_stops_claiming(scene: Scene):
+    for _ in range(3):
+        scene.worker.breaker.failed()
+    scene.submit()
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is SkipCode.BREAKER_OPEN
+    assert scene.transactions.sent == []
+
+
 async def test_a_claim_that_cannot_be_given_back_is_not_ours_any_more(scene: Scene):
     scene.submit(chr(REFUSE))
     scene.transactions.reverts["release"] = "LeaseExpired"
@@ -369,6 +384,23 @@ async def test_an_adapter_that_does_not_come_gives_the_claim_back_before_the_lea
     assert scene.transactions.sent == ["release:1:1"]
     assert scene.journal.job(JOB).reason == "its adapters did not come in time: its lease had 1 s left"
     assert 0.4 < scene.journal.job(JOB).changed_at - claimed.changed_at < 0.9
+
+
+async def test_a_claim_learnt_of_late_is_given_back_while_that_is_possible(scene: Scene):
+    scene.submit(lease_secs=60)
+    scene.use(PIRATE)
+    scene.adapters.late.add(PIRATE)
+    scene.facts.lease_left = 0.2
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+    assert await scene.run() is JobState.FAILED
+    assert scene.transactions.sent == ["release:1:1"]
+
+
+async def test_a_chain_that_does_not_tell_of_the_lease_delays_nothing(scene: Scene):
+    scene.submit()
+    scene.facts.lease_left = RpcDown("nobody answers")
+    assert await scene.run() is JobState.COMMITTED
 
 
 async def test_a_job_that_suits_another_node_better_is_left_to_it_for_a_turn(scene: Scene):

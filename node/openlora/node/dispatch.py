@@ -33,6 +33,7 @@ PASSING: Final = frozenset(  # reasons that may pass while the deadline is ahead
         SkipCode.LOW_DISK,
         SkipCode.LOW_GAS,
         SkipCode.NO_STAKE,
+        SkipCode.BREAKER_OPEN,
         SkipCode.DRAINING,
     }
 )

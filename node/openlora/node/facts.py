@@ -77,6 +77,12 @@ class ChainFacts:
         """Whether a job can be claimed now, an elapsed lease included."""
         return (await self._chain.call(self._queue.job(job_id))).state is JobState.OPEN
 
+    async def lease_left_s(self, job_id: int) -> float | None:
+        """Of this operator's lease, by the chain's clock; None where the chain does not show it as ours."""
+        job, head = await asyncio.gather(self._chain.call(self._queue.job(job_id)), self._chain.block("latest"))
+        ours = job.state is JobState.CLAIMED and job.node == self._operator
+        return job.lease_deadline - head.timestamp if ours else None
+
     async def finalizable_at(self, job_id: int) -> float:
         """When a committed job's challenge window ends, in the chain's unix seconds; HELD while a question about the
         job has stopped its clock."""

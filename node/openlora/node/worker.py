@@ -10,15 +10,24 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from openlora.contracts import JobFlag, JobQueue, Recipe
 from openlora.node import documents
 from openlora.node.admission import Admission, Skip
 from openlora.node.answering import Answerer, Work
+from openlora.node.breaker import Breaker
 from openlora.node.chain.sender import Sender
-from openlora.node.errors import AdapterError, ContentError, EngineDied, LeaseTooShort, RequestError, Reverted
+from openlora.node.errors import (
+    AdapterError,
+    ChainError,
+    ContentError,
+    EngineDied,
+    LeaseTooShort,
+    RequestError,
+    Reverted,
+)
 from openlora.node.facts import ChainFacts
 from openlora.node.job import HELD, Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
@@ -49,6 +58,7 @@ class Worker:
     answerer: Answerer
     settlement: Settlement
     confirmations: int  # blocks, the claim's own included, before a receipt is signed
+    breaker: Breaker = field(default_factory=Breaker)
     urgent: Callable[[], bool] = lambda: False  # something must be answered on chain before anything is claimed
 
     @property
@@ -73,6 +83,7 @@ class Worker:
             if self._job(job_id).state is JobState.COMMITTING:
                 await self._commit(job_id)
         except (AdapterError, ContentError, RequestError, EngineDied, LeaseTooShort) as error:
+            self.breaker.failed()
             await self._give_up(job_id, str(error))
         finally:
             self.streams.end(job_id)
@@ -85,6 +96,8 @@ class Worker:
             self.admission.check_offer(job.spec, recipe, time.time())
             if job.signed is not None:
                 raise Skip(SkipCode.SIGNED_BEFORE)
+            if self.breaker.open:
+                raise Skip(SkipCode.BREAKER_OPEN)
             self.admission.check_funds(job.spec, await self.facts.funds())
             if not await self.facts.is_open(job_id):
                 return False
@@ -144,8 +157,7 @@ class Worker:
     @asynccontextmanager
     async def _within_lease(self, job_id: JobId, share: float, failure: str) -> AsyncIterator[None]:
         """Raises LeaseTooShort while the claim can still be given back: a lease that runs out costs the bond."""
-        job = self._job(job_id)
-        left_s = min(job.changed_at + job.spec.lease_secs, job.spec.deadline) - time.time()
+        left_s = await self._lease_left_s(self._job(job_id))
         timeout = asyncio.timeout(share * left_s)
         try:
             async with timeout:
@@ -154,6 +166,16 @@ class Worker:
             if not timeout.expired():
                 raise
             raise LeaseTooShort(f"{failure} in time: its lease had {left_s:.0f} s left") from None
+
+    async def _lease_left_s(self, job: Job) -> float:
+        """By the chain's clock where it tells: the claim may have been learnt of long after it was mined, and the
+        chain's clock need not be ours."""
+        left_s = job.changed_at + job.spec.lease_secs - time.time()
+        try:
+            told_s = await self.facts.lease_left_s(job.id)
+        except ChainError:
+            told_s = None
+        return left_s if told_s is None else min(left_s, told_s)
 
     # ---- commit, or not ----
 
@@ -168,6 +190,7 @@ class Worker:
             else:
                 self._lose(job_id, refusal)
             return
+        self.breaker.worked()
         if self._job(job_id).state is JobState.COMMITTING:
             self.journal.move(job_id, JobState.COMMITTED, block=receipt.block)
         log.info("event=job_committed job_id=%d block=%d", job_id, receipt.block.number)
