@@ -10,8 +10,8 @@ import torch
 
 from openlora.node.engine.gguf_file import GgufFile, hf_name
 from openlora.node.engine.loader import load_weights
+from openlora.node.engine.models import rope
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.rope import Llama3Scaling, frequencies
 from openlora.node.errors import ModelError
 from tests.node.engine.tiny import CONFIG, random_tensors, write_config
 
@@ -101,9 +101,9 @@ def test_reads_the_same_model_as_from_a_directory(tmp_path: Path, family: str) -
 
 
 def test_rope_factors_are_divisors(tmp_path: Path) -> None:
-    scaling = Llama3Scaling(8.0, 1.0, 4.0, 64)
-    scaled, plain = frequencies(10_000.0, 8, scaling), frequencies(10_000.0, 8)
-    factors = torch.tensor([a / b for a, b in zip(plain, scaled, strict=True)])
+    plain = rope.plain(10_000.0, 8)
+    scaled = rope.llama3(plain, 8.0, 1.0, 4.0, 64)
+    factors = torch.from_numpy(plain / scaled)
     path = write_gguf(tmp_path / "x.gguf", {"rope_freqs.weight": factors}, "llama")
     found = GgufFile(path)
     assert found.shape("rope_freqs.weight") == (4,)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from openlora.node.adapters.format import LinearShape
+from openlora.node.engine.models import rope
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.rope import Llama3Scaling, frequencies
 from openlora.node.errors import ModelError
 from tests.node.engine.tiny import CONFIG, write_config
 
@@ -105,8 +105,8 @@ def test_both_spellings_of_rope(tmp_path: Path) -> None:
 
 
 def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones() -> None:
-    plain = frequencies(500_000.0, 128)
-    scaled = frequencies(500_000.0, 128, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    plain = rope.plain(500_000.0, 128)
+    scaled = rope.llama3(plain, 8.0, 1.0, 4.0, 8192)
     assert scaled[0] == plain[0] == 1.0
     assert scaled[-1] == pytest.approx(plain[-1] / 8)
     ratios = [a / b for a, b in zip(plain, scaled, strict=True)]
@@ -136,12 +136,16 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         ({"model_type": "mistral", "sliding_window": 0}, "sliding window of 0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "positive factor"),
+        ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0]}}, "rope_type 'longrope'"),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, "rope_type .*linear"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type 'linear'.*`factor`"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.0}}, "rope_type 'linear'.*factor"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'.*`factor`"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_type 'default'.*`full_attention`"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
-        ({"rope_parameters": LLAMA3_ROPE | {"factor": None}}, "lacks one of its four parameters"),
-        ({"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "makes no sense"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'.*`original_max_position"),
+        ({"rope_parameters": LLAMA3_ROPE | {"factor": None}}, r"rope_type 'llama3'.*\$\.factor"),
+        ({"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor 1.0"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -149,7 +153,9 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         ({"num_attention_heads": 5}, "5 attention heads"),
         ({"num_attention_heads": 0}, "heads 0 is not positive"),
         ({"head_dim": 7}, "head size 7"),
+        ({"head_dim": 10**9}, "head size 1000000000"),
         ({"num_hidden_layers": -1}, "layers -1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"rms_norm_eps": 0.0}, "epsilon 0.0"),
         ({"vocab_size": "many"}, "vocab_size"),
     ],

@@ -80,8 +80,9 @@ LLAMA3_ROPE = {
 }
 
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 MODELS = [
-    *("smollm2", "llama3", "biased-llama", "stretched-llama", "mistral", "mistral-without-window"),
+    *("smollm2", "llama3", "biased-llama", "stretched-llama", "yarn-llama", "mistral", "mistral-without-window"),
     *("qwen2", "tied-qwen2", "qwen3", "biased-qwen3", "gemma", "gemma2"),
     *("falcon-7b", "falcon-40b", "falcon-11b", "falcon-in-sequence"),
 ]
@@ -104,6 +105,7 @@ def tiny_models() -> dict[str, transformers.PreTrainedModel]:
         "llama3": llama(**TINY, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False, head_dim=32),
         "biased-llama": llama(**TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
         "stretched-llama": llama(**TINY, rope_parameters=LINEAR_ROPE),
+        "yarn-llama": llama(**TINY, rope_parameters=YARN_ROPE),
         "mistral": mistral(**TINY, sliding_window=12, head_dim=24),
         "mistral-without-window": mistral(**TINY, sliding_window=None),
         "qwen2": qwen2(**TINY, tie_word_embeddings=False),

@@ -44,7 +44,7 @@ class CompiledRunner:
                 ],
                 norm=weights.norm.weight,
                 head=weights.head.weight,
-                rope_table=rope_table(config.rope_frequencies, config.max_positions),
+                rope_table=rope_table(config),
             ),
             pages=limits.pages,
             page_tokens=limits.page_tokens,

@@ -28,7 +28,7 @@ class DecoderConfig:
     kv_heads: int
     head_size: int
     norm_eps: float
-    rope_frequencies: tuple[float, ...]  # radians a position, one for each pair of a head
+    rope_frequencies: tuple[float, ...]  # radians a position, one for each pair of a head; numbers of float32
     windows: tuple[int | None, ...]  # a layer each: how many positions a row sees, its own included; None: all
     max_positions: int
     tied_head: bool  # the embedding is the output head too
@@ -37,6 +37,7 @@ class DecoderConfig:
     mlp_bias: bool
     eos_token_ids: tuple[int, ...]
     attention_scale: float  # of the products of queries and keys
+    rope_scale: float = 1.0  # of the rotated queries and keys
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     activation: Activation = "silu_mul"  # the op between the MLP's projections

@@ -1,6 +1,6 @@
 """The decoder of DecoderConfig, written in the ops of `openlora.kernels`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -79,7 +79,7 @@ class Decoder:
         activations = {"silu_mul": ops.silu_mul, "gelu_tanh_mul": ops.gelu_tanh_mul, "gelu": ops.gelu}
         self._activate = activations[config.activation]
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=self.dtype))
-        self._rope_table = rope_table(config.rope_frequencies, config.max_positions).to(self.device)
+        self._rope_table = rope_table(config).to(self.device)
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Write the batch's keys and values to the cache; return the logits [N, vocabulary] float32 of output_rows."""
@@ -153,7 +153,8 @@ class Decoder:
         return y
 
 
-def rope_table(frequencies: Sequence[float], positions: int) -> Tensor:
-    """[positions, head size] float32: the cosines, then the sines, of position · frequency."""
-    angles = torch.outer(torch.arange(positions, dtype=torch.float64), torch.tensor(frequencies, dtype=torch.float64))
-    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+def rope_table(config: DecoderConfig) -> Tensor:
+    """[positions, head size] float32: the cosines, then the sines, of position · frequency in float32."""
+    positions = torch.arange(config.max_positions, dtype=torch.float32)
+    angles = torch.outer(positions, torch.tensor(config.rope_frequencies, dtype=torch.float32))
+    return torch.cat((angles.cos(), angles.sin()), dim=1) * config.rope_scale

@@ -19,8 +19,9 @@ def read(file: GgufFile) -> dict[str, Any]:
     hidden_size = file.value(f"{family}.embedding_length", int)
     heads = file.value(f"{family}.attention.head_count", int)
     head_size = file.value(f"{family}.attention.key_length", int, hidden_size // max(heads, 1))
-    layers = file.value(f"{family}.block_count", int)
-    names = file.names()
+    layers, names = file.value(f"{family}.block_count", int), file.names()
+    if layers > len(names):
+        raise ModelError(f"{family}.block_count {layers} exceeds the file's {len(names)} tensors")
     return {
         "family": family,
         "names": _NAMES[family],
@@ -67,9 +68,7 @@ def _rope_frequencies(file: GgufFile, family: str, head_size: int) -> tuple[floa
     if file.value(f"{family}.rope.dimension_count", int, head_size) != head_size:
         raise ModelError(f"{family}.rope.dimension_count: partial rotation is not served")
     theta = file.value(f"{family}.rope.freq_base", float, 10_000.0)
-    if not theta > 0:
-        raise ModelError(f"{family}.rope.freq_base {theta} is not positive")
-    plain = rope.frequencies(theta, head_size)
+    plain = tuple(map(float, rope.plain(theta, head_size)))
     if ROPE_FACTORS not in file.names():
         return plain
     divisors = [float(x) for x in file.read(ROPE_FACTORS).flatten()]
