@@ -403,6 +403,13 @@ def test_the_longest_request_that_is_admitted_runs(files: Path) -> None:
     assert refused.code == "context_length"
 
 
+def test_positions_that_no_request_reaches_take_no_memory(files: Path, tmp_path: Path) -> None:
+    """A table for all of these would take a terabyte."""
+    write_model(tmp_path, max_position_embeddings=10**10)
+    engine = Engine.load(tmp_path, limits=EngineLimits(kv_tokens=640))
+    assert engine.info.max_context == 640
+
+
 def test_a_full_queue_and_a_repeated_id(files: Path) -> None:
     engine = load(files, EngineLimits(kv_tokens=64, max_waiting=1))
     first = Submit(request_id="x", prompt=(5,), sampling=GREEDY, adapters=(AdapterUse("a"),))

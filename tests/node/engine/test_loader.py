@@ -1,6 +1,7 @@
 """Checkpoints: complete, exact, and nothing but the model's."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,13 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": weight_map | {names[0]: "../elsewhere.safetensors"}}))
     with pytest.raises(ModelError, match="no file of this directory"):
         load_weights(tmp_path, config, "float32")
+    for wrong, why in (("absent.safetensors", "no such file"), ("a\0.safetensors", "no file of this directory")):
+        index.write_text(json.dumps({"weight_map": weight_map | {names[0]: wrong}}))
+        with pytest.raises(ModelError, match=why):
+            load_weights(tmp_path, config, "float32")
+    index.write_text('{"metadata":' + "[" * 100_000)
+    with pytest.raises(ModelError, match="recursion"):
+        load_weights(tmp_path, config, "float32")
     save_file(tensors, tmp_path / "b.safetensors")
     index.write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModelError, match="another file too"):
@@ -68,6 +76,8 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
         ({"model.norm.weight": None}, "lacks 1 tensors.*model.norm.weight"),
         ({"model.norm.weight": torch.ones(31)}, r"model.norm.weight.*\(31,\), not \(32,\)"),
         ({"model.norm.weight": torch.ones(32, dtype=torch.int64)}, "is I64"),
+        ({"model.norm.weight": torch.tensor([1.0] * 31 + [-torch.inf])}, "model.norm.weight.*NaN or Inf"),
+        ({"model.layers.1.mlp.up_proj.weight": torch.full((48, 32), torch.nan)}, "layers.1.mlp.up_proj.*NaN"),
         ({"model.layers.2.mlp.up_proj.weight": torch.ones(48, 32)}, "not of this model.*layers.2"),
         ({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, "not of this model.*q_proj.bias"),
     ],
@@ -82,15 +92,40 @@ def test_a_checkpoint_must_be_exact(tmp_path: Path, change: dict[str, torch.Tens
 
 def test_old_rotary_buffers_and_a_tied_heads_copy_do_no_harm(tmp_path: Path) -> None:
     config = DecoderConfig.from_path(write_config(tmp_path, tie_word_embeddings=True))
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": torch.ones(97, 32)}
-    save_file(random_tensors(config) | extra, tmp_path / "model.safetensors")
+    tensors = random_tensors(config)
+    head = tensors["model.embed_tokens.weight"].clone()
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": head}
+    save_file(tensors | extra, tmp_path / "model.safetensors")
     load_weights(tmp_path, config, "float32")
+
+
+def test_a_head_that_is_not_the_one_it_is_said_to_be_tied_to_is_refused(tmp_path: Path) -> None:
+    """transformers serves it, and not the embedding."""
+    config = DecoderConfig.from_path(write_config(tmp_path, tie_word_embeddings=True))
+    save_file(random_tensors(config) | {"lm_head.weight": torch.ones(97, 32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="tie_word_embeddings"):
+        load_weights(tmp_path, config, "float32")
+
+
+def test_numbers_that_the_dtype_has_not_are_refused(tmp_path: Path) -> None:
+    config = DecoderConfig.from_path(write_config(tmp_path))
+    tensors = random_tensors(config)
+    tensors["model.embed_tokens.weight"][3, 5] = 3.4e38
+    save_file(tensors, tmp_path / "model.safetensors")
+    load_weights(tmp_path, config, "float32")
+    with pytest.raises(ModelError, match=r"embed_tokens.*beyond torch"):
+        load_weights(tmp_path, config, "bfloat16")
 
 
 def test_a_broken_or_absent_file_is_a_model_error(tmp_path: Path) -> None:
     config = DecoderConfig.from_path(write_config(tmp_path))
-    with pytest.raises(ModelError, match="not a readable safetensors"):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(ModelError, match=r"model\.safetensors: no such file.*never from pickles"):
         load_weights(tmp_path, config, "float32")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="no such file"):
+        load_weights(tmp_path, config, "float32")
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match="not a readable safetensors"):
         load_weights(tmp_path, config, "float32")

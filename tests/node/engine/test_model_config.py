@@ -1,6 +1,7 @@
 """DecoderConfig: what is read, and what is refused by name."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,7 +117,8 @@ def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones() -> None:
 
 def test_end_tokens_of_both_files(tmp_path: Path) -> None:
     write_config(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2]}))
+    ids = [7, 2, -1, CONFIG["vocab_size"], 10**30]  # some have no token: never drawn
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     assert DecoderConfig.from_path(tmp_path).eos_token_ids == (2, 7)
 
 
@@ -168,7 +170,14 @@ def test_what_would_be_computed_wrongly_is_refused_by_name(tmp_path: Path, chang
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="neither a model directory nor"):
         DecoderConfig.from_path(tmp_path / "absent")
-    with pytest.raises(ModelError, match="No such file"):
+    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+        DecoderConfig.from_path(tmp_path)
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+        DecoderConfig.from_path(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"x":' + "[" * 100_000)
+    with pytest.raises(ModelError, match="recursion"):
         DecoderConfig.from_path(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG)[:-1])
     with pytest.raises(ModelError, match=r"config\.json"):

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -107,6 +107,7 @@ class Engine:
         """
         limits = limits or EngineLimits()
         config = DecoderConfig.from_path(path)
+        config = replace(config, max_positions=min(config.max_positions, limits.kv_tokens))  # none is ever beyond
         checkpoint = Checkpoint(path, config)
         loaded = load_weights(path, config, dtype, weights, device or best_device())
         runner = best_runner(config, loaded, limits, cache_dir)

@@ -128,6 +128,9 @@ def _check_tensors(source: TensorSource, config: DecoderConfig) -> None:
     for name, shape in expected.items():
         if source.shape(name) != shape:
             raise ModelError(f"tensor {name!r} has shape {source.shape(name)}, not {shape}")
+    for head in ignored & found:
+        if not torch.equal(source.tensor(head), source.tensor(f"{config.names.embedding}.weight")):
+            raise ModelError(f"{head!r} is not the embedding that tie_word_embeddings says it is; set that to false")
 
 
 class _Builder:
@@ -210,18 +213,27 @@ class _Builder:
             case "full":
                 return None
             case "int8":
-                return quantise_int8(self._source.tensor(name))
+                return quantise_int8(self._stored(name))
         coded = self._source.coded(name)
         if self._form == "int4" and (coded is None or coded.bits != 4):
-            tensor = self._source.tensor(name)
+            tensor = self._stored(name)
             return quantise_int8(tensor) if name in self._head_names else quantise_int4(tensor)
         return coded
 
+    def _stored(self, name: str) -> Tensor:
+        return _finite(name, self._source.tensor(name))
+
     def _one(self, name: str) -> Tensor:
-        return self._source.tensor(name).to(self._device, self._dtype)
+        return _finite(name, self._source.tensor(name).to(self._device, self._dtype))
 
     def _float(self, name: str) -> Tensor:
-        return self._source.tensor(name).to(self._device, torch.float32)
+        return _finite(name, self._source.tensor(name).to(self._device, torch.float32))
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not all(extreme.isfinite() for extreme in tensor.aminmax()):  # NaN is both
+        raise ModelError(f"tensor {name!r} holds NaN or Inf, or numbers beyond {tensor.dtype}")
+    return tensor
 
 
 class SafetensorsSource:
@@ -267,17 +279,23 @@ class SafetensorsSource:
 
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
-    if not index.exists():
-        return [directory / "model.safetensors"]
+    files = _indexed(index) if index.is_file() else [directory / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{file}: no such file; weights are read from safetensors, never from pickles (.bin)")
+    return files
+
+
+def _indexed(index: Path) -> list[Path]:
     try:
         parsed = msgspec.json.decode(index.read_bytes()[:_INDEX_MAX_BYTES], type=_Index)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{index}: {error}") from error
     names = sorted(set(parsed.weight_map.values()))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or "\0" in name or not name.endswith(".safetensors"):
             raise ModelError(f"{index}: {name!r} is no file of this directory")
-    return [directory / name for name in names]
+    return [index.with_name(name) for name in names]
 
 
 class _Index(msgspec.Struct):

@@ -44,12 +44,15 @@ def read(directory: Path) -> dict[str, Any]:
         ):  # its published code is as old as it, and computes the same
             raise ModelError("auto_map asks to run the checkpoint's own code, which is never done")
         fields = _FAMILIES[family](text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from error
-    return fields | {"family": family, "eos_token_ids": _eos_token_ids(directory)}
+    ends = tuple(token_id for token_id in _eos_token_ids(directory) if 0 <= token_id < fields["vocab_size"])
+    return fields | {"family": family, "eos_token_ids": ends}
 
 
 def _contents(path: Path) -> bytes:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
@@ -72,6 +75,6 @@ def _eos_token_ids(directory: Path) -> tuple[int, ...]:
 def _end_tokens(path: Path) -> list[int]:
     try:
         ids = msgspec.json.decode(_contents(path), type=_EndTokens).eos_token_id
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from error
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
