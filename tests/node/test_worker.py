@@ -1,6 +1,7 @@
 """Every end a job can have, over facts that the test decides, the fake engine, a real journal and real signatures."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ PIRATE, HAIKU = b"\x02" * 32, b"\x03" * 32
 QUEUE = JobQueue(to_checksum_address("0x" + "0d" * 20))
 GREEDY = JobSampling()
 HOT_KEY = Account.from_key(b"\x07" * 32)
-PLENTY = Funds(gas_wei=10**18, gas_price_wei=1, free_stake_wei=100, bond_wei=1)
+NOW_S = int(time.time())
+PLENTY = Funds(gas_wei=10**18, gas_price_wei=1, free_stake_wei=100, bond_wei=1, now_s=NOW_S)
 
 
 @dataclass
@@ -61,11 +63,13 @@ class Facts:
         return self.answer
 
     async def funds(self) -> Funds:
-        self.asked += 1
         return self.money
 
     async def may_use(self, recipe_id: int, client: str) -> bool:
         return self.permitted
+
+    async def now_s(self) -> int:
+        return self.money.now_s
 
     async def lease_left_s(self, job_id: int) -> float | None:
         if isinstance(self.lease_left, Exception):
@@ -196,7 +200,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 async def test_a_job_is_claimed_answered_signed_and_committed(scene: Scene):
     scene.submit("Hello")
     assert await scene.run() is JobState.COMMITTED
-    assert scene.transactions.sent == ["claim:1:1", "commit:1"]
+    assert scene.transactions.sent == ["claim:1:aa000000:1", "commit:1"]
     receipt = scene.receipt()
     output = documents.decode_output(await scene.content.get_document(receipt.output_digest))
     assert (output.text, output.finish_reason) == ("Ahoy there", "stop")
@@ -277,7 +281,7 @@ async def test_what_is_not_claimed_has_its_code(scene: Scene, code, prepare, cha
 async def test_the_chain_is_not_asked_about_a_job_that_pays_too_little(scene: Scene):
     scene.submit(in_price_per_k=4)
     assert await scene.run() is JobState.SKIPPED
-    assert scene.facts.asked == 0
+    assert not scene.facts.asked
 
 
 async def test_adapters_that_are_not_allowed_are_a_reason_not_to_claim(scene: Scene):
@@ -348,7 +352,7 @@ async def test_an_adapter_that_is_lost_again_gives_the_claim_back(scene: Scene):
     scene.journal.move(JOB, JobState.CLAIMING)
     scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
     assert await scene.run() is JobState.FAILED
-    assert scene.transactions.sent == ["release:1:1"]
+    assert scene.transactions.sent == ["release:1:aa000000:1"]
     assert scene.journal.job(JOB).reason == "a block does not match"
 
 
@@ -356,7 +360,7 @@ async def test_an_adapter_that_is_lost_again_gives_the_claim_back(scene: Scene):
 async def test_what_the_engine_refuses_gives_the_claim_back(scene: Scene, order):
     scene.submit(chr(order))
     assert await scene.run() is JobState.FAILED
-    assert scene.transactions.sent[-1] == "release:1:1"
+    assert scene.transactions.sent[-1] == "release:1:aa000000:1"
 
 
 async def test_a_node_whose_jobs_fail_stops_claiming(scene: Scene):
@@ -381,9 +385,30 @@ async def test_an_adapter_that_does_not_come_gives_the_claim_back_before_the_lea
     scene.journal.move(JOB, JobState.CLAIMING)
     claimed = scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
     assert await scene.run() is JobState.FAILED
-    assert scene.transactions.sent == ["release:1:1"]
+    assert scene.transactions.sent == ["release:1:aa000000:1"]
     assert scene.journal.job(JOB).reason == "its adapters did not come in time: its lease had 1 s left"
     assert 0.4 < scene.journal.job(JOB).changed_at - claimed.changed_at < 0.9
+
+
+@pytest.mark.parametrize("behind_s", [3_600, -3_600])
+async def test_deadlines_and_answers_go_by_the_chains_clock(scene: Scene, behind_s: int):
+    chain_s = NOW_S - behind_s
+    scene.facts.money = replace(PLENTY, now_s=chain_s)
+    scene.submit(deadline=chain_s + 600)
+    assert await scene.run() is JobState.COMMITTED
+    assert scene.receipt().finished_at <= chain_s
+
+
+async def test_a_job_that_took_anothers_place_is_claimed_as_its_own(scene: Scene):
+    scene.submit(chr(REFUSE))
+    assert await scene.run() is JobState.FAILED
+    scene.journal.unwind(0)
+    data = documents.encode(InputDocument(v=1, prompt="Hello"))
+    scene.journal.see(JOB, spec(input_digest=documents.digest(data)), b"\xbb" * 32, data, block(1))
+    scene.journal.advance(block(100))
+    assert await scene.run() is JobState.COMMITTED
+    first, _, second, _ = scene.transactions.sent
+    assert (first, second) == ("claim:1:aa000000:1", "claim:1:bbbbbbbb:1")
 
 
 async def test_a_claim_learnt_of_late_is_given_back_while_that_is_possible(scene: Scene):
@@ -394,7 +419,7 @@ async def test_a_claim_learnt_of_late_is_given_back_while_that_is_possible(scene
     scene.journal.move(JOB, JobState.CLAIMING)
     scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
     assert await scene.run() is JobState.FAILED
-    assert scene.transactions.sent == ["release:1:1"]
+    assert scene.transactions.sent == ["release:1:aa000000:1"]
 
 
 async def test_a_chain_that_does_not_tell_of_the_lease_delays_nothing(scene: Scene):
@@ -430,7 +455,7 @@ async def test_a_receipt_that_a_moved_claim_has_outdated_gives_the_claim_back(sc
     scene.submit()
     scene.transactions.reverts["commit"] = "WrongSeed"
     assert await scene.run() is JobState.FAILED
-    assert scene.transactions.sent == ["claim:1:1", "release:1:1"]
+    assert scene.transactions.sent == ["claim:1:aa000000:1", "release:1:aa000000:1"]
     assert scene.journal.job(JOB).reason == "a reorganisation moved the claim after its receipt was signed"
 
 
@@ -473,7 +498,7 @@ async def test_a_receipt_recorded_before_a_crash_is_the_one_that_is_signed(scene
     output = documents.OutputDocument(
         v=1, text="x", token_ids=(120,), finish_reason="stop", usage=documents.Usage(5, 1)
     )
-    receipt = scene.worker.settlement.receipt(job, output)
+    receipt = scene.worker.settlement.receipt(job, output, NOW_S)
     digest = eip712.receipt_digest(scene.worker.settlement.signer.domain, receipt)
     scene.journal.record_receipt(JOB, digest, msgspec.json.encode(receipt))
     assert await scene.run() is JobState.COMMITTED

@@ -43,6 +43,7 @@ class Funds:
     gas_price_wei: int
     free_stake_wei: int
     bond_wei: int  # of one claim
+    now_s: int  # by the chain's clock, which decides about deadlines
 
 
 @dataclass(frozen=True, slots=True)

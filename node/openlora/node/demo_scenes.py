@@ -179,8 +179,8 @@ class Scenes:
         await self._until_block(lambda head: head.number > claimed.block.number)
         output = OutputDocument(v=1, text="London.", token_ids=(1,), finish_reason="stop", usage=Usage(12, 1))
         signer = Signer(self._domain, self.net.people[CHEAT].address, cheat.key, OWN)
-        receipt = signer.receipt(job.spec, output, eip712.work_id(cheat.queue.address, job.job_id), spec_hash, seed)
-        receipt = replace(receipt, finished_at=(await cheat.chain.block("latest")).timestamp)
+        work_id, head = eip712.work_id(cheat.queue.address, job.job_id), await cheat.chain.block("latest")
+        receipt = signer.receipt(job.spec, output, work_id, spec_hash, seed, head.timestamp)
         await cheat.transact(cheat.queue.commit(job.job_id, job.spec, eip712.answer_of(receipt)))
         return output
 

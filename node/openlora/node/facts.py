@@ -106,4 +106,8 @@ class ChainFacts:
             self._chain.suggested_tip(),
             self._chain.call(self._nodes.free_stake(self._operator)),
         )
-        return Funds(gas_wei, head.base_fee_wei + tip_wei, free_stake_wei, params.bond)
+        return Funds(gas_wei, head.base_fee_wei + tip_wei, free_stake_wei, params.bond, head.timestamp)
+
+    async def now_s(self) -> int:
+        """The chain's clock, unix seconds: the newest block's time."""
+        return (await self._chain.block("latest")).timestamp

@@ -5,7 +5,6 @@ bytes, and no job ever gets two. Finalizing belongs to nobody: anyone may do it,
 each other.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -38,7 +37,9 @@ class Signer:
     hot_key: LocalAccount
     engine_profile: int  # as in `openlora.node.engine.backends`
 
-    def receipt(self, spec: JobSpec, output: OutputDocument, work_id: bytes, spec_hash: bytes, seed: int) -> Receipt:
+    def receipt(
+        self, spec: JobSpec, output: OutputDocument, work_id: bytes, spec_hash: bytes, seed: int, finished_at: int
+    ) -> Receipt:
         """What the node stands by: counts, digests, seed and fee."""
         usage = output.usage
         return Receipt(
@@ -55,7 +56,7 @@ class Signer:
             data_attr_root=NO_ROOT,
             engine_profile=self.engine_profile,
             finish_reason=FINISH_REASONS[output.finish_reason],
-            finished_at=int(time.time()),
+            finished_at=finished_at,
             fee=eip712.fee_wei(spec, usage.prompt_tokens, usage.completion_tokens),
         )
 
@@ -72,11 +73,11 @@ class Settlement:
     journal: Journal
     sender: Sender
 
-    def receipt(self, job: Job, output: OutputDocument) -> Receipt:
+    def receipt(self, job: Job, output: OutputDocument, finished_at: int) -> Receipt:
         """What this node stands by for a claimed job: counts, digests, seed and fee."""
         assert job.seed is not None, "only a claimed job has an answer"
         return self.signer.receipt(
-            job.spec, output, eip712.work_id(self.queue.address, job.id), job.spec_hash, job.seed
+            job.spec, output, eip712.work_id(self.queue.address, job.id), job.spec_hash, job.seed, finished_at
         )
 
     def sign(self, job: Job, receipt: Receipt) -> Job:

@@ -93,12 +93,13 @@ class Worker:
         comes first: most jobs of a full market end there."""
         job = self._job(job_id)
         try:
-            self.admission.check_offer(job.spec, recipe, time.time())
+            funds = await self.facts.funds()
+            self.admission.check_offer(job.spec, recipe, funds.now_s)
             if job.signed is not None:
                 raise Skip(SkipCode.SIGNED_BEFORE)
             if self.breaker.open:
                 raise Skip(SkipCode.BREAKER_OPEN)
-            self.admission.check_funds(job.spec, await self.facts.funds())
+            self.admission.check_funds(job.spec, funds)
             if not await self.facts.is_open(job_id):
                 return False
             if (wait_s := self.turns.wait_s(job, recipe, time.time())) > 0:
@@ -140,8 +141,16 @@ class Worker:
         output = await self.answerer.answer(Work(job.id, job.spec, recipe, job.seed, document))
         await self.admission.content.put_document(documents.encode(output))
         if await self._claim_stands(job):
-            self.settlement.sign(job, self.settlement.receipt(job, output))
+            self.settlement.sign(job, self.settlement.receipt(job, output, await self._finished_at()))
             log.info("event=job_answered job_id=%d tokens=%d", job_id, output.usage.completion_tokens)
+
+    async def _finished_at(self) -> int:
+        """By the chain's clock where that is behind ours: the queue refuses an answer from after its lease."""
+        now_s = int(time.time())
+        try:
+            return min(now_s, await self.facts.now_s())
+        except ChainError:
+            return now_s
 
     async def _claim_stands(self, job: Job) -> bool:
         """Whether the claim that fixed the seed is still the job's, once it is as deep as asked: one receipt is all
@@ -215,9 +224,10 @@ class Worker:
             self.journal.move(job_id, JobState.LOST)
 
     def _intent(self, deed: str, job_id: JobId) -> str:
-        """Names a deed within one lease: a job that lapsed may be claimed, and released, anew."""
+        """Names a deed within one lease: a job that lapsed may be claimed, and released, anew, and a reorganisation may
+        put another job in its place."""
         leases = sum(step.state is JobState.CLAIMING for step in self.journal.transitions(job_id))
-        return f"{deed}:{job_id}:{leases}"
+        return f"{deed}:{job_id}:{self._job(job_id).spec_hash[:4].hex()}:{leases}"
 
     def _job(self, job_id: JobId) -> Job:
         return self.journal.job(job_id)

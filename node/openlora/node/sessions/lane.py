@@ -211,7 +211,7 @@ class SessionLane:
             await adapters_ready()
             output = await self.answerer.answer(Work(order.key, order.spec, recipe, order.seed, document))
         await self.admission.content.put_document(documents.encode(output))
-        receipt = self.signer.receipt(order.spec, output, order.digest, order.digest, order.seed)
+        receipt = self.signer.receipt(order.spec, output, order.digest, order.digest, order.seed, int(time.time()))
         digest = eip712.receipt_digest(self.domain, receipt)
         self._sign(self.ledger.record_receipt(order.digest, digest, msgspec.json.encode(receipt)))
         log.info("event=order_answered order=%s tokens=%d", order.digest.hex()[:16], receipt.out_tokens)
