@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -122,3 +123,12 @@ runpy.run_module("openlora.node", run_name="__main__")
 def test_ctrl_c_while_the_program_is_being_read_is_no_traceback():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_full_disk_is_a_sentence_and_may_pass():
+    command = [sys.executable, "-m", "openlora.node", "upgrade", "--check", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert "openlora: the disk: No space left on device; free disk space\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 75

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import resource
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,10 +14,10 @@ import typer.testing
 
 from openlora.node.cli.init import chosen_chain
 from openlora.node.cli.main import app
-from openlora.node.config import EngineConfig, NodeConfig, load
+from openlora.node.config import EngineConfig, NetworkConfig, NodeConfig, load
 from openlora.node.errors import ConfigError, ModelError, WrongChain
 from openlora.node.hardware import link_mbit
-from openlora.node.new_node import fitting_engine, found_model
+from openlora.node.new_node import Plan, fitting_engine, found_model, write
 from tests.node.engine.tiny import write_model
 from tests.node.telemetry.broker import free_port
 
@@ -88,6 +89,30 @@ def test_flags_alone_make_a_node_where_no_rpc_answers(tmp_path: Path):
 def test_what_is_missing_is_named_where_nobody_can_be_asked(tmp_path: Path):
     done = typer.testing.CliRunner().invoke(app, ["init", "--state", str(tmp_path / "node")])
     assert "--rpc" in str(done.exception)
+
+
+def test_a_full_disk_leaves_no_half_of_a_node(tmp_path: Path):
+    state, (_, most) = tmp_path / "node", resource.getrlimit(resource.RLIMIT_FSIZE)
+    plan = Plan(
+        state=state,
+        rpc_url="http://127.0.0.1:1",
+        chain_id=7,
+        deployment=tmp_path / "deployment.json",
+        model=tmp_path / "model",
+        in_price_wei_per_k=1,
+        out_price_wei_per_k=1,
+        engine=EngineConfig(),
+        network=NetworkConfig(),
+        dashboard="",
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, most))  # enough for keys, and not for node.toml
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write(plan)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert list(state.iterdir()) == []
+    assert write(plan).config.exists()
 
 
 def test_a_dashboard_that_others_could_reach_is_refused_before_anything_is_made(tmp_path: Path):

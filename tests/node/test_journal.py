@@ -144,6 +144,12 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path, OURS)
 
 
+def test_a_disk_that_refuses_is_no_reason_to_restore(tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite").mkdir()
+    with pytest.raises(JournalUnwritable, match="free disk space or check the disk"):
+        Journal(tmp_path, OURS)
+
+
 # ---- transactions ---------------------------------------------------------------------------------------------------
 
 

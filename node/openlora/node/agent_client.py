@@ -62,6 +62,8 @@ def _open(socket: Path) -> httpx.Client:
     with socket_module.socket(socket_module.AF_UNIX) as probe:
         try:
             probe.connect(str(socket))
+        except PermissionError:
+            raise AgentUnreachable(f"{socket} is another user's; ask as the one that runs the node") from None
         except OSError:
             raise _unreachable(socket) from None
     transport = httpx.HTTPTransport(uds=str(socket), verify=False)  # a file, not a network

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from openlora.node.errors import JournalError, JournalUnwritable
+
+DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # nothing else is a reason to take an older copy
 
 
 class Database:
@@ -24,7 +26,8 @@ class Database:
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:
         """Opens or creates `path`. Schema n is what the first n scripts of `migrations` make.
 
-        Raises JournalError when another process has it open, a newer version wrote it, or it is damaged.
+        Raises JournalError when another process has it open, a newer version wrote it, or it is damaged; and
+        JournalUnwritable, OSError when the disk is full or the folder not ours.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -34,9 +37,11 @@ class Database:
         try:
             self._db = _open(path)
             self._migrate(migrations)
-        except (sqlite3.Error, JournalUnwritable) as error:
+        except sqlite3.Error as error:
             os.close(self._lock)
-            raise JournalError(f"{path} cannot be opened: {error}; restore it from a backup") from error
+            if error.sqlite_errorcode & 0xFF in DAMAGE:
+                raise JournalError(f"{path} cannot be opened: {error}; restore it from a backup") from error
+            raise self._unwritable(error) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -93,7 +98,7 @@ class Database:
         self._db.execute("COMMIT")
 
     def _migrate(self, migrations: Sequence[str]) -> None:
-        version = int(self.rows("PRAGMA user_version")[0][0])
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > len(migrations):
             raise JournalError(f"{self.path} has schema {version}, newer than {len(migrations)}: upgrade this program")
         for number, script in enumerate(migrations[version:], start=version + 1):

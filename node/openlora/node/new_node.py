@@ -19,6 +19,7 @@ from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.errors import ChainError, ConfigError, ModelError, WrongChain
 from openlora.node.keys import create_key
 
+FILES: Final = ("node.toml", "operator.toml", "hot.json", "hot.password", "operator.json", "operator.password")
 PATIENCE_S: Final = 5.0
 FUNDED_JOBS: Final = 100  # that the hot key should be able to pay for at first
 REGISTRATION_GAS: Final = 1_000_000  # of the operator's transactions until it has staked, generously
@@ -60,11 +61,23 @@ class Needs:
 
 
 def write(plan: Plan) -> Made:
-    """Configurations and keys into the plan's folder. Overwrites nothing: raises ConfigError for what is there."""
-    node_file, operator_file = plan.state / "node.toml", plan.state / "operator.toml"
-    for path in (node_file, operator_file):
+    """Configurations and keys into the plan's folder: all of them, or none where the disk refuses with OSError.
+
+    Overwrites nothing: raises ConfigError for what is there.
+    """
+    files = [plan.state / name for name in FILES]
+    for path in files:
         if path.exists():
-            raise ConfigError(f"{path} exists already; choose another --state, or edit that file")
+            raise ConfigError(f"{path} exists already; choose another --state, or move it away")
+    try:
+        return _write(plan, *files[:2])
+    except OSError:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write(plan: Plan, node_file: Path, operator_file: Path) -> Made:
     hot_config, hot_key = create_key(plan.state, "hot")
     operator_config, operator = create_key(plan.state, "operator")
     chain, content_dir = ChainEntry(plan.chain_id, plan.rpc_url, plan.deployment.resolve()), plan.state / "content"

@@ -1,5 +1,6 @@
 """The `openlora` command: `openlora --help` is the map."""
 
+import errno
 import logging
 import sys
 
@@ -26,7 +27,7 @@ from openlora.node.cli import (
     steer,
     upgrade,
 )
-from openlora.node.errors import OpenLoraError
+from openlora.node.errors import TEMPORARY, OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 from openlora.node.secrecy import leave_no_core
 
@@ -67,6 +68,10 @@ app.command("devnet", rich_help_panel="Trying it out")(devnet.devnet)
 app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def main() -> None:
     """Runs a command. A refusal is one sentence on stderr and exit code 2, or 3 if the chain refuses, or 75 for what
     may pass by itself; Ctrl-C is exit code 130."""
@@ -78,5 +83,11 @@ def main() -> None:
     except OpenLoraError as error:
         print(f"openlora: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (*FULL, *FORBIDDEN):
+            raise
+        fix = "free disk space" if error.errno in FULL else "run it as the user whose that is, or name another"
+        print(f"openlora: {error.filename or 'the disk'}: {error.strerror}; {fix}", file=sys.stderr)
+        sys.exit(TEMPORARY if error.errno in FULL else 2)
     except KeyboardInterrupt:
         sys.exit(130)
