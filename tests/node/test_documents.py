@@ -7,6 +7,18 @@ from openlora.node import documents
 from openlora.node.documents import ChatMessage, InputDocument, JobSampling, OutputDocument, Usage
 from openlora.node.errors import RequestError
 
+UNFIT = [  # the engine refuses the like, or its frames do not hold it
+    *(
+        b'{"temperature":-1}',
+        b'{"temperature":1000}',
+        b'{"temperature":1e999}',
+        b'{"top_k":-1}',
+        b'{"top_k":1%s}' % (b"0" * 40),
+    ),
+    *(b'{"top_p":0}', b'{"top_p":1.5}', b'{"max_tokens":0}', b'{"max_tokens":-5}'),
+    *(b'{"stop":[""]}', b'{"stop":["%s"]}' % (b"a" * 257), b'{"stop":[%s"a"]}' % (b'"a",' * 100_000)),
+]
+
 
 def test_encoding_is_canonical_and_leaves_defaults_out():
     document = InputDocument(
@@ -37,6 +49,7 @@ def test_output_round_trips():
         (b'{"v":1,"prompt":"a","colour":1}', "colour"),
         (b'{"v":1,"messages":[{"role":"root","content":"a"}]}', "role|enum"),
         (b'{"v":1,"prompt":"a","sampling":{"seed":1}}', "seed"),
+        *((b'{"v":1,"prompt":"a","sampling":%s}' % sampling, "sampling") for sampling in UNFIT),
         (b"[" * 100_000, "malformed"),
         (b'{"v":1,"prompt":"' + b"a" * (1 << 20) + b'"}', "bytes, more than"),
     ],

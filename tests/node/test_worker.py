@@ -329,6 +329,9 @@ async def test_what_nobody_had_is_not_looked_for_again_at_once(scene: Scene):
     [
         (b"{", SkipCode.BAD_INPUT),
         (b'{"v":1,"prompt_ids":[100000]}', SkipCode.BAD_INPUT),
+        (b'{"v":1,"prompt_ids":[]}', SkipCode.BAD_INPUT),
+        (b'{"v":1,"prompt":""}', SkipCode.BAD_INPUT),
+        (b'{"v":1,"prompt":"a","sampling":{"temperature":-1}}', SkipCode.BAD_INPUT),
         (None, SkipCode.INPUT_UNAVAILABLE),
     ],
 )

@@ -128,7 +128,13 @@ class Admission:
         return documents.decode_input(document or await self.content.get_document(spec.input_digest))
 
     def prompt_ids(self, document: InputDocument) -> list[int]:
-        """Token ids of the document's prompt under this model's tokenizer and chat template."""
+        """Token ids of the document's prompt under this model's tokenizer and chat template. Raises RequestError."""
+        ids = self._token_ids(document)
+        if not ids:
+            raise RequestError("bad_input", "the prompt is empty")
+        return ids
+
+    def _token_ids(self, document: InputDocument) -> list[int]:
         if document.messages is not None:
             return self.text.encode_chat(document.messages)
         if document.prompt is not None:

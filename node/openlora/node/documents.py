@@ -6,16 +6,21 @@ that fit the schema, since the digest binds the bytes as they came.
 """
 
 from hashlib import sha256
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
+from openlora.node.engine.admission import MAX_TEMPERATURE
 from openlora.node.errors import RequestError
 
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_INLINE_BYTES = 4096  # an input that may travel in the submitting transaction
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
 
 FinishReason = Literal["stop", "length"]
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,17 +29,18 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JobSampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """As in the engine, less the seed (derived from the claim) and with `stop` as text.
+    """As in the engine, less the seed (derived from the claim) and with `stop` as text. What the engine would refuse
+    does not decode: a job that cannot be run is found out before it is claimed.
 
     `max_tokens` may lower, never raise, the spec's maxOutTokens.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
+    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 0.0
+    top_k: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    stop: Annotated[tuple[_Stop, ...], Meta(max_length=MAX_STOPS)] = ()
     ignore_eos: bool = False
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
 class InputDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

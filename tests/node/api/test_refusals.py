@@ -1,5 +1,6 @@
 """What is refused, by status, code and the name of the field. One server answers all."""
 
+import json
 from collections.abc import AsyncIterator
 
 import openai
@@ -99,12 +100,32 @@ async def test_what_would_be_silently_disobeyed_is_refused_by_name(
         ({"suffix": "x"}, "suffix"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 21}, "logprobs"),
+        ({"top_k": 10**30}, "top_k"),
+        ({"stop_token_ids": [10**30]}, "stop_token_ids.0"),
     ],
 )
 async def test_bad_completion_requests(server: Harness, extra: dict[str, object], param: str) -> None:
     response = await server.post("/v1/completions", {"model": BASE, "prompt": "a", **extra})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "extra"),
+    [
+        ("completions", {"prompt": "\ud800"}),
+        ("completions", {"prompt": ["a", "b\udfff"]}),
+        ("completions", {"prompt": "a", "\ud800": 1}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "\ud83d"}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x", "\ud83d": 1}]}),
+    ],
+)
+async def test_half_a_surrogate_pair_is_no_character(server: Harness, path: str, extra: dict[str, object]) -> None:
+    """JSON can spell it, and UTF-8 cannot."""
+    body = json.dumps({"model": BASE, **extra}).encode()
+    response = await server.http.post(f"/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": NaN}', b"[" * 100_000, b"\xff"])

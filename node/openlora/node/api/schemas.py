@@ -5,11 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
-from openlora.node.documents import ChatMessage
+from openlora.node.documents import MAX_STOP_CHARS, MAX_STOPS, ChatMessage
 from openlora.node.errors import RequestError
 
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
 MAX_MESSAGES = 4096
 
 # Fields that OpenAI defines and that change no answer here.
@@ -103,10 +101,10 @@ class GenerationRequest(BaseModel):
     n: int | None = Field(None, ge=1, le=4)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     stop: Annotated[list[str], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)] = []
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field([], max_length=64)
+    stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([], max_length=64)
     ignore_eos: bool = False
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None

@@ -67,7 +67,7 @@ class TextModel:
         return cls(read_tokenizer_files(path))
 
     def encode(self, text: str) -> list[int]:
-        """A prompt's tokens, with those that the tokenizer itself puts in front (`<s>`)."""
+        """A prompt's tokens, with those that the tokenizer itself puts in front (`<s>`). Raises RequestError."""
         return self._ids(self._tokenizer, text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
@@ -128,6 +128,10 @@ class TextModel:
 
     @staticmethod
     def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can spell one: "\\ud800"
+            raise RequestError("bad_input", "the text holds half of a surrogate pair, which is no character") from None
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
