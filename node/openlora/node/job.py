@@ -70,21 +70,23 @@ class SkipCode(StrEnum):
     DRAINING = "draining"  # its operator told it to claim nothing
 
 
-_BEFORE_CLAIM = {JobState.SKIPPED, JobState.CLAIMING, JobState.CLAIMED, JobState.CANCELLED, JobState.EXPIRED}
+_REFUNDED = {JobState.CANCELLED, JobState.EXPIRED}
+_BEFORE_CLAIM = {JobState.SKIPPED, JobState.CLAIMING, JobState.CLAIMED} | _REFUNDED
 _GIVEN_UP = {JobState.LOST, JobState.FAILED}
 
 # What the chain says is a fact whatever we thought, hence CLAIMED from SEEN and COMMITTED from FAILED: transactions
 # believed dead have landed after a reorganisation. One may also move a claim that was known from its receipt alone,
-# hence CLAIMED from CLAIMED. FAILED from FAILED tells the reason of a release that the chain reported first.
+# hence CLAIMED from CLAIMED. A client cancels under a lease that has run out, and the queue tells of the cancellation
+# first, hence CANCELLED from CLAIMED. FAILED from FAILED tells the reason of a release that the chain reported first.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.SEEN: frozenset(_BEFORE_CLAIM),
     JobState.SKIPPED: frozenset(_BEFORE_CLAIM),
     JobState.CLAIMING: frozenset(_BEFORE_CLAIM | _GIVEN_UP) - {JobState.CLAIMING},
-    JobState.CLAIMED: frozenset({JobState.CLAIMED, JobState.COMMITTING, JobState.EXPIRED} | _GIVEN_UP),
-    JobState.COMMITTING: frozenset({JobState.COMMITTED, JobState.EXPIRED} | _GIVEN_UP),
+    JobState.CLAIMED: frozenset({JobState.CLAIMED, JobState.COMMITTING} | _REFUNDED | _GIVEN_UP),
+    JobState.COMMITTING: frozenset({JobState.COMMITTED} | _REFUNDED | _GIVEN_UP),
     JobState.COMMITTED: frozenset({JobState.FINALIZED, JobState.SLASHED, JobState.ANNULLED}),
     JobState.LOST: frozenset(_BEFORE_CLAIM | {JobState.COMMITTED}),
-    JobState.FAILED: frozenset({JobState.FAILED, JobState.COMMITTED, JobState.CANCELLED, JobState.EXPIRED}),
+    JobState.FAILED: frozenset({JobState.FAILED, JobState.COMMITTED} | _REFUNDED),
     JobState.FINALIZED: frozenset(),
     JobState.CANCELLED: frozenset(),
     JobState.EXPIRED: frozenset(),

@@ -13,7 +13,7 @@ import pytest
 
 from openlora.contracts import JobExpired
 from openlora.node.chain.follower import Batch, Follower
-from openlora.node.errors import ChainError, JournalError, RpcBehind, RpcDown
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, RpcBehind, RpcDown
 from openlora.node.job import BlockRef
 from tests.node.chain.fake_chain import ELSEWHERE, QUEUE, Crash, FakeChain, FakeLog, Refusal
 from tests.node.chain.world import World
@@ -335,7 +335,14 @@ async def test_catching_up_waits_through_trouble(world: World) -> None:
     for number in range(1, 4):
         world.chain.mine(logs=[expired(number)])
     world.provider.fail("eth_getLogs", Refusal("header not found"), times=2)
-    await follower(world).catch_up(ledger.apply)
+    full_disk = [JournalUnwritable("the disk is full")]
+
+    def apply(batch: Batch) -> None:
+        if full_disk:
+            raise full_disk.pop()
+        ledger.apply(batch)
+
+    await follower(world).catch_up(apply)
     assert ledger.entries() == on_chain(world)
 
 

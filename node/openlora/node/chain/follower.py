@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from openlora.contracts import AbiMismatch, Event, decode_log
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.types import Block, Log
-from openlora.node.errors import ChainError, JournalError, RpcBehind, RpcDown, RpcError
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, RpcBehind, RpcDown, RpcError
 from openlora.node.job import BlockRef
 from openlora.node.journal import Journal
 
@@ -77,8 +77,8 @@ class Follower:
         """Applies batches for ever and yields each one after it is on disk.
 
         `apply` runs inside the journal transaction that moves the cursor: it records, does not await, and on an error
-        nothing has happened. Whoever must react (wake a worker) does so in the loop's body. RPC trouble is waited out;
-        raises JournalError when the chain shares no block with the journal.
+        nothing has happened. Whoever must react (wake a worker) does so in the loop's body. Trouble with the RPC and a
+        full disk are waited out; raises JournalError when the chain shares no block with the journal.
         """
         while True:
             batch = await self._step_at_last(apply)
@@ -96,7 +96,7 @@ class Follower:
         while True:
             try:
                 return await self.step(apply)
-            except ChainError as error:
+            except (ChainError, JournalUnwritable) as error:
                 log.warning("event=follower_waits reason=%r", str(error))
                 await asyncio.sleep(self._poll_s)
 
