@@ -56,6 +56,7 @@ class Facts:
     money: Funds = PLENTY
     open: bool = True
     permitted: bool = True
+    meanwhile: Callable[[], None] = lambda: None  # happens while the chain is asked for its time
     lease_left: float | Exception | None = None
     asked: int = 0  # what takes a look at the chain
 
@@ -69,6 +70,7 @@ class Facts:
         return self.permitted
 
     async def now_s(self) -> int:
+        self.meanwhile()
         return self.money.now_s
 
     async def lease_left_s(self, job_id: int) -> float | None:
@@ -531,6 +533,22 @@ async def test_a_reorganised_claim_is_answered_anew_with_its_new_seed(scene: Sce
     scene.worker = replace(scene.worker, answerer=replace(scene.worker.answerer, streams=moved))
     assert await scene.run() is JobState.COMMITTED
     assert scene.receipt().seed == scene.journal.job(JOB).seed != first.seed
+
+
+async def test_a_claim_that_moves_just_before_the_signature_is_answered_anew(scene: Scene):
+    scene.submit()
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+
+    def move() -> None:
+        scene.facts.meanwhile = lambda: None
+        scene.journal.unwind(4)
+        scene.journal.advance(block(100))
+        scene.journal.move(JOB, JobState.CLAIMED, block=block(6))
+
+    scene.facts.meanwhile = move
+    assert await scene.run() is JobState.COMMITTED
+    assert scene.receipt().seed == scene.journal.job(JOB).seed
 
 
 async def test_no_receipt_is_signed_before_the_claim_is_deep_enough(scene: Scene):

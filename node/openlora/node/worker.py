@@ -140,8 +140,9 @@ class Worker:
         document = await self.admission.input(job.spec, job.input)
         output = await self.answerer.answer(Work(job.id, job.spec, recipe, job.seed, document))
         await self.admission.content.put_document(documents.encode(output))
-        if await self._claim_stands(job):
-            self.settlement.sign(job, self.settlement.receipt(job, output, await self._finished_at()))
+        receipt = self.settlement.receipt(job, output, await self._finished_at())
+        if await self._claim_stands(job):  # from here to the signature nothing awaits
+            self.settlement.sign(job, receipt)
             log.info("event=job_answered job_id=%d tokens=%d", job_id, output.usage.completion_tokens)
 
     async def _finished_at(self) -> int:
