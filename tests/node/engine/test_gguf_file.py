@@ -168,6 +168,24 @@ def test_an_offset_beyond_the_file_is_refused(tmp_path: Path) -> None:
             load_weights(tmp_path / "far.gguf", DecoderConfig.from_path(tmp_path / "far.gguf"), "float32")
 
 
+@pytest.mark.parametrize(
+    ("key", "after", "value", "named"),
+    [
+        (b"llama.block_count", 4, b"\xff\xff\xff\xff", "block_count 4294967295"),
+        (b"general.architecture", 4 + 8, b"llam\xf3", "not UTF-8"),
+    ],
+)
+def test_metadata_that_no_model_has(tmp_path: Path, key: bytes, after: int, value: bytes, named: str) -> None:
+    """`after`: the bytes of the value's type, and of a text's length."""
+    path, _ = tiny_gguf(tmp_path, "llama")
+    data = bytearray(path.read_bytes())
+    start = data.index(key) + len(key) + after
+    data[start : start + len(value)] = value
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=named):
+        DecoderConfig.from_path(path)
+
+
 def test_names_we_do_not_know_stay_and_are_refused(tmp_path: Path) -> None:
     assert hf_name("blk.1.attn_q.weight") == "model.layers.1.self_attn.q_proj.weight"
     assert hf_name("blk.1.attn_sinks.weight") == "blk.1.attn_sinks.weight"

@@ -62,7 +62,10 @@ class GgufFile:
             if default is None:
                 raise ModelError(f"{self._path}: metadata {key!r} is missing")
             return default
-        found: Any = self._fields[key].contents()
+        try:
+            found: Any = self._fields[key].contents()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{self._path}: metadata {key!r} is not UTF-8 text") from error
         if kind is float and isinstance(found, int) and not isinstance(found, bool):
             found = float(found)
         if not isinstance(found, kind) or isinstance(found, bool):
