@@ -144,11 +144,11 @@ async def test_gas_above_the_cap_is_said_before_signing(world: World) -> None:
 
 
 async def test_nothing_is_signed_before_start(tmp_path: Path) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, options=SenderOptions(poll_s=0.001))
     world.open()
     with pytest.raises(AssertionError, match="start"):
         await world.sender.send("claim", effect("claim"))
-    world.provider.fail("eth_getBlockByNumber", Refusal("upstream is ill"))
+    world.provider.fail("eth_getBlockByNumber", Refusal("upstream is ill"), times=10)
     with pytest.raises(ChainError):
         await world.sender.start()
     with pytest.raises(AssertionError, match="start"):
@@ -539,13 +539,24 @@ async def test_a_used_key_with_a_new_journal_is_refused_unless_adopted(tmp_path:
     await world.kill()
 
 
-async def test_an_unexplained_nonce_stops_the_signing_at_once_at_start(world: World) -> None:
+async def test_an_unexplained_nonce_is_given_some_looks_at_start(tmp_path: Path) -> None:
+    world = World(tmp_path, options=SenderOptions(poll_s=0.001))
+    await world.start()
     await world.kill()
     world.chain.inject(foreign(0))
     world.chain.mine(300)
     world.chain.forgotten = 200
     with pytest.raises(JournalError, match="that no configured RPC can show"):
         await world.start()
+    await world.kill()
+
+
+async def test_a_start_among_servers_that_lag_looks_again(tmp_path: Path) -> None:
+    world = World(tmp_path, options=SenderOptions(poll_s=0.001))
+    world.open()
+    world.provider.fail("eth_getTransactionCount", Refusal("header not found"), times=3)
+    await world.sender.start()
+    await world.kill()
 
 
 async def test_an_unexplained_nonce_is_given_time_while_running(world: World) -> None:

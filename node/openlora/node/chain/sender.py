@@ -98,6 +98,18 @@ class Sender:
         Raises JournalError when the hot key has sent transactions that the journal does not know and that are not
         plainly harmless; so also for a fresh journal and a used hot key, unless `adopt` accepts its past.
         """
+        for looks_left in range(PATIENCE_TICKS, 0, -1):  # a server that lags does not know yet what another does
+            try:
+                await self._meet_the_chain(adopt)
+                break
+            except (RpcBehind, RpcError) as error:
+                if looks_left == 1:
+                    raise
+                log.warning("event=sender_waits reason=%r", str(error))
+                await asyncio.sleep(self._options.poll_s)
+        self._started = True
+
+    async def _meet_the_chain(self, adopt: bool) -> None:
         if self._journal.meta(FIRST_NONCE) is None:
             used = max(await self._client.nonce(self._address), await self._client.nonce(self._address, "pending"))
             if used and not adopt:
@@ -107,7 +119,6 @@ class Sender:
                 )
             self._journal.set_meta(FIRST_NONCE, str(used))
         await self.tick()
-        self._started = True
 
     async def run(self) -> NoReturn:
         """Looks at the chain every `poll_s` seconds, and at once after a send. Trouble with the RPC or a full disk is
@@ -342,10 +353,10 @@ class Sender:
             self._judge(sent)
         self._unexplained = 0
 
-    def _not_explained(self, nonce: int) -> ChainError | JournalError:
+    def _not_explained(self, nonce: int) -> RpcBehind | JournalError:
         self._unexplained += 1
-        if self._head is not None and self._unexplained < PATIENCE_TICKS:
-            return ChainError(f"nonce {nonce} of the hot key was used by a transaction that the RPC does not show yet")
+        if self._unexplained < PATIENCE_TICKS:
+            return RpcBehind(f"nonce {nonce} of the hot key was used by a transaction that the RPC does not show yet")
         return JournalError(
             f"the hot key {self._address} has used nonce {nonce} without this journal, in a transaction that no"
             " configured RPC can show: restore the journal, or use a fresh hot key"
