@@ -101,4 +101,4 @@ async def read_books(net: Devnet) -> Books:
 def test_what_has_no_answer_yet_says_so(openlora, net: Devnet):
     done = openlora("job", "result", 999, "--client", net.client_config)
     assert done.returncode == 2
-    assert "no committed answer" in done.stderr
+    assert "no job 999 was ever submitted" in done.stderr

@@ -69,6 +69,35 @@ def books(net: Devnet) -> Books:
     return as_client(net, read)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("job status 77", "no job 77 was ever submitted"),
+        ("job demand 77", "no job 77 was ever submitted"),
+        ("job cancel 77", "no job 77 was ever submitted"),
+        ("job submit Hello --publish --max-tokens 9000", "too many to publish"),
+        ("job submit Hello --publish --session", "--publish goes with the queue"),
+        ("job submit Hello --node 0x12", "--node goes with --session"),
+        ("job submit Hello --price 9000000:9000000", "OLRA are needed"),
+        ("adapter access nobody --take-down", "no adapter 'nobody' is registered"),
+        ("adapter access pirate", "give --to, --allow, --deny or --take-down"),
+        ("adapter access pirate --to public --use-fee 1", "pay-per-use with a fee"),
+        ("adapter access pirate --to pay-per-use", "pay-per-use with a fee"),
+        ("adapter access pirate --allow 0x12", "is no address"),
+        ("adapter publish nowhere --name x --model nowhere --access pay-per-use", "pay-per-use with a fee"),
+    ],
+)
+def test_what_cannot_be_meant_costs_nothing(net: Devnet, command: str, words: str):
+    before = as_client(net, purse)
+    refused(*command.split(), "--client", net.client_config, words=words, code=2)
+    assert as_client(net, purse) == before
+
+
+async def purse(client: Market) -> tuple[int, int]:
+    """Coin and Vault balance."""
+    return await client.chain.balance(client.key.address), await client.desk.balance()
+
+
 def test_a_job_is_looked_at_and_taken_back(net: Devnet):
     """With tokens in the purse alone, of which submitting deposits what it takes."""
     mine = ("--client", net.nodes[2].operator_config)

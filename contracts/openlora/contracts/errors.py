@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eth_utils.address import is_hex_address, to_checksum_address
+
 from openlora.contracts.bindings import (
     adapter_registry,
     disputes,
@@ -280,4 +282,6 @@ def _unknown(data: bytes) -> ContractError:
 def _show(name: str, value: Any, states: type[JobState] | type[SessionState]) -> str:
     if name == "state":
         return states(value).name.lower() if value in set(states) else f"in unknown state {value}"
-    return f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return f"0x{value.hex()}"
+    return to_checksum_address(value) if is_hex_address(value) else str(value)

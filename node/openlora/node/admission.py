@@ -11,7 +11,7 @@ from openlora.node import documents
 from openlora.node.absent import Absent
 from openlora.node.adapters.fetch import AdapterFetcher
 from openlora.node.content import Content, adapter_cid
-from openlora.node.documents import InputDocument
+from openlora.node.documents import MAX_PUBLISHED_BYTES, InputDocument, output_bytes
 from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, RequestError
@@ -22,9 +22,7 @@ CLAIM_AND_COMMIT_GAS: Final = 400_000  # what one job may cost the hot key, gene
 PUBLISH_GAS: Final = 400_000  # more, for publishing an output: a client's contract may be called with 200,000 of it …
 PUBLISH_GAS_PER_BYTE: Final = 60  # … and calldata, its digest and the event cost by the byte
 SERVED_FLAGS: Final = JobFlag.GUARDED | JobFlag.PUBLISH
-OUTPUT_BYTES_PER_TOKEN: Final = 24  # of an output document, generously: the token's id and its text as JSON
 FETCH_S: Final = 20.0  # of one place for live jobs; what came until then is there at the next attempt
-MAX_PUBLISHED_BYTES: Final = 96 << 10  # servers take transactions of at most 128 KiB
 
 
 class Skip(Exception):
@@ -68,7 +66,7 @@ class Admission:
             raise Skip(SkipCode.MODEL_NOT_SERVED)
         if spec.flags & ~int(SERVED_FLAGS):  # inverted, an IntFlag knows its own bits alone
             raise Skip(SkipCode.UNKNOWN_FLAGS)
-        if spec.flags & JobFlag.PUBLISH and _output_bytes(spec) > MAX_PUBLISHED_BYTES:
+        if spec.flags & JobFlag.PUBLISH and output_bytes(spec.max_out_tokens) > MAX_PUBLISHED_BYTES:
             raise Skip(SkipCode.OUTPUT_TOO_LARGE)
         if market.clients and spec.client not in market.clients:
             raise Skip(SkipCode.CLIENT_NOT_ALLOWED)
@@ -145,12 +143,8 @@ class Admission:
         return list(document.prompt_ids)
 
 
-def _output_bytes(spec: JobSpec) -> int:
-    """What the output document may come to."""
-    return 256 + OUTPUT_BYTES_PER_TOKEN * spec.max_out_tokens
-
-
 def _gas_of(spec: JobSpec) -> int:
     """What the hot key must be able to pay for before it claims the job."""
-    published = PUBLISH_GAS + PUBLISH_GAS_PER_BYTE * _output_bytes(spec) if spec.flags & JobFlag.PUBLISH else 0
-    return CLAIM_AND_COMMIT_GAS + published
+    if not spec.flags & JobFlag.PUBLISH:
+        return CLAIM_AND_COMMIT_GAS
+    return CLAIM_AND_COMMIT_GAS + PUBLISH_GAS + PUBLISH_GAS_PER_BYTE * output_bytes(spec.max_out_tokens)

@@ -18,6 +18,8 @@ MAX_DOCUMENT_BYTES = 1 << 20
 MAX_INLINE_BYTES = 4096  # an input that may travel in the submitting transaction
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_PUBLISHED_BYTES = 96 << 10  # an output that does: servers take transactions of at most 128 KiB
+OUTPUT_BYTES_PER_TOKEN = 24  # generously: the token's id and its text as JSON
 
 FinishReason = Literal["stop", "length"]
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -77,6 +79,11 @@ def encode(document: InputDocument | OutputDocument) -> bytes:
 def digest(data: bytes) -> bytes:
     """sha2-256 of a document's bytes: its name on chain."""
     return sha256(data).digest()
+
+
+def output_bytes(max_out_tokens: int) -> int:
+    """What an output of so many tokens may come to."""
+    return 256 + OUTPUT_BYTES_PER_TOKEN * max_out_tokens
 
 
 def decode_input(data: bytes) -> InputDocument:

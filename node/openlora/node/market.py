@@ -43,7 +43,7 @@ from openlora.node.content import BlockContent, Content
 from openlora.node.deeds import Deed, Desk
 from openlora.node.deployment import load_deployment
 from openlora.node.documents import InputDocument, OutputDocument
-from openlora.node.errors import ChainError
+from openlora.node.errors import ChainError, RequestError
 from openlora.node.facts import WEIGHT_UNIT
 from openlora.node.keys import load_key
 
@@ -69,6 +69,20 @@ class Offer:
     deadline_s: int = 600  # from now, on the chain's clock
     lease_s: int = 120
     publish: bool = False  # on chain, as part of the job: how a contract reads its result
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for one that no node takes."""
+        if self.publish and documents.output_bytes(self.max_out_tokens) > documents.MAX_PUBLISHED_BYTES:
+            raise RequestError(
+                "output_too_large", f"{self.max_out_tokens} tokens are too many to publish; ask for less"
+            )
+
+    @property
+    def escrow_wei(self) -> int:
+        """What it can cost at most, leaving use fees aside."""
+        return -(
+            -(self.max_in_tokens * self.in_price_wei_per_k + self.max_out_tokens * self.out_price_wei_per_k) // 1000
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +183,10 @@ class Market:
         """
         data = documents.encode(document)
         documents.decode_input(data)
+        if offer.publish and documents.output_bytes(offer.max_out_tokens) > documents.MAX_PUBLISHED_BYTES:
+            raise RequestError(
+                "output_too_large", f"{offer.max_out_tokens} tokens are too many to publish; ask for less"
+            )
         inline = data if len(data) <= documents.MAX_INLINE_BYTES else b""
         if not inline:
             await self.content.put_document(data)
@@ -235,10 +253,10 @@ async def market_of(config: ClientConfig) -> AsyncIterator[Market]:
 
 async def committed(desk: Desk, job_id: int) -> tuple[Receipt, Settlement]:
     """The receipt of a job that has one on chain, and the settlement that goes with it. Raises ChainError."""
-    event = await _job_event(desk, JobCommitted, job_id)
+    spec, event = await spec_of(desk, job_id), await _job_event(desk, JobCommitted, job_id)
     if event is None:
         raise ChainError(f"job {job_id} has no receipt on chain yet; wait for its commit")
-    return event.receipt, eip712.settlement_of(await spec_of(desk, job_id), event.receipt, event.receipt_hash)
+    return event.receipt, eip712.settlement_of(spec, event.receipt, event.receipt_hash)
 
 
 async def spec_of(desk: Desk, job_id: int) -> JobSpec:

@@ -84,6 +84,7 @@ def submit(
                 peer = await stack.enter_async_context(participant(client))
             market = peer.market if peer else await stack.enter_async_context(open_market(client))
             catalogue = await market.catalogue()
+            await market.desk.cover(offer.escrow_wei)  # else a recipe would be registered for nothing
             terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
             recipe_id = await market.recipe(catalogue.base(base).base_id, terms)
             job = await market.submit(recipe_id, document, offer)
@@ -127,6 +128,7 @@ def result(
     json: JsonFlag = False,
 ) -> None:
     """Print a committed job's answer, checked against the digest on chain."""
+    from openlora.node.job_report import job_report
     from openlora.node.network.participant import participant
 
     output = Output(json)
@@ -134,10 +136,10 @@ def result(
     async def run() -> None:
         async with participant(client) as peer:
             answer = await peer.market.output(job_id)
-        if answer is None:
-            raise RequestError(
-                "not_committed", f"job {job_id} has no committed answer yet; watch it, or ask again later"
-            )
+            if answer is None:
+                state = (await job_report(peer.market.desk, job_id)).state
+                more = "; watch it, or ask again later" if state in ("open", "claimed") else ""
+                raise RequestError("not_committed", f"job {job_id} is {state} and has no committed answer{more}")
         output.say(answer.text)
         output.result(
             {"job_id": job_id, "text": answer.text, "finish_reason": answer.finish_reason, "usage": answer.usage}
@@ -175,7 +177,7 @@ def status(
             )
             for report in reports
         ]
-        output.table(("job #", "state", "for another", "node", "escrow OLRA", "fee OLRA"), rows)
+        output.table(("job #", "state", "time left", "node", "escrow OLRA", "fee OLRA"), rows)
         documents = [
             {
                 "job_id": report.job_id,

@@ -164,7 +164,8 @@ def earnings(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
             earned = await person.earned()
             credits_wei, balance_wei = await person.desk.credits(), await person.desk.balance()
             node = await person.chain.call(person.nodes.node(person.key.address))
-        output.table(("role", "OLRA"), [(role, tokens(wei)) for role, wei in earned.items()])
+        if earned:
+            output.table(("role", "OLRA"), [(role, tokens(wei)) for role, wei in earned.items()])
         output.say(f"{tokens(credits_wei)} OLRA earned can be withdrawn by {person.key.address}")
         output.say(f"{tokens(balance_wei)} OLRA in its Vault balance, {tokens(node.stake)} OLRA at stake")
         output.result(
