@@ -12,7 +12,7 @@ import pytest
 from openlora.contracts import AdapterRegistry, Call, Job, JobQueue, NodeRegistry
 from openlora.contracts import JobState as OnChain
 from openlora.node.chain.types import Block, Wei
-from openlora.node.errors import Reverted, RpcDown
+from openlora.node.errors import Reverted, RpcDown, RpcError
 from openlora.node.facts import ChainFacts
 from openlora.node.finalizer import Finalizer
 from openlora.node.job import JobId, JobState
@@ -62,11 +62,25 @@ class Transactions:
     sent: list[str] = field(default_factory=list)
     reverts: list[str] = field(default_factory=list)  # of the next sends
 
+    journal: Journal | None = None  # where what is paid is finalized at once
+    most: int = 99  # jobs that a block has gas for
+    poison: set[str] = field(default_factory=set)  # jobs that revert their transaction
+
+    def finalized(self) -> set[str]:
+        return {job_id for key in self.sent for job_id in key.split(":")[1].split(",")}
+
     async def send(self, key: str, call: Call[Any]) -> None:
+        ids = set(key.split(":")[1].split(","))
+        if len(ids) > self.most:
+            raise RpcError(-32000, "gas required exceeds allowance (30000000)", None)
+        if ids & self.poison:
+            raise Reverted("SettlementMismatch", "refused")
         if self.reverts:
             raise Reverted(self.reverts.pop(0), "refused")
         if key not in self.sent:
             self.sent.append(key)
+        for job_id in ids if self.journal is not None else ():
+            self.journal.move(JobId(int(job_id)), JobState.FINALIZED, block=block(9))
 
 
 @dataclass
@@ -141,6 +155,16 @@ async def test_a_held_job_does_not_keep_others_waiting(scene: Scene):
     scene.commit(SECOND, until=999)
     await scene.chain.looked_again()
     assert scene.transactions.sent == ["finalize:2:1"]
+
+
+async def test_a_job_that_nobody_can_finalize_and_too_many_at_once_keep_no_others_waiting(scene: Scene):
+    scene.transactions.journal = scene.journal
+    scene.transactions.most, scene.transactions.poison = 4, {"3"}
+    for job_id in range(1, 20):
+        scene.commit(JobId(job_id), until=999)
+    async with asyncio.timeout(5):
+        while scene.transactions.finalized() != {str(job_id) for job_id in range(1, 20)} - {"3"}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_trouble_with_the_chain_delays_it_only(scene: Scene):

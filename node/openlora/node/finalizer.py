@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from openlora.node.chain.client import ChainClient
 from openlora.node.errors import ChainError, JournalUnwritable, Reverted
@@ -12,6 +13,8 @@ from openlora.node.job import Job, JobId, JobState
 from openlora.node.settlement import Settlement
 
 log = logging.getLogger(__name__)
+
+MAX_BATCH: Final = 32
 
 
 @dataclass(slots=True)
@@ -24,18 +27,34 @@ class Finalizer:
     poll_s: float
     _window_ends: dict[JobId, float] = field(default_factory=dict)  # of committed jobs, as last read
     _attempt: int = 1
+    _most: int = MAX_BATCH  # jobs of the next transaction
 
     async def run(self) -> None:
         """Raises JournalError but for a full disk, which may pass."""
         while True:
             try:
-                await self.settlement.finalize(await self._due(), self._attempt)
-            except Reverted as error:
-                self._attempt += 1
-                log.error("event=finalization_reverted attempt=%d reason=%r", self._attempt, str(error))
+                due = await self._due()
             except (ChainError, JournalUnwritable) as error:
                 log.warning("event=settlement_waits reason=%r", str(error))
+            else:
+                await self._finalize(due)
             await asyncio.sleep(self.poll_s)
+
+    async def _finalize(self, due: Sequence[Job]) -> None:
+        """In transactions of their own: one that is refused delays no others. The next ones are smaller then, for jobs
+        of recipes with many payees may take more gas together than a block has."""
+        while due:
+            batch, due = due[: self._most], due[self._most :]
+            try:
+                await self.settlement.finalize(batch, self._attempt)
+                if len(batch) == self._most:
+                    self._most = min(2 * self._most, MAX_BATCH)
+            except Reverted as error:
+                self._attempt, self._most = self._attempt + 1, max(1, self._most // 2)
+                log.error("event=finalization_reverted attempt=%d reason=%r", self._attempt, str(error))
+            except (ChainError, JournalUnwritable) as error:
+                self._most = max(1, self._most // 2)
+                log.warning("event=settlement_waits reason=%r", str(error))
 
     async def _due(self) -> Sequence[Job]:
         """The committed jobs whose windows are over. A question moves a window's end, so an end is read again when it

@@ -25,7 +25,6 @@ from openlora.typed_data import Domain, sign_digest
 
 NO_ROOT: Final = bytes(32)  # neither fingerprints nor data attribution in this profile
 FINISH_REASONS: Final = {"stop": 0, "length": 1}
-FINALIZE_BATCH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +96,12 @@ class Settlement:
         return await self.sender.send(f"commit:{job.id}", call)
 
     async def finalize(self, jobs: Sequence[Job], attempt: int = 1) -> None:
-        """Pays the committed jobs, whose windows have passed. Raises Reverted; try again then as another `attempt`."""
-        for start in range(0, len(jobs), FINALIZE_BATCH):
-            batch = sorted(jobs[start : start + FINALIZE_BATCH], key=lambda job: (job.spec.recipe_id, job.id))
-            ids = tuple(job.id for job in batch)
-            call = self.queue.finalize_batch(ids, tuple(_settlement(job) for job in batch))
-            await self.sender.send(f"finalize:{','.join(map(str, ids))}:{attempt}", call)
+        """Pays committed jobs whose windows have passed, in one transaction. Raises Reverted; try again then as another
+        `attempt`."""
+        batch = sorted(jobs, key=lambda job: (job.spec.recipe_id, job.id))
+        ids = tuple(job.id for job in batch)
+        call = self.queue.finalize_batch(ids, tuple(_settlement(job) for job in batch))
+        await self.sender.send(f"finalize:{','.join(map(str, ids))}:{attempt}", call)
 
 
 def _settlement(job: Job) -> JobSettlement:
