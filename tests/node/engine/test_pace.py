@@ -121,9 +121,10 @@ def test_a_machine_that_goes_half_as_fast_from_now_on_takes_as_many_rows() -> No
     assert rows[-1] in (33, 34)
 
 
-def test_many_prompts_do_not_wait_for_one_reader() -> None:
+def test_many_prompts_do_not_wait_for_a_few_readers() -> None:
     pace = learnt()
     run(pace, 1, 0, 0.005)
     assert pace.prompt_rows(1, 1) == 20
-    assert pace.prompt_rows(1, 24) == 480
-    assert pace.prompt_rows(31, 31) == 80
+    assert pace.prompt_rows(1, 24) == 6_000
+    assert pace.prompt_rows(24, 8) == 120
+    assert pace.prompt_rows(28, 4) == pace.prompt_rows(31, 1)

@@ -7,7 +7,6 @@ from statistics import median
 from openlora.node.engine.sequence import Chunk
 
 LEAST_SHARE = 0.85  # of the time that the decode rows take by themselves: what prompts may add, however few they are
-WAITING = 2  # a prompt that waits counts as so many readers
 LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
 LOOK_EVERY = 32  # passes: then LOOKS go without prompts, to see again what decoding takes by itself
 LOOK_AGAIN = 4  # passes: as soon if one of them took much longer than foreseen, for then the machine may be another
@@ -22,8 +21,9 @@ class Pace:
     A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds; calm is what passes without
     prompts have lasted, one figure a power of two of rows. Both are medians of the last few, since single passes are
     late for reasons of the machine's own. Beside w prompts, begun or ready to begin, the next pass may last
-    calm(n) · (1 + max(LEAST_SHARE, WAITING · w / n)). So one prompt beside many readers less than doubles the time
-    between their tokens and takes about twice its time alone, and many prompts do not wait for one reader.
+    calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)), for w prompts one after another wait 1 + 2 + … + w times as long as
+    one, and whoever waits counts as two readers. So one prompt beside many readers less than doubles the time between
+    their tokens and takes about twice its time alone, and many prompts do not wait for a few readers.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Pace:
         if not calm_s or self._looks:
             return 0
         row_s = _median(self._row_s)
-        spare_s = calm_s * max(LEAST_SHARE, WAITING * prompts / decoding)
+        spare_s = calm_s * max(LEAST_SHARE, prompts * (prompts + 1) / decoding)
         return max(LEAST_ROWS, int(spare_s / row_s) if row_s else 0)
 
     def learn(self, chunks: Sequence[Chunk], seconds: float) -> None:
