@@ -180,7 +180,7 @@ void AlteredRows::alter(int layer, int part, int tile, int pairs, int first, int
       if (found == products.end()) {
         found = products.insert(products.end(), {difference, {}});
         const bf16* weights = difference + std::ptrdiff_t{tile} * pairs * kTileRow;
-        d_.kernels.tile(x, count, weights, pairs, found->out, nullptr);
+        d_.kernels.tile(x, count, weights, pairs, found->out, {});
       }
       for (int i = 0; i < kTile; ++i) to[i] += uses_[u].weight * found->out[row * kTile + i];
     }

@@ -70,7 +70,7 @@ void leave() { _tile_release(); }
 
 // Registers 0–2: the sums of rows 0–15; 3–5: of rows 16–31; 6: inputs; 7: weights.
 template <bool kTall, class Weights>
-inline void products(Inputs inputs, Weights weights, int pairs, float* out) {
+inline void products(Inputs inputs, Weights&& weights, int pairs, float* out) {
   constexpr int kWeightBytes = kTileRow * sizeof(bf16), kAtOnce = kTall ? 1 : 2;
   const int input_bytes = static_cast<int>(inputs.stride);
   const bf16* x = static_cast<const bf16*>(inputs.row(0));
@@ -125,23 +125,20 @@ inline void products(Inputs inputs, Weights weights, int pairs, float* out) {
   }
 }
 
-void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const void* ahead) {
+void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const Meanwhile& meanwhile) {
   if (rows > 16)
-    products<true>(x, Dense(w, ahead), pairs, out);
+    products<true>(x, Dense(w, pairs, meanwhile), pairs, out);
   else
-    products<false>(x, Dense(w, ahead), pairs, out);
+    products<false>(x, Dense(w, pairs, meanwhile), pairs, out);
 }
 
-void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, const void* ahead) {
+void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, const Meanwhile& meanwhile) {
   alignas(64) Restored::Blocks blocks;
+  finish(meanwhile.finish, 0, meanwhile.finish.rows);
   if (rows > 16)
-    products<true>(x, Restored(w, pairs, ahead, blocks), pairs, out);
+    products<true>(x, Restored(w, pairs, meanwhile.ahead.at, blocks), pairs, out);
   else
-    products<false>(x, Restored(w, pairs, ahead, blocks), pairs, out);
-}
-
-void restore(const Packed& packed, int pairs, bf16* tile, const void* ahead) {
-  for (Restorer from(packed, pairs, ahead); from.more(); tile += kBlockNumbers) from.some(tile, kParts);
+    products<false>(x, Restored(w, pairs, meanwhile.ahead.at, blocks), pairs, out);
 }
 
 // Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then
@@ -381,7 +378,7 @@ void shrink(bf16* const* h, const void* const* x, const float* weight, int count
 #include "attention_amx.inc"
 
 const Kernels kTable = {"amx", sizeof(Input), kTall, enter, leave, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox, tile_packed, restore};
+                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, tile_packed, restore};
 
 bool has_amx() {
   unsigned a, b, c, d;

@@ -63,7 +63,8 @@ std::int64_t openlora_repack(const char* instructions, const std::uint16_t* numb
   const Memory memory(sizeof(bf16) * count);
   Packed* packed = memory.as<Packed>();
   const std::size_t bytes = pack(numbers, count, packed);
-  if (bytes) kernels->restore(*packed, count / kTileRow, restored, nullptr);
+  Restoring restoring(packed, count, restored);
+  if (bytes) kernels->restore(restoring, count / kPackedNumbers);
   return static_cast<std::int64_t>(bytes);
 }
 }

@@ -28,7 +28,7 @@ inline I dot4(I sum, U w, U x) {
 #include "quantised.inc"
 
 const Kernels kTable = {"avx512", sizeof(Input), 16, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, silu_mul, gelu_tanh_mul, add, largest, philox};
+                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox};
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -119,7 +119,7 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
       bytes += job.linear->tile_bytes() * (mine.end - mine.begin) * job.linear->unit;
     }
     arenas[member] = Memory(bytes + kPrefetchSlack);
-    unpacked[member] = Memory(unpacked_bytes);
+    unpacked[member] = Memory(2 * unpacked_bytes);
   }
   team.run([&](int member) {
     char* at = arenas[member].as<char>();
@@ -127,7 +127,8 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
       const auto mine = team.share(job.linear->units(), member);
       for (int t = mine.begin * job.linear->unit; t < mine.end * job.linear->unit; ++t) {
         Linear::Tile& tile = job.linear->tiles[t];
-        at += place_tile(kernels, *job.linear, job.matrices[tile.part], tile, at, unpacked[member].as<bf16>());
+        tile.bytes = place_tile(kernels, *job.linear, job.matrices[tile.part], tile, at, unpacked[member].as<bf16>());
+        at += tile.bytes;
       }
     }
   });

@@ -52,7 +52,7 @@ struct Decoder {
   Memory residual, added, normed, projected, attended, activated, shrunk, outputs, output_shrunk, logits;
   Memory planes, input_scales;  // see quantised.h; empty unless a layer multiplies integers
   std::vector<Memory> scratch;   // a thread each
-  std::vector<Memory> unpacked;  // a thread each: the tiles of one unit, where they have to be unpacked
+  std::vector<Memory> unpacked;  // a thread each: the tiles of two units, where they have to be unpacked
 
   std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }
   bf16* page(int layer, int page, int kv_head) const {

@@ -30,6 +30,31 @@ struct Ahead {
   std::size_t bytes = 0;
 };
 
+// What becomes of a block's products, row by row of 48.
+struct Finish {
+  enum Kind {
+    kNothing,
+    kPut,      // to = x
+    kAdd,      // to += x
+    kSiluMul,  // to = silu(x) · y as inputs
+    kGeluMul,  // as kSiluMul, with x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³))) for silu(x)
+  };
+
+  Kind kind = kNothing;
+  const float* x = nullptr;  // [32][48], then y
+  int rows = 0;
+  Inputs to;  // of the first two kinds float32
+};
+
+// What a tile's products leave time for: the block before it is finished, memory fetched, a coming tile restored by so many
+// groups. All of it is done when they are.
+struct Meanwhile {
+  Finish finish;
+  Ahead ahead;
+  Restoring* restoring = nullptr;
+  int groups = 0;
+};
+
 // What one adapter adds to a matrix's tiles, for some of sixteen rows: out[i, 0:48] += Σ_r h[i, r] · b[tile][r, 0:48] over
 // 2 · pairs ranks. h, as layout.h has it, is zero for the other rows, and beyond the ranks.
 struct Addend {
@@ -60,9 +85,8 @@ struct Kernels {
   void (*leave)();
 
   // out[m, 0:48] = Σ_k x[m, k] · tile[k, 0:48] for m < rows ≤ 32, out [32][48]. x has 32 rows to read; out's rows from
-  // `rows` on are unspecified afterwards. While it computes, it fetches as many bytes as the tile has from `ahead` into
-  // the second-level cache, unless that is null.
-  void (*tile)(Inputs x, int rows, const bf16* tile, int pairs, float* out, const void* ahead);
+  // `rows` on are unspecified afterwards.
+  void (*tile)(Inputs x, int rows, const bf16* tile, int pairs, float* out, const Meanwhile&);
 
   // A row as integers, see quantised.h, for n a multiple of 16; the scale is infinite or NaN if any of x is.
   void (*quantise)(const void* x, int n, std::uint8_t* high, std::uint8_t* low, float* scale);
@@ -110,14 +134,8 @@ struct Kernels {
   // y = x, rounded to bfloat16; n is a multiple of 16.
   void (*round)(const float* x, int n, bf16* y);
 
-  // y[m, 0:48] = silu(gate[m, 0:48]) · up[m, 0:48]; gate and up [32][48].
-  void (*silu_mul)(const float* gate, const float* up, int rows, Inputs y);
-
-  // As silu_mul, with x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³))) for silu(x).
-  void (*gelu_tanh_mul)(const float* gate, const float* up, int rows, Inputs y);
-
-  // x[m, 0:48] += y[m, 0:48]; y [32][48], x's rows are `stride` apart.
-  void (*add)(float* x, int stride, const float* y, int rows);
+  // Does it for its rows first:end.
+  void (*finish)(const Finish&, int first, int end);
 
   // If the largest of n values exceeds *value, puts it there, and in *index where it stands first. False if any value is
   // infinite or NaN. n is a multiple of 16.
@@ -127,11 +145,10 @@ struct Kernels {
   void (*philox)(std::uint32_t position, std::uint64_t seed, std::uint32_t first, int count, std::uint32_t* words);
 
   // As tile, of weights that pack() made of a tile. Null: the unit takes none.
-  void (*tile_packed)(Inputs x, int rows, const Packed& tile, int pairs, float* out, const void* ahead) = nullptr;
+  void (*tile_packed)(Inputs x, int rows, const Packed& tile, int pairs, float* out, const Meanwhile&) = nullptr;
 
-  // The tile that pack() was given. It fetches as many bytes as the packed one has from `ahead`, unless that is null. Null:
-  // the unit takes none.
-  void (*restore)(const Packed& packed, int pairs, bf16* tile, const void* ahead) = nullptr;
+  // The next `groups` of a tile that pack() was given, as far as there are so many. Null: the unit takes none.
+  void (*restore)(Restoring&, int groups) = nullptr;
 };
 
 constexpr int kMaxQueries = 64;  // query vectors that attention takes at once

@@ -20,6 +20,7 @@ struct Linear {
     int part;             // which matrix
     int index;            // which of the matrix's tiles
     const char* weights = nullptr;  // dense: bf16 [pairs][48][2], packed or not; else see quantised.h
+    std::size_t bytes = 0;
     bool packed = false;
   };
 

@@ -41,4 +41,16 @@ struct alignas(64) Packed {
 constexpr int kMostPatched = 64;
 std::size_t pack(const bf16* numbers, int count, Packed* to);
 
+// How far the restoring of `count` numbers has come.
+struct Restoring {
+  Restoring() = default;
+  Restoring(const Packed* from, int count, bf16* to)
+      : packed(from), patch(from->patches(count)), to(to), left(count / kPackedNumbers) {}
+
+  const Packed* packed = nullptr;
+  const Patch* patch = nullptr;  // the next one
+  bf16* to = nullptr;
+  int done = 0, left = 0;  // groups
+};
+
 }  // namespace openlora

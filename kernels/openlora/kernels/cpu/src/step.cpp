@@ -13,6 +13,8 @@ namespace {
 
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
 
+constexpr int kRowsApart = 96;  // for each member, from which on they divide the rows
+
 constexpr std::int64_t kPerItem = 64;     // positions that take as long as what every item takes besides
 
 // A piece of attention: some rows of one sequence under one key-value head.
@@ -171,7 +173,7 @@ class Pass {
   }
 
   void embed(int member) {
-    const auto mine = d_.team.share(rows_, member);
+    const auto mine = rows_of(member, rows_);
     for (int row = mine.begin; row < mine.end; ++row) {
       const bf16* from = d_.embedding + std::ptrdiff_t{step_.tokens[row]} * s_.hidden_size;
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
@@ -184,7 +186,7 @@ class Pass {
 
   void norm(int member, int layer, Norm which, const std::vector<float>& weight, const Linear& next) {
     std::vector<float> own;
-    const auto mine = d_.team.share(rows_, member);
+    const auto mine = rows_of(member, rows_);
     for (int row = mine.begin; row < mine.end; ++row) {
       k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, altered_.norm(row, layer, which, weight, own),
                   s_.hidden_size, s_.rms_norm_eps, normed_.row(row));
@@ -195,7 +197,7 @@ class Pass {
   // All rows as the integers that a layer multiplies, if it does; returns when every member has done its part.
   void quantise(int member, const Linear& linear, Inputs x) {
     if (!linear.integers()) return;
-    const auto mine = d_.team.share(rows_, member);
+    const auto mine = rows_of(member, rows_);
     for (int row = mine.begin; row < mine.end; ++row) quantise_row(linear, x, row);
     d_.team.barrier();
   }
@@ -212,66 +214,102 @@ class Pass {
     d_.team.barrier();
   }
 
-  // Multiplies the member's tiles, block by block, adds what `adapted` rows' adapters have for the matrices of `layer`
-  // from `part` on, and hands each unit's results [unit][32][48] to `done`.
-  template <class Done>
+  // Whether the members divide the rows of a product, and not its columns: then all that is computed of a row between
+  // two attentions stays in one core's cache.
+  bool by_rows(int rows) const { return rows >= kRowsApart * d_.team.size(); }
+
+  // The member's part of the rows.
+  Team::Range rows_of(int member, int rows) const {
+    if (!by_rows(rows)) return d_.team.share(rows, member);
+    const auto blocks = d_.team.share((rows + kBlock - 1) / kBlock, member);
+    return {blocks.begin * kBlock, std::min(blocks.end * kBlock, rows)};
+  }
+
+  // Multiplies the member's tiles, block by block, and adds what `adapted` rows' adapters have for the matrices of `layer`
+  // from `part` on. to_finish(unit, first row, rows, products [unit][32][48]) says what becomes of a block: that is done
+  // while the next one is multiplied. Packed tiles of several blocks are restored while those before them are multiplied.
+  template <class ToFinish>
   void multiply(int member, const Linear& linear, const AdaptedRows& adapted, int layer, int part, Inputs x,
-                int rows, Done&& done) {
-    alignas(64) float out[2][kBlock * kTile];
+                int rows, ToFinish&& to_finish) {
+    alignas(64) float out[2][2][kBlock * kTile];
     const AlteredRows& altered = layer == kHead ? altered_outputs_ : altered_;
-    const auto mine = d_.team.share(linear.units(), member);
+    const bool apart = by_rows(rows);
+    const Team::Range units = apart ? Team::Range{0, linear.units()} : d_.team.share(linear.units(), member);
+    const Team::Range mine = apart ? rows_of(member, rows) : Team::Range{0, rows};
+    const int blocks = (mine.end - mine.begin + kBlock - 1) / kBlock;
     const auto addends = adapted.addends(layer, part, linear.matrices);
-    for (int unit = mine.begin; unit < mine.end; ++unit) {
-      unpack(member, linear, unit, rows);
-      for (int first = 0; first < rows; first += kBlock) {
-        const int count = std::min(kBlock, rows - first);
+    Restoring restoring[2];
+    for (int i = 0; blocks > 1 && i < linear.unit && units.begin < units.end; ++i) {
+      Restoring first = restoring_of(member, linear, units.begin, i);
+      if (first.left) k_.restore(first, first.left);
+    }
+    Finish finish;
+    int turn = 0;
+    for (int unit = units.begin; unit < units.end; ++unit) {
+      for (int i = 0; i < linear.unit; ++i)
+        restoring[i] = blocks > 1 && unit + 1 < units.end ? restoring_of(member, linear, unit + 1, i) : Restoring();
+      for (int block = 0; block < blocks; ++block, ++turn) {
+        const int first = mine.begin + block * kBlock, count = std::min(kBlock, mine.end - first);
+        float(*products)[kBlock * kTile] = out[turn % 2];
         for (int i = 0; i < linear.unit; ++i) {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
-          const char* ahead = first ? nullptr : tile.weights + kAhead;
-          if (linear.integers())
-            k_.tile_int8(planes(linear, first), count, *reinterpret_cast<const Int8Tile*>(tile.weights),
-                         linear.quads(), out[i], ahead);
-          else if (unpacks(linear, tile, rows))
-            k_.tile(x.from(first), count, unpacked(member, linear, i), linear.pairs(), out[i], nullptr);
-          else if (tile.packed)
-            k_.tile_packed(x.from(first), count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out[i],
-                           ahead);
-          else
-            k_.tile(x.from(first), count, reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out[i], ahead);
+          Meanwhile meanwhile{finish, {}, restoring[i].left ? &restoring[i] : nullptr};
+          multiply_tile(member, linear, unit, i, x, {first, first + count}, {block, blocks}, meanwhile, products[i]);
+          finish = {};
           if (altered.any())
-            altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), out[i]);
-          if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, out[i]);
+            altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), products[i]);
+          if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, products[i]);
           if (!adapted.any()) continue;
-          const bool last = t + 1 == mine.end * linear.unit;
-          adapted.expand(addends, tile.part, tile.index, last ? nullptr : &linear.tiles[t + 1], first, count, out[i]);
+          const bool last = t + 1 == units.end * linear.unit;
+          adapted.expand(addends, tile.part, tile.index, last ? nullptr : &linear.tiles[t + 1], first, count, products[i]);
         }
-        done(unit, first, count, out);
+        finish = to_finish(unit, first, count, products[0]);
       }
     }
+    k_.finish(finish, 0, finish.rows);
   }
+  struct Place {
+    int block, blocks;  // which of the member's
+  };
 
-  // Whether a tile is made dense before its rows are multiplied: packed weights are restored as they are used if that is
-  // only once.
-  static bool unpacks(const Linear& linear, const Linear::Tile& tile, int rows) {
-    return linear.coded() || (tile.packed && rows > kBlock);
-  }
-
-  void unpack(int member, const Linear& linear, int unit, int rows) {
-    for (int i = 0; i < linear.unit; ++i) {
-      const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
-      if (!unpacks(linear, tile, rows)) continue;
-      if (tile.packed)
-        k_.restore(*reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), unpacked(member, linear, i),
-                   tile.weights + kAhead);
-      else
-        k_.unpack(tile.weights, linear.coding, linear.pairs(), unpacked(member, linear, i), tile.weights + kAhead);
+  // The i-th tile of a unit with a block of rows.
+  void multiply_tile(int member, const Linear& linear, int unit, int i, Inputs x, Team::Range rows, Place place,
+                     Meanwhile& meanwhile, float* out) {
+    const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
+    const int count = rows.end - rows.begin;
+    const char* ahead = tile.weights + kAhead;
+    bf16* room = unpacked(member, linear, unit, i);
+    x = x.from(rows.begin);
+    if (linear.integers()) {
+      k_.finish(meanwhile.finish, 0, meanwhile.finish.rows);
+      k_.tile_int8(planes(linear, rows.begin), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear.quads(), out,
+                   place.block ? nullptr : ahead);
+    } else if (linear.coded()) {
+      if (!place.block) k_.unpack(tile.weights, linear.coding, linear.pairs(), room, ahead);
+      k_.tile(x, count, room, linear.pairs(), out, meanwhile);
+    } else if (tile.packed && place.blocks == 1) {
+      meanwhile.ahead = {ahead, tile.bytes};
+      k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
+    } else {
+      if (tile.packed) ahead += linear.unit * tile.bytes;  // than what is being restored
+      const std::size_t each = tile.bytes / place.blocks;
+      meanwhile.ahead = {ahead + each * place.block, each};
+      meanwhile.groups = linear.pairs() * kTileRow / kPackedNumbers / place.blocks + 1;
+      k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
     }
   }
 
-  // The i-th tile of the unit that a member has unpacked.
-  bf16* unpacked(int member, const Linear& linear, int i) const {
-    return d_.unpacked[member].as<bf16>() + i * linear.dense_tile_bytes() / sizeof(bf16);
+  // The i-th tile of a unit, if it is packed, to where it is unpacked.
+  Restoring restoring_of(int member, const Linear& linear, int unit, int i) const {
+    const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
+    if (!tile.packed) return {};
+    return {reinterpret_cast<const Packed*>(tile.weights), linear.pairs() * kTileRow, unpacked(member, linear, unit, i)};
+  }
+
+  // Where a member unpacks the i-th tile of a unit, while the unit before is still in use.
+  bf16* unpacked(int member, const Linear& linear, int unit, int i) const {
+    return d_.unpacked[member].as<bf16>() + (unit % 2 * linear.unit + i) * (linear.dense_tile_bytes() / sizeof(bf16));
   }
 
   Planes planes(const Linear& linear, int first) const {
@@ -286,10 +324,8 @@ class Pass {
 
   void project(int member, const Linear& linear, int layer) {
     multiply(member, linear, adapted_, layer, kQ, normed_, rows_,
-             [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
-               for (int row = 0; row < count; ++row)
-                 std::memcpy(projected_ + std::ptrdiff_t{first + row} * projected_stride_ + unit * kTile,
-                             out[0] + row * kTile, sizeof(float) * kTile);
+             [this](int unit, int first, int count, const float* out) {
+               return Finish{Finish::kPut, out, count, floats(projected_, projected_stride_, first, unit)};
              });
   }
 
@@ -297,17 +333,21 @@ class Pass {
   void add_to_residual(int member, const Linear& linear, int layer, int part, Inputs x) {
     float* to = added_ ? added_ : residual_;
     multiply(member, linear, adapted_, layer, part, x, rows_,
-             [this, to](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
-               k_.add(to + std::ptrdiff_t{first} * residual_stride_ + unit * kTile, residual_stride_, out[0],
-                      count);
+             [this, to](int unit, int first, int count, const float* out) {
+               return Finish{Finish::kAdd, out, count, floats(to, residual_stride_, first, unit)};
              });
+  }
+
+  // Rows from `first` on, and a tile's columns of them.
+  static Inputs floats(float* at, std::ptrdiff_t stride, int first, int tile) {
+    return {reinterpret_cast<char*>(at + first * stride + tile * kTile), stride * std::ptrdiff_t{sizeof(float)}};
   }
 
   // The residual of the member's rows grows by what a layer's part made, normed; that begins at zero again.
   void add_normed(int member, int layer, Norm which, const std::vector<float>& weight) {
     if (weight.empty()) return;
     std::vector<float> own;
-    const auto mine = d_.team.share(rows_, member);
+    const auto mine = rows_of(member, rows_);
     for (int row = mine.begin; row < mine.end; ++row) {
       float* from = added_ + std::ptrdiff_t{row} * residual_stride_;
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
@@ -320,10 +360,10 @@ class Pass {
 
   void activate(int member, const Linear& linear, int layer) {
     multiply(member, linear, adapted_, layer, kGate, normed_, rows_,
-             [this](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+             [this](int unit, int first, int count, const float* out) {
                Inputs y = activated_.from(first);
                y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
-               (s_.gelu ? k_.gelu_tanh_mul : k_.silu_mul)(out[0], out[1], count, y);
+               return Finish{s_.gelu ? Finish::kGeluMul : Finish::kSiluMul, out, count, y};
              });
   }
 
@@ -331,7 +371,7 @@ class Pass {
   void rotate(int member, int layer) {
     const std::vector<float>&q_norm = d_.layers[layer].q_norm, &k_norm = d_.layers[layer].k_norm;
     const int size = s_.head_size;
-    const auto mine = d_.team.share(rows_, member);
+    const auto mine = rows_of(member, rows_);
     std::vector<bf16> rounded(size);
     std::vector<float> own_q, own_k;
     for (int row = mine.begin; row < mine.end; ++row) {
@@ -419,10 +459,10 @@ class Pass {
     Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
     alignas(64) float capped[kTile];
     multiply(member, d_.head, adapted_outputs_, kHead, 0, outputs_, step_.outputs,
-             [&](int unit, int first, int count, const float(*out)[kBlock * kTile]) {
+             [&](int unit, int first, int count, const float* out) {
                const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
                for (int row = 0; row < count; ++row) {
-                 const float* logits = out[0] + row * kTile;
+                 const float* logits = out + row * kTile;
                  if (s_.logit_soft_cap) {
                    std::copy(logits, logits + kTile, capped);
                    k_.soft_cap_(capped, kTile, s_.logit_soft_cap);
@@ -433,6 +473,7 @@ class Pass {
                    std::memcpy(logits_ + std::ptrdiff_t{first + row} * s_.vocab_size + column, logits,
                                sizeof(float) * columns);
                }
+               return Finish{};
              });
   }
 
