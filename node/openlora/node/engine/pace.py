@@ -21,9 +21,9 @@ class Pace:
     A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds; calm is what passes without
     prompts have lasted, one figure a power of two of rows. Both are medians of the last few, since single passes are
     late for reasons of the machine's own. Beside w prompts, begun or ready to begin, the next pass may last
-    calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)), for w prompts one after another wait 1 + 2 + … + w times as long as
-    one, and whoever waits counts as two readers. So one prompt beside many readers less than doubles the time between
-    their tokens and takes about twice its time alone, and many prompts do not wait for a few readers.
+    calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)), for w prompts one after another wait 1 + 2 + … + w times as
+    long as one, and whoever waits counts as two readers. So one prompt beside many readers less than doubles the time
+    between their tokens and takes about twice its time alone, and many prompts do not wait for a few readers.
     """
 
     def __init__(self) -> None:
