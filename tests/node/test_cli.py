@@ -1,3 +1,6 @@
+import os
+import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +15,8 @@ from openlora.node.cli.hand import parse_address
 from openlora.node.cli.job import parse_price, parse_term
 from openlora.node.cli.main import app
 from openlora.node.cli.output import Output, parse_tokens, tokens
+from openlora.node.config import KeyConfig
+from openlora.node.config_files import ChainEntry, write_client_config
 from openlora.node.errors import ConfigError
 
 
@@ -132,3 +137,30 @@ def test_a_full_disk_is_a_sentence_and_may_pass():
     assert "openlora: the disk: No space left on device; free disk space\n" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "prompt"),
+    [
+        (("init", "--state", "node"), b"(--rpc)"),
+        (("stake", "1", "--client", "client.toml", "--operator-keystore", "key.json"), b"password of key.json"),
+    ],
+)
+def test_ctrl_c_at_a_question_ends_the_command(words: tuple[str, ...], prompt: bytes, tmp_path: Path):
+    key = KeyConfig(keystore=tmp_path / "key.json", password_file=tmp_path / "key.password")
+    chain = ChainEntry(1, "http://127.0.0.1:1", tmp_path / "deployment.json")
+    write_client_config(tmp_path / "client.toml", chain, key=key, content_dir=tmp_path / "content")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "openlora.node", *words]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while prompt not in shown:
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    os.close(ours)
+    assert not (tmp_path / "node").exists()

@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -107,7 +108,16 @@ def unlocked(keystore: Path, password_file: Path | None) -> "LocalAccount":
         return unlock(keystore, read_password(password_file), f"the password in {password_file}")
     if not sys.stdin.isatty():
         raise ConfigError(f"no terminal to ask for the password of {keystore} on; give --password-file")
-    return unlock(keystore, getpass.getpass(f"password of {keystore}: "))
+    return unlock(keystore, _asked(f"password of {keystore}: "))
+
+
+def _asked(prompt: str) -> str:
+    """Ctrl-C ends it; an event loop that runs would take the first one for a word to its next await."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return getpass.getpass(prompt)
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def parse_address(text: str) -> "ChecksumAddress":

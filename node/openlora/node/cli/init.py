@@ -100,7 +100,10 @@ def init(
 
 
 def _ask(question: str, default: str) -> str:
-    return str(typer.prompt(question, default=default, err=True))
+    try:
+        return str(typer.prompt(question, default=default, err=True))
+    except typer.Abort:  # Ctrl-C, or an end of input
+        raise KeyboardInterrupt from None
 
 
 def _refuse(question: str, _default: str) -> str:
