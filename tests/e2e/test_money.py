@@ -13,6 +13,7 @@ from openlora.node.config import KeyConfig
 from openlora.node.devnet import CLOSE_DELAY_S, OLRA, STAKE_WEI, UNSTAKE_DELAY_S, Devnet
 from openlora.node.keys import create_key, load_key
 from openlora.node.market import open_market
+from openlora.node.private.sealing import public_key
 from tests.e2e.agents import PATIENCE_S, agent, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
@@ -123,6 +124,8 @@ def test_a_session_outlives_the_hot_key_that_answered_in_it(openlora, result: Re
         flags = ("--new-hot-key", new.keystore, "--new-password-file", new.password_file)
         rotated = result("rotate-hot-key", *flags, "--client", node.operator_config)
         assert rotated["hot_key"] == address
+        registered = on_chain(net, lambda person: person.chain.call(person.nodes.node(operator)))
+        assert registered.encryption_key == public_key(bytes(load_key(new).key))
         assert running.wait(PATIENCE_S) == 2
     assert f"hot key is {address} now" in (node.folder / "node.log").read_text()
     # It has stopped with vouchers in its journal, and nothing on chain.

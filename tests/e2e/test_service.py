@@ -30,6 +30,7 @@ from tests.node.telemetry.broker import Mosquitto, mosquitto
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
 PROMPT = "Write a story about the heron Xanthippe-4711 and her brass telescope."
+PRIVATE_PROMPT = "Tell me of Ouagadougou in one sentence."
 MQTT_PASSWORD = "canary-of-the-broker-8d1f"
 BACKUP_PASSWORD = "canary-of-the-backup-77ac"
 SAME = ("node", "chain", "model", "stake", "jobs_by_state", "adapters", "earnings")  # not: what changes by the second
@@ -81,7 +82,13 @@ def life(net: Devnet, openlora, tmp_path_factory: pytest.TempPathFactory) -> Ite
             answer = json.loads(done.stdout)["text"]
             assert len(answer) > 40
             life.secrets["answer"] = max(answer.splitlines(), key=len)
-            wait_until(lambda: agent_client.get(node.socket, job)["state"] == "finalized", "the fee")
+            done = openlora(
+                "job", "submit", PRIVATE_PROMPT, "--private", "--max-tokens", 16, "--client", net.client_config
+            )
+            assert done.returncode == 0, done.stderr
+            life.secrets["private answer"] = max(done.stdout.splitlines()[1:-1], key=len)
+            for job in ("/v1/jobs/1", "/v1/jobs/2"):
+                wait_until(lambda job=job: agent_client.get(node.socket, job)["state"] == "finalized", "the fee")
             life.processes = {name: shown_of(pid) for name, pid in running.processes().items()}
             life.http = scrape(listen_at) | scrape_socket(node.socket)
             life.seen = asyncio.run(same_view(broker, place, listen_at))
@@ -139,6 +146,7 @@ def secrets(net: Devnet) -> dict[str, str]:
     folder = net.nodes[0].folder
     return {
         "prompt": "Xanthippe-4711",
+        "private prompt": "Ouagadougou",
         "broker's password": MQTT_PASSWORD,
         "backup's password": BACKUP_PASSWORD,
         "hot key's password": (folder / "hot.password").read_text().strip(),
@@ -208,7 +216,8 @@ def routes_of(http: httpx.Client) -> dict[str, str]:
     pages = {"/openapi.json": described.text}
     for route, methods in described.json().get("paths", {}).items():
         if "get" in methods and not route.endswith("/stream"):
-            pages[route] = http.get(re.sub(r"\{\w+\}", "1", route)).text
+            for job_id in ("1", "2"):
+                pages[f"{job_id} {route}"] = http.get(re.sub(r"\{\w+\}", job_id, route)).text
     return pages
 
 
@@ -231,7 +240,7 @@ def test_dashboards_over_mqtt_and_websocket_and_http_see_the_same(life: Life):
     for part in SAME:
         views = [getattr(view, part) for view in life.seen.values()]
         assert views[0] == views[1] == views[2], part
-    assert life.seen["http"].jobs_by_state == {"finalized": 1}
+    assert life.seen["http"].jobs_by_state == {"finalized": 2}
 
 
 def test_a_node_that_is_killed_is_offline_to_whoever_looks(life: Life):
@@ -243,7 +252,7 @@ def test_a_node_that_is_killed_is_offline_to_whoever_looks(life: Life):
 
 def test_every_line_of_the_log_is_an_object_that_names_its_job(life: Life):
     lines = [json.loads(line) for line in life.logs.splitlines()]
-    assert {line["job_id"] for line in lines if line.get("event", "").startswith("job_")} == {1}
+    assert {line["job_id"] for line in lines if line.get("event", "").startswith("job_")} == {1, 2}
     assert {"debug", "info"} <= {line["level"] for line in lines}
 
 
@@ -257,7 +266,7 @@ def test_no_secret_is_in_a_log_a_page_a_topic_a_metric_or_a_process_list(life: L
         **life.processes,
     }
     assert "job_committed" in life.logs
-    assert " event=job_committed job_id=2" in life.text_logs
+    assert " event=job_committed job_id=3" in life.text_logs
     assert " level=DEBUG " in life.text_logs
     assert any(topic.endswith("/jobs/1") for topic, _ in life.mqtt)
     assert any("openlora_jobs" in page for page in life.http.values())

@@ -159,3 +159,14 @@ async def test_a_job_whose_turn_comes_later_runs_then(journal):
         await until(lambda: journal.job(JobId(1)).state is JobState.SKIPPED)
     assert asyncio.get_running_loop().time() - started_s >= 0.1
     assert worker.started == [1, 1]
+
+
+async def test_a_job_that_lacked_something_is_looked_at_again_when_it_comes(journal):
+    see(journal, 1)
+    journal.move(JobId(1), JobState.SKIPPED, skip=SkipCode.NOT_INVITED)
+    worker = Worker(journal)
+    async with dispatching(journal, worker) as dispatcher:
+        await asyncio.sleep(0.1)
+        assert worker.started == []
+        dispatcher.look_again(JobId(1))
+        await until(lambda: worker.started == [1])

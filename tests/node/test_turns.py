@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
-from openlora.contracts import Gate, Recipe
+from openlora.contracts import Gate, JobFlag, Recipe
 from openlora.node.job import Job, JobId, JobState
 from openlora.node.live_claims import LiveClaims
 from openlora.node.turns import Contender, Turns
@@ -52,6 +52,13 @@ def test_jobs_of_the_same_adapters_meet_and_different_adapters_are_spread():
     assert len({first_of(FOUR, (PIRATE, HAIKU), replace(SEEN, id=JobId(number))) for number in range(20)}) == 1
     first = Counter(first_of(FOUR, (bytes(31) + bytes((number,)),), SEEN) for number in range(200))
     assert all(30 < first[node.operator] < 70 for node in FOUR)
+
+
+def test_a_private_job_waits_for_nobody():
+    private = replace(SEEN, spec=spec(flags=JobFlag.PRIVATE))
+    assert (
+        waits(contender("a"), contender("b", PIRATE)) > waits(contender("a"), contender("b", PIRATE), job=private) == 0
+    )
 
 
 def test_the_spelling_of_an_address_does_not_matter():

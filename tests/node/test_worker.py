@@ -1,6 +1,7 @@
 """Every end a job can have, over facts that the test decides, the fake engine, a real journal and real signatures."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,21 @@ from openlora.node.answering import Answerer
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import MarketConfig
 from openlora.node.content import BlockContent, adapter_cid
-from openlora.node.documents import InputDocument, JobSampling
+from openlora.node.documents import ChatMessage, InputDocument, JobSampling
 from openlora.node.engine.backends import OWN
 from openlora.node.engine.client import in_process_engine
-from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, OpenLoraError, Reverted, RpcDown
+from openlora.node.errors import (
+    AdapterCheckFailed,
+    AdapterError,
+    ContentError,
+    OpenLoraError,
+    RequestError,
+    Reverted,
+    RpcDown,
+)
 from openlora.node.job import JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
+from openlora.node.private.sealing import Sealed, seal, unseal
 from openlora.node.settlement import Settlement, Signer
 from openlora.node.streams import JobStreams
 from openlora.node.terms import Terms
@@ -36,6 +46,7 @@ from openlora.node.worker import Worker
 from openlora.typed_data import Domain, signer_of
 from tests.node.facts import IDENTITY, OPERATOR, block, open_journal, spec, spec_hash
 from tests.node.fake_engine import POISON, REFUSE, FakeEngine
+from tests.node.private.keys import KEY, brought, wrapped
 from tests.node.tiny_model import tiny_text, write_adapter
 
 JOB = JobId(1)
@@ -187,6 +198,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
                     sender=sender,
                     answerer=Answerer(admission, residency, client, JobStreams()),
                     settlement=Settlement(QUEUE, Signer(domain, OPERATOR, HOT_KEY, OWN), journal, sender),
+                    keys=brought(),
                     confirmations=1,
                 ),
                 journal=journal,
@@ -503,7 +515,7 @@ async def test_a_receipt_recorded_before_a_crash_is_the_one_that_is_signed(scene
     output = documents.OutputDocument(
         v=1, text="x", token_ids=(120,), finish_reason="stop", usage=documents.Usage(5, 1)
     )
-    receipt = scene.worker.settlement.receipt(job, output, NOW_S)
+    receipt = scene.worker.settlement.receipt(job, output, b"\x05" * 32, NOW_S)
     digest = eip712.receipt_digest(scene.worker.settlement.signer.domain, receipt)
     scene.journal.record_receipt(JOB, digest, msgspec.json.encode(receipt))
     assert await scene.run() is JobState.COMMITTED
@@ -577,3 +589,103 @@ async def _answer(scene: Scene) -> AsyncIterator[str]:
                 yield piece
                 if text == "Ahoy there":
                     break
+
+
+# ---- private jobs: nothing is claimed that cannot be read, and nothing is stored that can ----
+
+SECRET = "Xanthippe"
+SEALED_INPUT = seal(KEY, documents.encode(InputDocument(v=1, prompt=SECRET)), Sealed.INPUT)
+
+
+def submit_private(scene: Scene, sealed: bytes = SEALED_INPUT, flags: int = JobFlag.PRIVATE, **changes) -> None:
+    scene.submit_bytes(sealed, flags=flags, **changes)
+
+
+def bring(scene: Scene) -> None:
+    scene.worker.keys.bring(scene.journal.job(JOB), wrapped())
+
+
+async def test_a_job_whose_key_has_come_is_answered_to_its_client_alone(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.DEBUG):
+        submit_private(scene)
+        bring(scene)
+        assert await scene.run() is JobState.COMMITTED
+    sealed = await scene.content.get_document(scene.receipt().output_digest)
+    assert documents.decode_output(unseal(KEY, sealed, Sealed.OUTPUT)).text == "Ahoy there"
+    assert scene.worker.keys.of(scene.journal.job(JOB)) is None
+    files = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "journal.sqlite" in files
+    for secret in (SECRET.encode(), b"Ahoy there", KEY):
+        assert [name for name, data in files.items() if secret in data] == []
+    assert SECRET not in caplog.text
+    assert "Ahoy" not in caplog.text
+
+
+async def test_nothing_is_claimed_before_the_key_has_come(scene: Scene):
+    submit_private(scene)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is SkipCode.NOT_INVITED
+    bring(scene)
+    assert await scene.run() is JobState.COMMITTED
+
+
+@pytest.mark.parametrize(
+    ("sealed", "changes", "code"),
+    [
+        (seal(b"\x99" * 32, b'{"v":1,"prompt":"a"}', Sealed.INPUT), {}, SkipCode.BAD_INPUT),
+        (seal(KEY, b'{"v":1,"Xanthippe":"a"}', Sealed.INPUT), {}, SkipCode.BAD_INPUT),
+        (seal(KEY, b'{"v":1,"prompt":"a"}', Sealed.OUTPUT), {}, SkipCode.BAD_INPUT),
+        (b'{"v":1,"prompt":"a"}', {}, SkipCode.BAD_INPUT),
+        (SEALED_INPUT[:40], {}, SkipCode.BAD_INPUT),
+        (SEALED_INPUT, {"max_in_tokens": 4}, SkipCode.OVER_CONTEXT),
+        (SEALED_INPUT, {"flags": JobFlag.PRIVATE | JobFlag.AUDITABLE}, SkipCode.UNKNOWN_FLAGS),
+    ],
+    ids=["another key", "no document", "an output", "not sealed", "cut", "too long", "auditable"],
+)
+async def test_what_cannot_be_run_costs_the_node_nothing(scene: Scene, sealed: bytes, changes: dict, code: SkipCode):
+    submit_private(scene, sealed, **changes)
+    bring(scene)
+    assert await scene.run() is JobState.SKIPPED
+    assert scene.journal.job(JOB).skip is code
+    assert scene.transactions.sent == []
+
+
+async def test_a_document_that_is_none_is_not_quoted(scene: Scene):
+    role = documents.encode(InputDocument(v=1, messages=(ChatMessage("user", "Hi"),))).replace(b"user", SECRET.encode())
+    submit_private(scene, seal(KEY, role, Sealed.INPUT))
+    job = scene.journal.job(JOB)
+    with pytest.raises(RequestError) as caught:
+        await scene.worker.admission.input(job.spec, job.input, KEY)
+    assert SECRET not in str(caught.value)
+
+
+async def test_an_answer_that_is_to_be_published_is_sealed_too(scene: Scene):
+    submit_private(scene, flags=JobFlag.PRIVATE | JobFlag.PUBLISH)
+    bring(scene)
+    assert await scene.run() is JobState.COMMITTED
+    assert unseal(KEY, await scene.content.get_document(scene.receipt().output_digest), Sealed.OUTPUT)
+
+
+def claimed_before_a_restart(scene: Scene, lease_secs: int) -> None:
+    submit_private(scene, lease_secs=lease_secs)
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+
+
+async def test_after_a_restart_the_client_brings_the_key_again(scene: Scene):
+    claimed_before_a_restart(scene, lease_secs=60)
+    running = asyncio.ensure_future(scene.run())
+    await asyncio.sleep(0.02)
+    assert not running.done()
+    bring(scene)
+    assert await running is JobState.COMMITTED
+    assert scene.transactions.sent == ["commit:1"]
+
+
+async def test_after_a_restart_a_claim_whose_client_has_left_is_given_back(scene: Scene):
+    claimed_before_a_restart(scene, lease_secs=1)
+    assert await scene.run() is JobState.FAILED
+    assert scene.transactions.sent == ["release:1:aa000000:1"]
+    assert "did not bring its key again" in str(scene.journal.job(JOB).reason)

@@ -16,12 +16,13 @@ from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
 from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, RequestError
 from openlora.node.job import SkipCode
+from openlora.node.private.sealing import Sealed, unseal
 from openlora.node.terms import Terms
 
 CLAIM_AND_COMMIT_GAS: Final = 400_000  # what one job may cost the hot key, generously
 PUBLISH_GAS: Final = 400_000  # more, for publishing an output: a client's contract may be called with 200,000 of it …
 PUBLISH_GAS_PER_BYTE: Final = 60  # … and calldata, its digest and the event cost by the byte
-SERVED_FLAGS: Final = JobFlag.GUARDED | JobFlag.PUBLISH
+SERVED_FLAGS: Final = JobFlag.GUARDED | JobFlag.PUBLISH | JobFlag.PRIVATE
 FETCH_S: Final = 20.0  # of one place for live jobs; what came until then is there at the next attempt
 
 
@@ -87,17 +88,19 @@ class Admission:
         if funds.free_stake_wei < funds.bond_wei:
             raise Skip(SkipCode.NO_STAKE)
 
-    async def check_content(self, spec: JobSpec, document: bytes | None, recipe: Recipe) -> None:
-        """The input and the adapters, fetched."""
-        await self._check_input(spec, document)
+    async def check_content(
+        self, spec: JobSpec, document: bytes | None, recipe: Recipe, key: bytes | None = None
+    ) -> None:
+        """The input and the adapters, fetched; `key` opens a private job's input."""
+        await self._check_input(spec, document, key)
         await self._check_adapters(recipe)
 
-    async def _check_input(self, spec: JobSpec, document: bytes | None) -> None:
+    async def _check_input(self, spec: JobSpec, document: bytes | None, key: bytes | None) -> None:
         digest = spec.input_digest
         if document is None and digest in self.absent:
             raise Skip(SkipCode.INPUT_UNAVAILABLE)
         try:
-            prompt_ids = self.prompt_ids(await self.input(spec, document))
+            prompt_ids = self.prompt_ids(await self.input(spec, document, key))
         except ContentError:
             self.absent.add(digest)
             raise Skip(SkipCode.INPUT_UNAVAILABLE) from None
@@ -121,9 +124,16 @@ class Admission:
             except AdapterError:
                 raise Skip(SkipCode.ADAPTER_REFUSED) from None
 
-    async def input(self, spec: JobSpec, document: bytes | None) -> InputDocument:
-        """The spec's input: `document` where it came inline, else by its digest. Raises ContentError, RequestError."""
-        return documents.decode_input(document or await self.content.get_document(spec.input_digest))
+    async def input(self, spec: JobSpec, document: bytes | None, key: bytes | None = None) -> InputDocument:
+        """The spec's input: `document` where it came inline, else by its digest; opened with `key`, if there is one.
+        Raises ContentError, RequestError."""
+        data = document or await self.content.get_document(spec.input_digest)
+        if key is None:
+            return documents.decode_input(data)
+        try:
+            return documents.decode_input(unseal(key, data, Sealed.INPUT))
+        except RequestError:  # whose words may quote the document
+            raise RequestError("bad_input", "the sealed input does not open to an input document") from None
 
     def prompt_ids(self, document: InputDocument) -> list[int]:
         """Token ids of the document's prompt under this model's tokenizer and chat template. Raises RequestError."""

@@ -22,6 +22,7 @@ from openlora.contracts import (
     HotKeyConsent,
     JobQueue,
     JobSpec,
+    Node,
     NodeRegistry,
     Outputs,
     Receipt,
@@ -145,27 +146,38 @@ class Desk:
         deadline = (await self.chain.block("latest")).timestamp + life_s
         return eip712.hot_key_consent(bytes(hot_key.key), domain, self.address, deadline)
 
-    async def register(self, consent: HotKeyConsent, stake_wei: int) -> list[Deed]:
-        """Makes the address an operator with this hot key and at least this stake; takes up what was interrupted."""
+    async def register(self, consent: HotKeyConsent, encryption_key: bytes, stake_wei: int) -> list[Deed]:
+        """Makes the address an operator with this hot key, the X25519 public key that goes with it, and at least this
+        stake; takes up what was interrupted."""
         known = await self.chain.call(self.nodes.node(self.address))
         deeds = []
         if int(known.hot_key, 16) == 0:
-            register = self.nodes.register(consent, bytes(32), bytes(32), b"")
+            register = self.nodes.register(consent, encryption_key, bytes(32), b"")
             deeds.append(Deed(register, f"register as an operator with the hot key {consent.key}"))
-        elif known.hot_key != consent.key:
-            deeds += self._set_hot_key(consent)
+        else:
+            if known.hot_key != consent.key:
+                deeds.append(self._set_hot_key(consent))
+            deeds += self._set_encryption_key(known, encryption_key)
         if stake_wei > known.stake:
             deeds += await self.stake(stake_wei - known.stake)
         return deeds
 
-    async def rotate_hot_key(self, consent: HotKeyConsent) -> list[Deed]:
+    async def rotate_hot_key(self, consent: HotKeyConsent, encryption_key: bytes) -> list[Deed]:
         """What is under way stays the operator's: the new key commits it."""
-        live = (await self.chain.call(self.nodes.node(self.address))).live_claims
-        return self._set_hot_key(consent, f"; {live} jobs that are not final go on with it" if live else "")
+        known = await self.chain.call(self.nodes.node(self.address))
+        more = f"; {known.live_claims} jobs that are not final go on with it" if known.live_claims else ""
+        return [self._set_hot_key(consent, more), *self._set_encryption_key(known, encryption_key)]
 
-    def _set_hot_key(self, consent: HotKeyConsent, more: str = "") -> list[Deed]:
+    def _set_hot_key(self, consent: HotKeyConsent, more: str = "") -> Deed:
         does = f"make {consent.key} the hot key in place of the present one{more}"
-        return [Deed(self.nodes.set_hot_key(consent), does)]
+        return Deed(self.nodes.set_hot_key(consent), does)
+
+    def _set_encryption_key(self, known: Node, encryption_key: bytes) -> list[Deed]:
+        """Nothing where the registry has it."""
+        if known.encryption_key == encryption_key:
+            return []
+        metadata = self.nodes.set_metadata(encryption_key, known.metadata, known.peer_id)
+        return [Deed(metadata, "tell clients the key to which they wrap those of private jobs")]
 
     # ---- sessions ----
 

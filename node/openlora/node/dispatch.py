@@ -65,6 +65,11 @@ class Dispatcher:
     def wake(self) -> None:
         self._changed.set()
 
+    def look_again(self, job_id: JobId) -> None:
+        """A job that was passed over is looked at once more, at once: its client has brought what it lacked."""
+        self._again.appendleft(job_id)
+        self.wake()
+
     def terms_changed(self) -> None:
         """What the old terms passed over is looked at once more, at once."""
         self._second_looks, self._look_again_at_s = PASSING | BY_TERMS, 0.0

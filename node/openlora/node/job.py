@@ -55,7 +55,8 @@ class SkipCode(StrEnum):
     CLIENT_NOT_ALLOWED = "client_not_allowed"  # not among market.clients
     ADAPTER_NOT_ALLOWED = "adapter_not_allowed"  # one of the recipe's is not among market.adapters
     NOT_PERMITTED = "not_permitted"  # an adapter's owner does not serve this client, or has taken the adapter down
-    UNKNOWN_FLAGS = "unknown_flags"  # the spec asks for what this node cannot do, a private job, say
+    UNKNOWN_FLAGS = "unknown_flags"  # the spec asks for what this node cannot do, an auditable private job, say
+    NOT_INVITED = "not_invited"  # a private job whose client has not brought this node its key
     OUTPUT_TOO_LARGE = "output_too_large"  # to be published in a transaction, as the spec asks
     DEADLINE_TOO_NEAR = "deadline_too_near"
     OVER_CONTEXT = "over_context"

@@ -46,6 +46,8 @@ from openlora.node.documents import InputDocument, OutputDocument
 from openlora.node.errors import ChainError, RequestError
 from openlora.node.facts import WEIGHT_UNIT
 from openlora.node.keys import load_key
+from openlora.node.private.kept import KeptKey, KeptKeys
+from openlora.node.private.sealing import Sealed, new_key, public_key, seal, unseal
 
 E = TypeVar("E")
 
@@ -69,6 +71,8 @@ class Offer:
     deadline_s: int = 600  # from now, on the chain's clock
     lease_s: int = 120
     publish: bool = False  # on chain, as part of the job: how a contract reads its result
+    private: bool = False  # sealed for all but the client and the nodes that it invites, …
+    only_node: str | None = None  # … or the one whose operator is named, in lower case
 
     def __post_init__(self) -> None:
         """Raises RequestError for one that no node takes."""
@@ -96,11 +100,20 @@ class SubmittedJob:
 class Market:
     """Binds one key to one deployment. Every method raises ChainError, or Reverted with the contract's reason."""
 
-    def __init__(self, chain: ChainClient, deployment: Deployment, key: LocalAccount, content: Content) -> None:
+    def __init__(
+        self,
+        chain: ChainClient,
+        deployment: Deployment,
+        key: LocalAccount,
+        content: Content,
+        kept_keys: KeptKeys | None = None,
+    ) -> None:
+        """`kept_keys` is where private jobs' keys are kept; without it there are none."""
         self.chain = chain
         self.deployment = deployment
         self.key = key
         self.content = content
+        self._kept_keys = kept_keys
         self.desk = Desk(chain, deployment, key.address)
         self.token, self.vault, self.nodes = self.desk.token, self.desk.vault, self.desk.nodes
         self.registry = self.desk.registry
@@ -134,7 +147,8 @@ class Market:
 
         Takes up where an earlier call was interrupted; tokens come from the key's Vault balance first.
         """
-        await self.carry_out(await self.desk.register(await self.desk.consent(hot_key), stake_wei))
+        consent = await self.desk.consent(hot_key)
+        await self.carry_out(await self.desk.register(consent, public_key(bytes(hot_key.key)), stake_wei))
 
     # ---- models, data, adapters ----
 
@@ -187,6 +201,8 @@ class Market:
             raise RequestError(
                 "output_too_large", f"{offer.max_out_tokens} tokens are too many to publish; ask for less"
             )
+        if offer.private:
+            data = self._sealed(data, offer.only_node)
         inline = data if len(data) <= documents.MAX_INLINE_BYTES else b""
         if not inline:
             await self.content.put_document(data)
@@ -200,7 +216,7 @@ class Market:
             out_price_per_k=offer.out_price_wei_per_k,
             deadline=(await self.chain.block("latest")).timestamp + offer.deadline_s,
             lease_secs=offer.lease_s,
-            flags=JobFlag.PUBLISH if offer.publish else 0,
+            flags=(JobFlag.PUBLISH if offer.publish else 0) | (JobFlag.PRIVATE if offer.private else 0),
             nonce=secrets.randbits(256),
         )
         escrow_wei, use_fee_wei, wanted_flags = await self.chain.call(self.queue.quote(spec))
@@ -224,12 +240,30 @@ class Market:
     async def output(self, job_id: int) -> OutputDocument | None:
         """A committed job's output, whose digest is the one on chain; None before the commit.
 
-        Raises ContentError when no reachable store has it.
+        Raises ContentError when no reachable store has it, RequestError where it is private and cannot be opened.
         """
         committed = await _job_event(self.desk, JobCommitted, job_id)
         if committed is None:
             return None
-        return documents.decode_output(await self.content.get_document(committed.receipt.output_digest))
+        data = await self.content.get_document(committed.receipt.output_digest)
+        if (await self.spec(job_id)).flags & JobFlag.PRIVATE:
+            data = unseal(self.kept_key(committed.receipt.input_digest).key, data, Sealed.OUTPUT)
+        return documents.decode_output(data)
+
+    def kept_key(self, input_digest: bytes) -> KeptKey:
+        """A private job's key. Raises RequestError where it is not here."""
+        if self._kept_keys is None:
+            raise RequestError("no_key", "this client keeps no keys of private jobs")
+        return self._kept_keys.of(input_digest)
+
+    def _sealed(self, document: bytes, only_node: str | None) -> bytes:
+        """Under a new key, which is kept before anything can depend on it."""
+        if self._kept_keys is None:
+            raise RequestError("key_not_kept", "this client keeps no keys of private jobs")
+        kept = KeptKey(key=new_key(), node=only_node)
+        sealed = seal(kept.key, document, Sealed.INPUT)
+        self._kept_keys.keep(documents.digest(sealed), kept)
+        return sealed
 
 
 @asynccontextmanager
@@ -246,7 +280,8 @@ async def market_of(config: ClientConfig) -> AsyncIterator[Market]:
     key = load_key(config.key)
     chain = await ChainClient.connect(config.chain.rpc_urls, config.chain.chain_id, deployment)
     try:
-        yield Market(chain, deployment, key, BlockContent(config.content_dir))
+        kept_keys = KeptKeys(config.key.keystore.parent / "private")
+        yield Market(chain, deployment, key, BlockContent(config.content_dir), kept_keys)
     finally:
         await chain.close()
 

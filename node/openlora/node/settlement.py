@@ -6,7 +6,7 @@ each other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -72,12 +72,13 @@ class Settlement:
     journal: Journal
     sender: Sender
 
-    def receipt(self, job: Job, output: OutputDocument, finished_at: int) -> Receipt:
-        """What this node stands by for a claimed job: counts, digests, seed and fee."""
+    def receipt(self, job: Job, output: OutputDocument, output_digest: bytes, finished_at: int) -> Receipt:
+        """What this node stands by for a claimed job: counts, digests, seed and fee. `output_digest` is that of what is
+        stored: the document, or a private job's sealed one."""
         assert job.seed is not None, "only a claimed job has an answer"
-        return self.signer.receipt(
-            job.spec, output, eip712.work_id(self.queue.address, job.id), job.spec_hash, job.seed, finished_at
-        )
+        work_id = eip712.work_id(self.queue.address, job.id)
+        receipt = self.signer.receipt(job.spec, output, work_id, job.spec_hash, job.seed, finished_at)
+        return replace(receipt, output_digest=output_digest)
 
     def sign(self, job: Job, receipt: Receipt) -> Job:
         """Fixes and signs the job's one receipt: → COMMITTING. Raises JournalError for a second, different one."""

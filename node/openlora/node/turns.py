@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from openlora.contracts import Recipe
+from openlora.contracts import JobFlag, Recipe
 from openlora.node.job import Job, JobState
 
 
@@ -48,9 +48,9 @@ class Turns:
 
     def wait_s(self, job: Job, recipe: Recipe, now_s: float) -> float:
         """Seconds until this node's turn at a new job, from when it was seen. A job that came back waits for nobody:
-        those who were better placed have had it."""
+        those who were better placed have had it. Nor does a private one: its client asks one node at a time."""
         turn_s = self.turn_s()
-        if job.state is not JobState.SEEN or turn_s <= 0:
+        if job.state is not JobState.SEEN or turn_s <= 0 or job.spec.flags & JobFlag.PRIVATE:
             return 0.0
         mine = self.me().place(job.id, recipe.adapters)
         before = sum(rival.place(job.id, recipe.adapters) < mine for rival in self.rivals(job, recipe))

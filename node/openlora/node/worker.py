@@ -31,6 +31,8 @@ from openlora.node.errors import (
 from openlora.node.facts import ChainFacts
 from openlora.node.job import HELD, Job, JobId, JobState, SkipCode
 from openlora.node.journal import Journal
+from openlora.node.private.brought import NEEDED, BroughtKeys
+from openlora.node.private.sealing import Sealed, seal
 from openlora.node.settlement import Settlement
 from openlora.node.streams import JobStreams
 from openlora.node.turns import NotYet, Turns
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
 URGENT_S: Final = 1.0  # until claiming is thought of again, while something is urgent
+KEY_SHARE: Final = 0.5  # of a private job's lease, for its client to bring the key again after a restart
 ADAPTERS_SHARE: Final = 0.5  # of what is left of a lease: then the claim is given back for want of adapters
 ANSWER_SHARE: Final = 0.9  # of what is left then: the rest is for the transaction that commits, or gives it back
 MIN_DEPTH: Final = 2  # blocks: the queue takes no commit in the claim's own, whose hash makes the seed
@@ -57,6 +60,7 @@ class Worker:
     sender: Sender
     answerer: Answerer
     settlement: Settlement
+    keys: BroughtKeys
     confirmations: int  # blocks, the claim's own included, before a receipt is signed
     breaker: Breaker = field(default_factory=Breaker)
     urgent: Callable[[], bool] = lambda: False  # something must be answered on chain before anything is claimed
@@ -76,6 +80,8 @@ class Worker:
                 if self._job(job_id).state is JobState.CLAIMING:
                     await self._claim(job_id)
                 while self._job(job_id).state is JobState.CLAIMED:
+                    async with self._within_lease(job_id, KEY_SHARE, "its client did not bring its key again"):
+                        await self._key(job_id)
                     async with self._within_lease(job_id, ADAPTERS_SHARE, "its adapters did not come"):
                         await adapters_ready()
                     async with self._within_lease(job_id, ANSWER_SHARE, "its answer was not finished"):
@@ -87,6 +93,8 @@ class Worker:
             await self._give_up(job_id, str(error))
         finally:
             self.streams.end(job_id)
+            if (job := self._job(job_id)).state not in NEEDED:
+                self.keys.forget(job)
 
     async def _decide(self, job_id: JobId, recipe: Recipe) -> bool:
         """→ CLAIMING, or → SKIPPED with a code; a job that is not open now stays as it is. What costs nothing to ask
@@ -95,6 +103,9 @@ class Worker:
         try:
             funds = await self.facts.funds()
             self.admission.check_offer(job.spec, recipe, funds.now_s)
+            key = self.keys.of(job)
+            if job.spec.flags & JobFlag.PRIVATE and key is None:
+                raise Skip(SkipCode.NOT_INVITED)
             if job.signed is not None:
                 raise Skip(SkipCode.SIGNED_BEFORE)
             if self.breaker.open:
@@ -108,7 +119,7 @@ class Worker:
                 raise NotYet(URGENT_S)
             if job.spec.flags & JobFlag.GUARDED and not await self.facts.may_use(job.spec.recipe_id, job.spec.client):
                 raise Skip(SkipCode.NOT_PERMITTED)
-            await self.admission.check_content(job.spec, job.input, recipe)
+            await self.admission.check_content(job.spec, job.input, recipe, key)
         except Skip as skip:
             if job.skip is not skip.code:
                 self.journal.move(job_id, JobState.SKIPPED, skip=skip.code)
@@ -137,13 +148,20 @@ class Worker:
         """→ COMMITTING with a signed receipt; stays CLAIMED when a reorganisation moved the claim, hence the seed."""
         job = self._job(job_id)
         assert job.seed is not None, "only a claimed job is answered"
-        document = await self.admission.input(job.spec, job.input)
+        key = await self._key(job_id)
+        document = await self.admission.input(job.spec, job.input, key)
         output = await self.answerer.answer(Work(job.id, job.spec, recipe, job.seed, document))
-        await self.admission.content.put_document(documents.encode(output))
-        receipt = self.settlement.receipt(job, output, await self._finished_at())
+        data = documents.encode(output)
+        digest = await self.admission.content.put_document(seal(key, data, Sealed.OUTPUT) if key else data)
+        receipt = self.settlement.receipt(job, output, digest, await self._finished_at())
         if await self._claim_stands(job):  # from here to the signature nothing awaits
             self.settlement.sign(job, receipt)
             log.info("event=job_answered job_id=%d tokens=%d", job_id, output.usage.completion_tokens)
+
+    async def _key(self, job_id: JobId) -> bytes | None:
+        """A private job's, for which we wait only where the node was restarted since its claim."""
+        job = self._job(job_id)
+        return await self.keys.wait(job) if job.spec.flags & JobFlag.PRIVATE else None
 
     async def _finished_at(self) -> int:
         """By the chain's clock where that is behind ours: the queue refuses an answer from after its lease."""

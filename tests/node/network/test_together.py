@@ -18,6 +18,7 @@ from openlora.node.network.watching import watch
 from openlora.node.streams import JobStreams
 from tests.node.facts import block, open_journal, spec, spec_hash
 from tests.node.network.nodes import Node, node, nodes, staked
+from tests.node.private.keys import brought
 
 pytestmark = pytest.mark.slow
 MIB = 1 << 20
@@ -73,7 +74,7 @@ async def test_an_answer_streams_to_its_client_alone_until_its_node_dies(tmp_pat
         journal.see(JOB, spec(client=CLIENT.address), spec_hash(JOB), None, block(1))
         client = await stack.enter_async_context(node(tmp_path, 1))
         async with node(tmp_path, 0, client.network.addresses) as server:
-            server.network.handle(INFER, Showing(journal, streams, QUEUE).answer)
+            server.network.handle(INFER, Showing(journal, streams, QUEUE, brought()).answer)
             await meet([server, client])
             (record,) = client.network.nodes()
             with pytest.raises(PeerRefused, match="not yours"):

@@ -12,7 +12,7 @@ import pytest
 from eth_account import Account
 from eth_utils.address import to_checksum_address
 
-from openlora.contracts import Domain, Job, JobSpec
+from openlora.contracts import Domain, Job, JobFlag, JobSpec
 from openlora.contracts import JobState as ChainState
 from openlora.node.errors import ContentNotFound, NetworkError, PeerRefused, RequestError
 from openlora.node.job import JobId, JobState
@@ -21,9 +21,13 @@ from openlora.node.network import watching
 from openlora.node.network.rates import RateLimits
 from openlora.node.network.showing import INFER, Showing, ShowingLimits, Watch, signed_watch
 from openlora.node.network.watching import follow_answer, watch
+from openlora.node.private.brought import BroughtKeys
+from openlora.node.private.kept import KeptKey
+from openlora.node.private.sealing import public_key
 from openlora.node.streams import JobStreams
 from tests.node.facts import block, open_journal, receipt, spec, spec_hash
-from tests.node.network.fake_peers import FakePeer, FakePeers
+from tests.node.network.fake_peers import BASE_ID, FakePeer, FakePeers
+from tests.node.private.keys import HOT_KEY, KEY, brought, wrapped
 
 JOB = JobId(1)
 CLIENT = Account.from_key(b"\x0c" * 32)
@@ -49,6 +53,7 @@ class Node:
     journal: Journal
     streams: JobStreams
     showing: Showing
+    keys: BroughtKeys
 
     def claim(self) -> None:
         self.journal.move(JOB, JobState.CLAIMING)
@@ -82,9 +87,10 @@ def node_of(peers: FakePeers, tmp_path: Path) -> Any:
         journals.append(journal)
         journal.see(JOB, spec(client=CLIENT.address), spec_hash(JOB), None, block(1))
         network = peers.peer(operator, operator)
-        showing = Showing(journal, streams, DOMAIN, limits)
+        keys = brought(operator)
+        showing = Showing(journal, streams, DOMAIN, keys, limits)
         network.handle(INFER, showing.answer)
-        return Node(network, journal, streams, showing)
+        return Node(network, journal, streams, showing, keys)
 
     yield make
     for journal in journals:
@@ -232,6 +238,57 @@ async def test_a_node_that_talks_nonsense_or_without_end(peers, client, node_of,
             pass
 
 
+# ---- a private job's key ----
+
+
+def private(node: Node) -> None:
+    """Job 1 is private, as this node knows it."""
+    node.journal.see(JOB, spec(client=CLIENT.address, flags=JobFlag.PRIVATE), b"\xab" * 32, None, block(1))
+
+
+def steps_with_key(client: FakePeer, node: Node, wrapped_key: bytes, key=CLIENT) -> Any:
+    (record,) = (record for record in client.nodes() if record.peer == node.network.peer_id)
+    return watch(client, record, DOMAIN, JOB, key, wrapped_key)
+
+
+async def test_the_client_alone_brings_the_key(client: FakePeer, node_of) -> None:
+    node = node_of(ALICE)
+    private(node)
+    with pytest.raises(PeerRefused, match="job 1 is not yours"):
+        await anext(steps_with_key(client, node, wrapped(JOB, ALICE), STRANGER))
+    assert node.keys.of(node.journal.job(JOB)) is None
+    steps = steps_with_key(client, node, wrapped(JOB, ALICE))
+    assert await anext(steps) == ("seen", "")
+    assert node.keys.of(node.journal.job(JOB)) == KEY
+    await steps.aclose()
+
+
+@pytest.mark.parametrize(
+    ("wrapped_key", "refusal"),
+    [
+        (wrapped(JOB, BOB), "not wrapped for this node and this job"),
+        (wrapped(2, ALICE), "not wrapped for this node and this job"),
+        (bytes(80), "not wrapped for this node and this job"),
+        (wrapped(JOB, ALICE)[:-1], "no request"),
+        (wrapped(JOB, ALICE) + b"\0", "no request"),
+        (b"", "no request"),
+        (bytes(10_000), "no request"),
+    ],
+    ids=["another node's", "another job's", "nonsense", "cut", "longer", "empty", "large"],
+)
+async def test_keys_that_are_none_are_refused(client: FakePeer, node_of, wrapped_key: bytes, refusal: str) -> None:
+    node = node_of(ALICE)
+    private(node)
+    with pytest.raises(PeerRefused, match=refusal):
+        await anext(steps_with_key(client, node, wrapped_key))
+    assert node.showing._watchers == []
+
+
+async def test_a_public_job_takes_no_key(client: FakePeer, node_of) -> None:
+    with pytest.raises(PeerRefused, match="job 1 is not private"):
+        await anext(steps_with_key(client, node_of(ALICE), wrapped(JOB, ALICE)))
+
+
 # ---- from node to node ----
 
 
@@ -244,6 +301,8 @@ class FakeMarket:
     now: Job = field(default_factory=lambda: chain_job(ChainState.OPEN))
     answer: str | None = None
     timestamp: int = 0
+    encryption_keys: dict[str, bytes] = field(default_factory=dict)  # by operator; HOT_KEY's where none is named
+    only_node: str | None = None
 
     @property
     def queue(self) -> Any:
@@ -254,7 +313,22 @@ class FakeMarket:
         async def head(tag: str) -> Any:
             return SimpleNamespace(timestamp=self.timestamp)
 
-        return SimpleNamespace(chain_id=31337, block=head)
+        async def call(value: Any) -> Any:
+            return value
+
+        return SimpleNamespace(chain_id=31337, block=head, call=call)
+
+    @property
+    def registry(self) -> Any:
+        return SimpleNamespace(recipe=lambda recipe_id: SimpleNamespace(base_id=bytes.fromhex(BASE_ID)))
+
+    @property
+    def nodes(self) -> Any:
+        ours = public_key(HOT_KEY)
+        return SimpleNamespace(node=lambda name: SimpleNamespace(encryption_key=self.encryption_keys.get(name, ours)))
+
+    def kept_key(self, input_digest: bytes) -> KeptKey:
+        return KeptKey(key=KEY, node=self.only_node)
 
     async def spec(self, job_id: int) -> JobSpec:
         return self.submitted
@@ -378,3 +452,105 @@ async def test_a_job_that_nobody_may_claim_any_more(client: FakePeer) -> None:
 async def test_somebody_elses_job(client: FakePeer) -> None:
     with pytest.raises(RequestError, match="who alone may watch it"):
         await anext(follow_answer(FakeMarket(key=STRANGER), client, JOB))
+
+
+# ---- from node to node, in private ----
+
+
+def private_market(**changes: Any) -> FakeMarket:
+    return FakeMarket(submitted=spec(client=CLIENT.address, flags=JobFlag.PRIVATE), **changes)
+
+
+def key_of(node: Node) -> bytes | None:
+    return node.keys.of(node.journal.job(JOB))
+
+
+async def until_true(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for belongs to the code under test
+            await asyncio.sleep(0.005)
+
+
+async def test_a_private_job_is_told_to_one_node_after_another_until_one_claims(client: FakePeer, node_of) -> None:
+    market, alice, bob = private_market(), node_of(ALICE), node_of(BOB)
+    private(alice)
+    private(bob)
+    steps = follow_answer(market, client, JOB)
+    assert await anext(steps) == ("waiting", "")
+    following = asyncio.ensure_future(seen(steps, lambda step: step[1] == "Ahoy"))
+    await until_true(lambda: key_of(alice))
+    assert key_of(bob) is None
+    alice.claim()
+    market.now = chain_job(ChainState.CLAIMED, ALICE, 2)
+    alice.generate("Ahoy")
+    assert await following == ("claimed", "Ahoy")
+    assert key_of(bob) is None, "nobody is told who need not be"
+    await steps.aclose()
+
+
+async def test_a_node_that_does_not_claim_in_time_is_followed_by_the_next(client, node_of, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "INVITED_S", 0.05)
+    alice, bob = node_of(ALICE), node_of(BOB)
+    private(alice)
+    private(bob)
+    following = asyncio.ensure_future(seen(follow_answer(private_market(), client, JOB), lambda step: False))
+    await until_true(lambda: key_of(alice) and key_of(bob))
+    following.cancel()
+    assert client.asked[:2] == [alice.network.peer_id, bob.network.peer_id]
+
+
+async def test_only_the_node_that_is_named_is_told(client: FakePeer, node_of, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "INVITED_S", 0.02)
+    alice, bob = node_of(ALICE), node_of(BOB)
+    private(alice)
+    private(bob)
+    market = private_market(only_node=BOB.lower())
+    following = asyncio.ensure_future(seen(follow_answer(market, client, JOB), lambda step: False))
+    await until_true(lambda: client.asked.count(bob.network.peer_id) > 1)
+    market.now = chain_job(ChainState.CLAIMED, ALICE, 2)  # who was not asked
+    await until_true(lambda: alice.network.peer_id in client.asked)
+    following.cancel()
+    assert key_of(alice) is None
+
+
+@pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31)], ids=["none", "of low order"])
+async def test_a_node_without_a_key_on_chain_is_not_told(client: FakePeer, node_of, key: bytes) -> None:
+    alice, bob = node_of(ALICE), node_of(BOB)
+    private(alice)
+    private(bob)
+    market = private_market(encryption_keys={ALICE: key})
+    following = asyncio.ensure_future(seen(follow_answer(market, client, JOB), lambda step: False))
+    await until_true(lambda: key_of(bob))
+    following.cancel()
+    assert alice.network.peer_id not in client.asked
+
+
+async def test_a_node_that_ends_without_a_word_is_left(client: FakePeer, node_of) -> None:
+    async def silence(peer: str, body: bytes):
+        return
+        yield b""
+
+    alice, bob = node_of(ALICE), node_of(BOB)
+    private(bob)
+    alice.network.handle(INFER, silence)
+    following = asyncio.ensure_future(seen(follow_answer(private_market(), client, JOB), lambda step: False))
+    await until_true(lambda: key_of(bob))
+    following.cancel()
+
+
+async def test_a_node_that_was_restarted_is_brought_the_key_again(client: FakePeer, node_of) -> None:
+    market, node = private_market(now=chain_job(ChainState.CLAIMED, ALICE, 2)), node_of(ALICE)
+    private(node)
+    node.claim()
+    node.generate("Arr")
+    steps = follow_answer(market, client, JOB)
+    await seen(steps, lambda step: step[1] == "Arr")
+    node.keys.forget(node.journal.job(JOB))
+    node.network.died.set()
+    coming = asyncio.ensure_future(anext(steps))
+    await asyncio.sleep(0.05)
+    node.network.died.clear()
+    await until_true(lambda: key_of(node))
+    node.generate(" matey")
+    assert await coming == ("claimed", "Arr matey")
+    await steps.aclose()

@@ -1,6 +1,7 @@
 """The agent's own faces: every route on `agent.sock`, and for dashboards a port with the page.
 
-None of them shows a prompt and, but for the stream of one job on the socket, none shows an answer.
+None of them shows a prompt and, but for the stream of one job on the socket, none shows an answer; a private job's goes
+to its client alone.
 """
 
 import socket
@@ -13,6 +14,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import StreamingResponse
 
+from openlora.contracts import JobFlag
 from openlora.node.api.app import create_bare_app
 from openlora.node.api.dashboard import STRUCTS, create_dashboard_router, create_session_router
 from openlora.node.api.errors import install_error_handlers
@@ -116,6 +118,8 @@ def _stream_router(journal: Journal, streams: JobStreams) -> APIRouter:
             await until_known(journal, JobId(job_id))
         except JournalError as error:
             raise RequestError("unknown_job", f"{error}.", "job_id") from None
+        if journal.job(JobId(job_id)).spec.flags & JobFlag.PRIVATE:
+            raise RequestError("private_job", f"Job {job_id} is private: its client alone may watch it.", "job_id")
         steps = progress(journal, streams, JobId(job_id))
         return StreamingResponse(_server_sent(steps), media_type="text/event-stream")
 

@@ -1,6 +1,7 @@
 """What every side of a node stands on."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from openlora.node.errors import ConfigError
 from openlora.node.facts import ChainFacts
 from openlora.node.journal import Identity, Journal
 from openlora.node.keys import load_key
+from openlora.node.private.sealing import public_key
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ async def opened_ground(config: NodeConfig) -> AsyncIterator[Ground]:
         queue, nodes = JobQueue(deployment.job_queue), NodeRegistry(deployment.node_registry)
         registry = AdapterRegistry(deployment.adapter_registry)
         operator = await _operator(chain, nodes, hot_key.address)
+        if (await chain.call(nodes.node(operator))).encryption_key != public_key(bytes(hot_key.key)):
+            log.warning("event=no_encryption_key operator=%s", operator)
         identity = Identity.of(deployment, hot_key.address, operator)
         journal = stack.enter_context(Journal(config.state_dir, identity))
         options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)

@@ -24,6 +24,8 @@ from openlora.node.network.client import NetworkClient
 from openlora.node.network.content import NetworkContent
 from openlora.node.network.rivals import is_crowded, rivals
 from openlora.node.network.showing import INFER, Showing
+from openlora.node.private.brought import BroughtKeys
+from openlora.node.private.sealing import encryption_key
 from openlora.node.questions import Questions
 from openlora.node.queue_events import QueueEvents
 from openlora.node.sessions import SignedLane, signed_lane
@@ -98,6 +100,8 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
     signer = Signer(domain, ground.operator, ground.hot_key, engine_profile(engine.info))
     outputs = Outputs(ground.deployment.outputs)
     questions = Questions(outputs, ground.chain, journal, sender, content, ground.operator)
+    private = encryption_key(bytes(ground.hot_key.key))
+    keys = BroughtKeys(private, domain, ground.operator, lambda job_id: dispatcher.look_again(job_id))
     worker = Worker(
         queue=queue,
         journal=journal,
@@ -107,9 +111,11 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         sender=sender,
         answerer=answerer,
         settlement=Settlement(queue, signer, journal, sender),
+        keys=keys,
         confirmations=config.chain.confirmations,
         urgent=lambda: questions.pending,
     )
+    dispatcher = Dispatcher(worker, journal, lambda: terms.market.max_live_jobs, claims.ends_at_s)
     sessions = signed_lane(
         contract=Sessions(ground.deployment.sessions),
         chain=ground.chain,
@@ -121,7 +127,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         confirmations=config.chain.confirmations,
         config=config.sessions,
     )
-    network.handle(INFER, by_lane(Showing(journal, streams, domain).answer, sessions.lane.answer))
+    network.handle(INFER, by_lane(Showing(journal, streams, domain, keys).answer, sessions.lane.answer))
     return Lanes(
         terms=terms,
         store=store,
@@ -130,7 +136,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         streams=streams,
         claims=claims,
         events=QueueEvents(journal, ground.operator),
-        dispatcher=Dispatcher(worker, journal, lambda: terms.market.max_live_jobs, claims.ends_at_s),
+        dispatcher=dispatcher,
         finalizer=Finalizer(worker.settlement, ground.chain, ground.facts, config.chain.poll_s),
         questions=questions,
         sessions=sessions,

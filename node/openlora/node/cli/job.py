@@ -42,11 +42,21 @@ def submit(
     publish: Annotated[
         bool, typer.Option("--publish", help="Have the answer published on chain, as part of the job.")
     ] = False,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Seal prompt and answer for all but you and the nodes that are asked; stay, as --watch does.",
+        ),
+    ] = False,
     session: Annotated[
         bool, typer.Option("--session", help="Order from the node of an open session, at once; see `openlora session`.")
     ] = False,
     node: Annotated[
-        str | None, typer.Option(help="With --session: the operator's address, if there are several.")
+        str | None,
+        typer.Option(
+            help="Operator's address. With --session: if there are several; with --private: who alone is asked."
+        ),
     ] = None,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
@@ -54,6 +64,7 @@ def submit(
     """Escrow the most a job can cost and put it into the queue; or order it from a session's node, at once."""
     from openlora.node.market import Offer, open_market
     from openlora.node.network.participant import participant
+    from openlora.node.private.sealing import SEALED_MORE_BYTES
 
     output = Output(json)
     in_price_wei, out_price_wei = parse_price(price)
@@ -66,7 +77,11 @@ def submit(
         out_price_wei_per_k=out_price_wei,
         deadline_s=deadline,
         publish=publish,
+        private=private,
+        only_node=None if node is None else parse_address(node).lower(),
     )
+
+    is_inline = len(encode(document)) + private * SEALED_MORE_BYTES <= MAX_INLINE_BYTES
 
     async def order() -> None:
         from openlora.node.cli.ordered import show_ordered
@@ -80,26 +95,33 @@ def submit(
     async def run() -> None:
         async with AsyncExitStack() as stack:
             peer = None
-            if watch or len(encode(document)) > MAX_INLINE_BYTES:
+            if watch or private or not is_inline:
                 peer = await stack.enter_async_context(participant(client))
             market = peer.market if peer else await stack.enter_async_context(open_market(client))
             catalogue = await market.catalogue()
             await market.desk.cover(offer.escrow_wei)  # else a recipe would be registered for nothing
             terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
-            recipe_id = await market.recipe(catalogue.base(base).base_id, terms)
+            base_id = catalogue.base(base).base_id
+            recipe_id = await market.recipe(base_id, terms)
+            if peer and private:
+                from openlora.node.private.inviting import meet
+
+                await meet(market, peer.network, base_id, offer)
             job = await market.submit(recipe_id, document, offer)
             output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
             if job.use_fee_wei:
                 output.say(f"and {tokens(job.use_fee_wei)} OLRA for its adapters, which charge by the job")
             sums = {"escrow_wei": job.escrow_wei, "use_fee_wei": job.use_fee_wei}
             output.result({"job_id": job.job_id, "recipe_id": recipe_id, **sums})
-            if peer and len(encode(document)) > MAX_INLINE_BYTES:
+            if peer and not is_inline:
                 output.say(f"the input: {await peer.replicate(document_cid(job.spec.input_digest))}")
-            if peer and watch:
+            if peer and (watch or private):
                 await _show(peer, job.job_id, output)
 
-    if node is not None and not session:
-        raise ConfigError("--node goes with --session: any node may claim a job of the queue")
+    if node is not None and not session and not private:
+        raise ConfigError("--node goes with --session or --private: any node may claim another job of the queue")
+    if private and session:
+        raise ConfigError("--private goes with the queue: an order of a session never reaches the chain")
     if publish and session:
         raise ConfigError("--publish goes with the queue: an order of a session never reaches the chain")
     asyncio.run(order() if session else run())

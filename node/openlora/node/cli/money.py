@@ -40,13 +40,14 @@ def register(
     from openlora.node.config import NodeConfig, load
     from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
     from openlora.node.keys import load_key
+    from openlora.node.private.sealing import public_key
 
     stake_wei = parse_tokens(stake, "--stake")
     hot_key = load_key(load(config, NodeConfig).hot_key)
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
         consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S)
-        return await desk.register(consent, stake_wei)
+        return await desk.register(consent, public_key(bytes(hot_key.key)), stake_wei)
 
     hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, Output(json), {"hot_key": hot_key.address, "stake_wei": stake_wei})
@@ -143,11 +144,13 @@ def rotate_hot_key(
     """Give the operator another, unused hot key. The node stops; with the key in its configuration it goes on."""
     from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
     from openlora.node.keys import load_key
+    from openlora.node.private.sealing import public_key
 
     hot_key = load_key(KeyConfig(keystore=new_hot_key, password_file=new_password_file))
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
-        return await desk.rotate_hot_key(await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S))
+        consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S)
+        return await desk.rotate_hot_key(consent, public_key(bytes(hot_key.key)))
 
     hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, Output(json), {"hot_key": hot_key.address})

@@ -1,7 +1,8 @@
 """A node shows the jobs it works on to those who pay for them.
 
 On "/openlora/1/infer": `Watch` → `Progress`, until the node is done with the job; or a refusal. The job's client signs
-for one peer id, so whoever else sees the request cannot watch with it.
+for one peer id, so whoever else sees the request cannot watch with it. A private job's client brings its key in the
+same request: the first reply says that the node has taken it.
 """
 
 from collections.abc import AsyncIterator
@@ -14,9 +15,11 @@ import msgspec
 from eth_account.signers.local import LocalAccount
 
 from openlora.node.errors import JournalError, RequestError
-from openlora.node.job import JobId
+from openlora.node.job import Job, JobId
 from openlora.node.journal import Journal
 from openlora.node.network.rates import PeerRates, RateLimits
+from openlora.node.private.brought import BroughtKeys
+from openlora.node.private.sealing import WRAPPED_BYTES
 from openlora.node.progress import Progress, progress
 from openlora.node.streams import JobStreams
 from openlora.typed_data import Domain, InvalidSignature, sign_digest, signer_of, watch_job_digest
@@ -25,16 +28,18 @@ INFER: Final = "/openlora/1/infer"
 MAX_PIECE_CHARACTERS: Final = 15_000  # of text in one reply: at most 60 KB in UTF-8
 
 
-class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="watch"):
-    """Show me this job. `signature` is its client's, over WatchJob(jobId, the asker's peer id)."""
+class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="watch"):
+    """Show me this job. `signature` is its client's, over WatchJob(jobId, the asker's peer id). `wrapped_key` opens a
+    private job at the node that is asked."""
 
     job_id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     signature: Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
+    wrapped_key: Annotated[bytes, msgspec.Meta(min_length=WRAPPED_BYTES, max_length=WRAPPED_BYTES)] | None = None
 
 
-def signed_watch(domain: Domain, job_id: int, peer: str, key: LocalAccount) -> Watch:
+def signed_watch(domain: Domain, job_id: int, peer: str, key: LocalAccount, wrapped_key: bytes | None = None) -> Watch:
     """The request of the job's client, for its own peer. `domain` is JobQueue's."""
-    return Watch(job_id, sign_digest(bytes(key.key), _digest(domain, job_id, peer)))
+    return Watch(job_id, sign_digest(bytes(key.key), _digest(domain, job_id, peer)), wrapped_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +54,27 @@ class Showing:
     """Answers `Watch`: `network.handle(INFER, showing.answer)`. `domain` is JobQueue's."""
 
     def __init__(
-        self, journal: Journal, streams: JobStreams, domain: Domain, limits: ShowingLimits = ShowingLimits()
+        self,
+        journal: Journal,
+        streams: JobStreams,
+        domain: Domain,
+        keys: BroughtKeys,
+        limits: ShowingLimits = ShowingLimits(),
     ) -> None:
-        self._journal, self._streams, self._domain, self._limits = journal, streams, domain, limits
+        self._journal, self._streams, self._domain, self._keys = journal, streams, domain, keys
+        self._limits = limits
         self._rates = PeerRates(limits.rates)
         self._watchers: list[tuple[str, int]] = []  # peer, job
 
     async def answer(self, peer: str, body: bytes) -> AsyncIterator[bytes]:
-        """Refuses with a RequestError: rate_limited, malformed, busy, unknown_job, not_your_job."""
+        """Refuses with a RequestError: rate_limited, malformed, busy, unknown_job, not_your_job, not_private, or
+        bad_key."""
         self._rates.check(peer)
         watch = _decode(body)
         self._check_room(peer, watch.job_id)
-        self._authorise(peer, watch)
+        job = self._job_of_client(peer, watch)
+        if watch.wrapped_key is not None:
+            self._keys.bring(job, watch.wrapped_key)
         watcher = (peer, watch.job_id)
         self._watchers.append(watcher)
         try:
@@ -82,17 +96,18 @@ class Showing:
         ):
             raise RequestError("busy", "the node shows as many answers as it can; ask again later")
 
-    def _authorise(self, peer: str, watch: Watch) -> None:
+    def _job_of_client(self, peer: str, watch: Watch) -> Job:
         try:
-            client = self._journal.job(JobId(watch.job_id)).spec.client
+            job = self._journal.job(JobId(watch.job_id))
         except JournalError:
             raise RequestError("unknown_job", f"the node does not know job {watch.job_id}") from None
         try:
             signer = signer_of(_digest(self._domain, watch.job_id, peer), watch.signature)
         except InvalidSignature:
             signer = None
-        if signer != client.lower():
+        if signer != job.spec.client.lower():
             raise RequestError("not_your_job", f"job {watch.job_id} is not yours: its client has not signed for you")
+        return job
 
 
 def _decode(body: bytes) -> Watch:
