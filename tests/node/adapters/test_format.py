@@ -293,7 +293,6 @@ def test_effects_equal_pefts(tmp_path: Path, options: dict[str, Any]) -> None:
         if "lora_" in name:
             torch.nn.init.normal_(parameter)
     adapted.save_pretrained(tmp_path)
-    (tmp_path / "README.md").unlink()
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(written | {"auto_mapping": None}))
     adapter = read_adapter(tmp_path, sizes)

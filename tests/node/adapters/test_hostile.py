@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openlora.node.adapters.format import read_adapter
+from openlora.node.adapters.format import read_adapter, require_alone
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import RANK, WHOLE_LAYOUT, write_adapter
 from tests.node.adapters.hostile_adapters import HOSTILE, Hostile
@@ -26,13 +26,18 @@ def test_what_they_spoil_was_good(tmp_path: Path) -> None:
     assert read_adapter(write_adapter(tmp_path), WHOLE_LAYOUT).rank == RANK
 
 
+def read_strangers(folder: Path) -> None:
+    require_alone(folder)
+    read_adapter(folder, WHOLE_LAYOUT)
+
+
 @pytest.mark.parametrize("hostile", [pytest.param(hostile, id=ascii(hostile.name)) for hostile in HOSTILE])
 def test_refused_with_the_reason(hostile: Hostile, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter")
     hostile.spoil(folder)
     started = time.thread_time()
     with pytest.raises(AdapterError, match=hostile.reason) as refusal:
-        read_adapter(folder, WHOLE_LAYOUT)
+        read_strangers(folder)
     assert time.thread_time() - started < MAX_SECONDS
     reason = str(refusal.value)
     assert reason.isascii()
@@ -42,13 +47,14 @@ def test_refused_with_the_reason(hostile: Hostile, tmp_path: Path) -> None:
 
 READ_ALL = """
 import json, pathlib, re, sys, time
-from openlora.node.adapters.format import read_adapter
+from openlora.node.adapters.format import read_adapter, require_alone
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import WHOLE_LAYOUT
 
 def read(folder):
     started = time.perf_counter()
     try:
+        require_alone(pathlib.Path(folder))
         read_adapter(pathlib.Path(folder), WHOLE_LAYOUT)
     except AdapterError:
         return time.perf_counter() - started

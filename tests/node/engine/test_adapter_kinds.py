@@ -119,7 +119,6 @@ def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
             elif "lora_B" in name or "lora_embedding_B" in name:
                 parameter.data.mul_(0.2)
     adapted.save_pretrained(path)
-    (path / "README.md").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module", params=["llama3", "tied-qwen2", "gemma2"])

@@ -1,7 +1,8 @@
 """An adapter directory in PEFT's LoRA format, checked against one base model and read without torch or peft.
 
-Exactly two files: `adapter_config.json` and `adapter_model.safetensors`. What `read_adapter` returns is safe to compute
-with: complete, of exact shapes, and without NaN or Inf before or after the cast to bfloat16 and the scaling of B.
+Two files: `adapter_config.json` and `adapter_model.safetensors`; no other is opened. What `read_adapter` returns is
+safe to compute with: complete, of exact shapes, without NaN or Inf before or after the cast to bfloat16 and the scaling
+of B.
 """
 
 import math
@@ -23,7 +24,16 @@ from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, Raw
 from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import AdapterError
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "AdapterWeights", "Factor", "LinearShape", "RawTensor", "read_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "AdapterWeights",
+    "Factor",
+    "LinearShape",
+    "RawTensor",
+    "read_adapter",
+    "require_alone",
+]
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 MAX_RECIPE_WEIGHT: Final = 10.0  # a recipe scales an adapter by at most this
@@ -82,7 +92,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     The tensors are views of the memory-mapped file, which must not be written to while they live.
     Raises AdapterError with one sentence that names the file, key or tensor.
     """
-    _check_listing(directory)
+    _require_both(directory)
     config = parse_config(bytes(_contents(directory / CONFIG_FILE, MAX_CONFIG_BYTES)))
     saved = _replaced(config, layout)
     targeted = _targeted(config, layout, saved)
@@ -104,7 +114,8 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     )
 
 
-def _check_listing(directory: Path) -> None:
+def require_alone(directory: Path) -> None:
+    """A stranger's adapter is the two files and nothing beside them. Raises AdapterError."""
     try:
         with os.scandir(directory) as entries:
             found = {entry.name for entry, _ in zip(entries, range(8), strict=False)}
@@ -112,8 +123,14 @@ def _check_listing(directory: Path) -> None:
         raise AdapterError(f"{directory}: {error.strerror}") from error
     if extra := found - {CONFIG_FILE, WEIGHTS_FILE}:
         raise AdapterError(f"{quote(min(extra))} is no part of an adapter: keep {CONFIG_FILE} and {WEIGHTS_FILE} alone")
-    if missing := {CONFIG_FILE, WEIGHTS_FILE} - found:
-        raise AdapterError(f"{min(missing)} is missing from the adapter")
+
+
+def _require_both(directory: Path) -> None:
+    if not directory.is_dir():
+        raise AdapterError(f"{directory}: no such folder")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not os.path.lexists(directory / name):
+            raise AdapterError(f"{name} is missing from the adapter")
 
 
 def _contents(path: Path, max_bytes: int) -> memoryview:

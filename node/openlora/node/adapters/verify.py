@@ -18,7 +18,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from openlora.node.adapters.format import WEIGHTS_FILE, read_adapter
+from openlora.node.adapters.format import WEIGHTS_FILE, read_adapter, require_alone
 from openlora.node.adapters.modules import Layout, ModuleShape
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 
@@ -40,7 +40,7 @@ class Verified:
 
 
 async def verify_adapter(directory: Path, layout: Layout, *, timeout_s: float = TIMEOUT_S) -> Verified:
-    """Run `read_adapter` on `directory` in a child. Raises AdapterError with the reason, or
+    """Run `require_alone` and `read_adapter` on `directory` in a child. Raises AdapterError with the reason, or
     AdapterCheckFailed if there is none because the child died or took too long."""
     shapes = {module: (type(shape).__name__, *astuple(shape)) for module, shape in layout.items()}
     question = json.dumps({"directory": str(directory), "layout": shapes}).encode()
@@ -92,6 +92,7 @@ def main() -> None:
 
 def _answer(directory: Path, layout: Layout) -> dict[str, Any]:
     try:
+        require_alone(directory)
         weights = read_adapter(directory, layout)
     except AdapterError as error:
         return {"ok": False, "error": str(error)}

@@ -40,9 +40,7 @@ app = typer.Typer(help="Publish LoRA adapters and list what is registered.", no_
 
 @app.command()
 def publish(
-    directory: Annotated[
-        Path, typer.Argument(help="Holds adapter_config.json and adapter_model.safetensors, nothing else.")
-    ],
+    directory: Annotated[Path, typer.Argument(help="Holds adapter_config.json and adapter_model.safetensors.")],
     name: Annotated[str, typer.Option(help="The label under which people find it.")],
     model: Annotated[Path, typer.Option(help="The base model it was trained on (directory or GGUF file).")],
     datanet: Annotated[list[int] | None, typer.Option(help="Id of a datanet it was trained on. Repeatable.")] = None,
