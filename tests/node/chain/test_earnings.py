@@ -82,7 +82,8 @@ async def _committed(
     spec_hash = eip712.spec_digest(domain, job.spec)
     signer = Signer(domain, operator, agent.key, 1)
     work_id = eip712.work_id(agent.queue.address, job.job_id)
-    receipt = signer.receipt(job.spec, OUTPUT, work_id, spec_hash, eip712.job_seed(spec_hash, claimed.block.hash))
+    seed, now_s = eip712.job_seed(spec_hash, claimed.block.hash), (await agent.chain.block("latest")).timestamp
+    receipt = signer.receipt(job.spec, OUTPUT, work_id, spec_hash, seed, now_s)
     await agent.transact(agent.queue.commit(job.job_id, job.spec, eip712.answer_of(receipt)))
     return job.job_id, eip712.settlement_of(job.spec, receipt, eip712.receipt_digest(domain, receipt))
 
