@@ -1,12 +1,12 @@
 """Jobs as the chain shows them to whoever submitted them: who has them, until when, and what they cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eth_typing import ChecksumAddress
 
 from openlora.contracts import Job, JobCommitted, JobSpec, JobState, JobSubmitted, Receipt, eip712
-from openlora.node.chain.history import events
+from openlora.node.chain.history import events, topic
 from openlora.node.deeds import Desk
 from openlora.node.errors import ChainError
 
@@ -47,31 +47,28 @@ class JobReport:
         return ends.get(self.job.state)
 
 
-async def job_reports(desk: Desk, wanted: Callable[[JobSubmitted], bool]) -> Sequence[JobReport]:
-    """The jobs whose submission is `wanted`, oldest first. Raises ChainError."""
-    found: list[JobSubmitted] = []
-    receipts: dict[int, Receipt] = {}
-    for event in await events(desk.chain, desk.queue.address, desk.deployment.block):
-        match event:
-            case JobSubmitted() if wanted(event):
-                found.append(event)
-            case JobCommitted():
-                receipts[event.job_id] = event.receipt
-    now_s = (await desk.chain.block("latest")).timestamp
-    return [
-        JobReport(
-            event.job_id,
-            event.spec,
-            await desk.chain.call(desk.queue.job(event.job_id)),
-            receipts.get(event.job_id),
-            now_s,
-        )
-        for event in found
-    ]
-
-
 async def job_report(desk: Desk, job_id: int) -> JobReport:
     """Raises ChainError for a job that never was."""
-    for report in await job_reports(desk, lambda event: event.job_id == job_id):
+    for report in await _reports(desk, job=topic(job_id)):
         return report
     raise ChainError(f"no job {job_id} was ever submitted here")
+
+
+async def job_reports(desk: Desk) -> Sequence[JobReport]:
+    """All that the desk's address ever submitted, oldest first. Raises ChainError."""
+    return await _reports(desk, client=topic(desk.address))
+
+
+async def _reports(desk: Desk, *, job: bytes | None = None, client: bytes | None = None) -> Sequence[JobReport]:
+    chain, queue, first = desk.chain, desk.queue, desk.deployment.block
+    submitted = await events(chain, queue.address, first, topics=(JobSubmitted.TOPIC, job, client))
+    committed = await events(chain, queue.address, first, topics=(JobCommitted.TOPIC, job))
+    receipts = {event.job_id: event.receipt for event in committed if isinstance(event, JobCommitted)}
+    now_s = (await chain.block("latest")).timestamp
+    return [
+        JobReport(
+            event.job_id, event.spec, await chain.call(queue.job(event.job_id)), receipts.get(event.job_id), now_s
+        )
+        for event in submitted
+        if isinstance(event, JobSubmitted)
+    ]

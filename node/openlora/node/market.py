@@ -35,7 +35,7 @@ from openlora.node.adapters.fetch import publish_adapter
 from openlora.node.adapters.modules import Layout
 from openlora.node.catalogue import Catalogue, catalogue
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.history import events, events_of, market_events
+from openlora.node.chain.history import events, events_of, topic
 from openlora.node.chain.transact import transact
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import ClientConfig, load
@@ -50,6 +50,7 @@ from openlora.node.private.kept import KeptKey, KeptKeys
 from openlora.node.private.sealing import Sealed, new_key, public_key, seal, unseal
 
 E = TypeVar("E")
+OfJob = TypeVar("OfJob", JobSubmitted, JobCommitted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,11 @@ class Market:
     async def earned(self) -> Mapping[str, int]:
         """Token wei that jobs and sessions have paid this key, by role."""
         by_role: Counter[str] = Counter()
-        for event in await market_events(self.chain, self.deployment):
-            if isinstance(event, Paid) and event.payee == self.key.address:
-                by_role[event.role.name.lower()] += event.amount
+        for lane in (self.queue.address, self.desk.sessions.address):
+            topics = (Paid.TOPIC, topic(self.key.address))
+            for event in await events(self.chain, lane, self.deployment.block, topics=topics):
+                if isinstance(event, Paid):
+                    by_role[event.role.name.lower()] += event.amount
         return dict(by_role)
 
     # ---- nodes ----
@@ -302,11 +305,11 @@ async def spec_of(desk: Desk, job_id: int) -> JobSpec:
     return submitted.spec
 
 
-async def _job_event(desk: Desk, kind: type[E], job_id: int) -> E | None:
+async def _job_event(desk: Desk, kind: type[OfJob], job_id: int) -> OfJob | None:
     """The last event of this kind for a job; a job that was released or lapsed may have several claims."""
-    history = await events(desk.chain, desk.deployment.job_queue, desk.deployment.block)
-    found = [event for event in history if isinstance(event, kind)]
-    return next((event for event in reversed(found) if getattr(event, "job_id", None) == job_id), None)
+    topics = (kind.TOPIC, topic(job_id))
+    found = await events(desk.chain, desk.queue.address, desk.deployment.block, topics=topics)
+    return next((event for event in reversed(found) if isinstance(event, kind)), None)
 
 
 def _one(receipt: TxReceipt, kind: type[E]) -> E:

@@ -80,9 +80,13 @@ class ChainClient:
     async def find_block(self, number: int | str) -> Block | None:
         return await self._pool.request(_if_any(Block.from_rpc), "eth_getBlockByNumber", _tag(number), False)
 
-    async def logs(self, addresses: Sequence[str], first: int, last: int) -> list[Log]:
-        """Logs of blocks first..last, in order. Raises RpcError when the server finds the range too large."""
-        query = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last)}
+    async def logs(
+        self, addresses: Sequence[str], first: int, last: int, topics: Sequence[bytes | None] = ()
+    ) -> list[Log]:
+        """Logs of blocks first..last, in order, with these topics where they are not None. Raises RpcError when the
+        server finds the range too large."""
+        wanted = [None if topic is None else to_hex(topic) for topic in topics]
+        query = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last), "topics": wanted}
         asked = range(first, last + 1)
         return await self._pool.request(lambda raw: _in_order(raw, asked), "eth_getLogs", query)
 

@@ -1,4 +1,4 @@
-"""All events of a contract since it was deployed, for people's commands; the agent itself follows with a cursor."""
+"""Events of a contract since it was deployed, for people's commands; the agent itself follows with a cursor."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,8 +10,11 @@ from openlora.node.errors import RpcError
 MAX_RANGE = 10_000  # blocks of one eth_getLogs
 
 
-async def events(chain: ChainClient, address: str, first: int, last: int | None = None) -> Sequence[Event]:
-    """Events of `address` in blocks `first` to `last` (the head), oldest first. Raises RpcDown, RpcError."""
+async def events(
+    chain: ChainClient, address: str, first: int, last: int | None = None, topics: Sequence[bytes | None] = ()
+) -> Sequence[Event]:
+    """Events of `address` in blocks `first` to `last` (the head), oldest first: all, or those with these topics where
+    they are not None, an event's own first and then what it indexes. Raises RpcDown, RpcError."""
     if last is None:
         last = (await chain.block("latest")).number
     found: list[Event] = []
@@ -19,7 +22,7 @@ async def events(chain: ChainClient, address: str, first: int, last: int | None 
     while first <= last:
         upto = min(first + span - 1, last)
         try:
-            logs = await chain.logs([address], first, upto)
+            logs = await chain.logs([address], first, upto, topics)
         except RpcError:
             if span == 1:
                 raise
@@ -28,6 +31,11 @@ async def events(chain: ChainClient, address: str, first: int, last: int | None 
         found += events_of(logs)
         first = upto + 1
     return found
+
+
+def topic(indexed: int | str) -> bytes:
+    """A number or an address as an event indexes it."""
+    return (indexed if isinstance(indexed, int) else int(indexed, 16)).to_bytes(32, "big")
 
 
 async def market_events(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Submit inference jobs to the on-chain queue and read their answers.", no_args_is_help=True)
 
 CLIENT_TOML = Path("client.toml")
+MAX_JOB = 2**64 - 1
+JobNumber = Annotated[int, typer.Argument(min=1, max=MAX_JOB, help="As `job submit` printed it.")]
 TEMPLATE_TOKENS = 128  # what a chat template may add to a prompt, generously
 
 
@@ -129,7 +131,7 @@ def submit(
 
 @app.command()
 def watch(
-    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    job_id: JobNumber,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
@@ -145,7 +147,7 @@ def watch(
 
 @app.command()
 def result(
-    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    job_id: JobNumber,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
@@ -172,7 +174,9 @@ def result(
 
 @app.command()
 def status(
-    job_id: Annotated[int | None, typer.Argument(help="As `job submit` printed it; all of this key's if none.")] = None,
+    job_id: Annotated[
+        int | None, typer.Argument(min=1, max=MAX_JOB, help="As `job submit` printed it; all of this key's if none.")
+    ] = None,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
@@ -185,7 +189,7 @@ def status(
     async def show() -> None:
         async with open_market(client) as market:
             if job_id is None:
-                reports = await job_reports(market.desk, lambda event: event.client == market.key.address)
+                reports = list(await job_reports(market.desk))
             else:
                 reports = [await job_report(market.desk, job_id)]
         rows = [
@@ -220,7 +224,7 @@ def status(
 
 @app.command()
 def cancel(
-    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    job_id: JobNumber,
     client: ClientFile = CLIENT_TOML,
     operator_keystore: OperatorKeystore = None,
     password_file: PasswordFile = None,
@@ -241,7 +245,7 @@ def cancel(
 
 @app.command()
 def demand(
-    job_id: Annotated[int, typer.Argument(help="As `job submit` printed it.")],
+    job_id: JobNumber,
     client: ClientFile = CLIENT_TOML,
     operator_keystore: OperatorKeystore = None,
     password_file: PasswordFile = None,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openlora.contracts import Domain, Session, SessionOpened, SessionState
-from openlora.node.chain.history import events
+from openlora.node.chain.history import events, topic
 from openlora.node.deeds import Deed, Desk
 from openlora.node.errors import ConfigError
 
@@ -38,9 +38,9 @@ class Deposits:
     async def mine(self) -> Sequence[Deposit]:
         """All that the address ever opened, oldest first."""
         desk = self.desk
-        found = await events(desk.chain, desk.sessions.address, desk.deployment.block)
-        opened = [event for event in found if isinstance(event, SessionOpened) and event.client == desk.address]
-        return [await self.read(event.session_id) for event in opened]
+        topics = (SessionOpened.TOPIC, None, topic(desk.address))
+        found = await events(desk.chain, desk.sessions.address, desk.deployment.block, topics=topics)
+        return [await self.read(event.session_id) for event in found if isinstance(event, SessionOpened)]
 
     async def open_now(self, node: str | None = None) -> Sequence[Deposit]:
         """Those that orders can be charged to, with `node` where one is named; the largest rest first."""
