@@ -1,0 +1,57 @@
+"""A node whose RPC fails in every way, on a chain that reorganises: it stays up, and every job is paid once."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from openlora.contracts import JobClaimed, JobCommitted, JobFinalized, JobSubmitted
+from openlora.node.chain.history import events
+from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, Devnet
+from openlora.node.documents import ChatMessage, InputDocument
+from openlora.node.market import Offer, Term, open_market
+from tests.e2e.agents import agent, wait_until
+from tests.e2e.faulty_rpc import faulty_rpc
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
+
+JOBS = 3
+
+
+def submit(net: Devnet) -> None:
+    async def run() -> None:
+        async with open_market(net.client_config) as client:
+            recipe_id = await client.recipe(net.base_id, [Term(next(iter(net.adapters.values())))])
+            for number in range(JOBS):
+                document = InputDocument(v=1, messages=(ChatMessage("user", f"Tell me story {number}."),))
+                await client.submit(recipe_id, document, Offer(128, 8, ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K))
+
+    asyncio.run(run())
+
+
+def history(net: Devnet) -> list[object]:
+    async def run() -> list[object]:
+        async with open_market(net.client_config) as client:
+            return list(await events(client.chain, net.deployment.job_queue, net.deployment.block))
+
+    return asyncio.run(run())
+
+
+def test_a_node_behind_a_faulty_rpc_is_paid_once_for_every_job(net: Devnet) -> None:
+    with faulty_rpc(net.chain.rpc_url, seed=6, share=0.15) as rpc:
+        node = net.nodes[0]
+        node.config.write_text(node.config.read_text().replace(net.chain.rpc_url, rpc.url))
+        rpc.share, share = 0.0, rpc.share
+        with agent(node.folder) as process:
+            submit(net)
+            rpc.share = share
+            wait_until(lambda: sum(isinstance(event, JobCommitted) for event in history(net)) >= 2, "two answers")
+            asyncio.run(net.chain.rpc("anvil_reorg", 2, []))
+            submitted = {event.job_id for event in history(net) if isinstance(event, JobSubmitted)}
+            ended = lambda: {event.job_id for event in history(net) if isinstance(event, JobFinalized)}  # noqa: E731
+            wait_until(lambda: ended() == submitted, "the jobs' end")
+            assert process.poll() is None
+    for kind in (JobClaimed, JobCommitted, JobFinalized):
+        counts = Counter(event.job_id for event in history(net) if isinstance(event, kind))
+        assert counts == dict.fromkeys(submitted, 1), kind.__name__
+    assert len(rpc.faults) >= 8, rpc.faults
