@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -274,6 +275,7 @@ def only(**allowed: tuple[str, ...]) -> Callable[[Scene], None]:
         (SkipCode.DEADLINE_TOO_NEAR, None, {"deadline": 1}),
         (SkipCode.DEADLINE_TOO_NEAR, None, {"lease_secs": 1}),
         (SkipCode.OVER_CONTEXT, None, {"max_in_tokens": 4}),
+        (SkipCode.OVER_CONTEXT, None, {"max_out_tokens": 0}),
         (SkipCode.LOW_GAS, poor(gas_wei=1), {}),
         (SkipCode.NO_STAKE, poor(free_stake_wei=0), {}),
         (SkipCode.CLIENT_NOT_ALLOWED, only(clients=(OPERATOR,)), {}),
@@ -353,6 +355,19 @@ async def test_inputs_that_cannot_be_run_are_not_claimed(scene: Scene, data, cod
     scene.submit_bytes(data, input_digest=b"\x08" * 32)
     assert await scene.run() is JobState.SKIPPED
     assert scene.journal.job(JOB).skip is code
+
+
+async def test_the_loop_runs_on_while_a_prompt_is_tokenized(scene: Scene):
+    ran = threading.Event()
+
+    class Patient:
+        def encode(self, text: str) -> list[int]:
+            assert ran.wait(timeout=10), "the event loop stands still"
+            return [1]
+
+    admission = replace(scene.worker.admission, text=Patient())
+    asyncio.get_running_loop().call_soon(ran.set)
+    assert await admission.prompt_ids(InputDocument(v=1, prompt="a")) == [1]
 
 
 async def test_a_claim_that_the_chain_refuses_is_lost(scene: Scene):

@@ -100,13 +100,14 @@ class Admission:
         if document is None and digest in self.absent:
             raise Skip(SkipCode.INPUT_UNAVAILABLE)
         try:
-            prompt_ids = self.prompt_ids(await self.input(spec, document, key))
+            prompt_ids = await self.prompt_ids(await self.input(spec, document, key))
         except ContentError:
             self.absent.add(digest)
             raise Skip(SkipCode.INPUT_UNAVAILABLE) from None
         except RequestError:
             raise Skip(SkipCode.BAD_INPUT) from None
-        if len(prompt_ids) > spec.max_in_tokens or len(prompt_ids) + 1 > self.model.max_context:
+        room = min(spec.max_out_tokens, self.model.max_context - len(prompt_ids))
+        if len(prompt_ids) > spec.max_in_tokens or room < 1:
             raise Skip(SkipCode.OVER_CONTEXT)
 
     async def _check_adapters(self, recipe: Recipe) -> None:
@@ -135,11 +136,16 @@ class Admission:
         except RequestError:  # whose words may quote the document
             raise RequestError("bad_input", "the sealed input does not open to an input document") from None
 
-    def prompt_ids(self, document: InputDocument) -> list[int]:
-        """Token ids of the document's prompt under this model's tokenizer and chat template. Raises RequestError."""
-        ids = self._token_ids(document)
+    async def prompt_ids(self, document: InputDocument) -> list[int]:
+        """Token ids of the document's prompt under this model's tokenizer and chat template. Raises RequestError.
+
+        In a thread: a document's megabyte takes seconds, in which nothing else of the agent may stand still.
+        """
+        ids = await asyncio.to_thread(self._token_ids, document)
         if not ids:
             raise RequestError("bad_input", "the prompt is empty")
+        if not all(0 <= token < self.model.vocab_size for token in ids):
+            raise RequestError("bad_input", f"the prompt's token ids must lie in [0, {self.model.vocab_size})")
         return ids
 
     def _token_ids(self, document: InputDocument) -> list[int]:
@@ -148,8 +154,6 @@ class Admission:
         if document.prompt is not None:
             return self.text.encode(document.prompt)
         assert document.prompt_ids is not None, "decode_input promises one of three"
-        if not all(0 <= token < self.model.vocab_size for token in document.prompt_ids):
-            raise RequestError("bad_input", f"prompt_ids must lie in [0, {self.model.vocab_size})")
         return list(document.prompt_ids)
 
 

@@ -58,7 +58,7 @@ class Answerer:
         raise AssertionError("the last attempt returns or raises")
 
     async def _complete(self, work: Work) -> OutputDocument:
-        prompt_ids = self.admission.prompt_ids(work.document)
+        prompt_ids = await self.admission.prompt_ids(work.document)
         uses = [
             AdapterUse(self.residency.key(digest), weight / WEIGHT_UNIT)
             for digest, weight in zip(work.recipe.adapters, work.recipe.weights, strict=True)

@@ -167,12 +167,14 @@ def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str,
     if config.target_modules is None:
         fit = {module: shape for module, shape in fit.items() if isinstance(shape, LinearShape) and module != HEAD}
     modules = {module: shape for module, shape in fit.items() if config.targets(module) and module not in saved}
-    for key, among in (("target_modules", fit), ("rank_pattern", modules), ("alpha_pattern", modules)):
+    for key, among, what in (
+        ("target_modules", fit, "of this base model"),
+        ("rank_pattern", modules, "that is targeted"),
+        ("alpha_pattern", modules, "that is targeted"),
+    ):
         for name in getattr(config, key) or ():
             if not any(names(name, module) for module in among):
-                raise AdapterError(
-                    f"{CONFIG_FILE}: {key} names {quote(name)}, which is no linear layer of this base model"
-                )
+                raise AdapterError(f"{CONFIG_FILE}: {key} names {quote(name)}, which is no linear layer {what}")
     if not modules:
         raise AdapterError(f"{CONFIG_FILE}: target_modules and what excludes from them leave no linear layer")
     return modules
