@@ -1,17 +1,19 @@
 """One-off transactions of people: command-line verbs and deployments. No journal: a person sees what happened."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import Call
 from openlora.node.chain.client import ChainClient
-from openlora.node.chain.transaction import FeePolicy, gas_limit_of, sign
+from openlora.node.chain.transaction import FeePolicy, SignedTransaction, gas_limit_of, sign
 from openlora.node.chain.types import TxReceipt, to_hex
-from openlora.node.errors import ChainError, Reverted
+from openlora.node.errors import ChainError, Reverted, RpcDown, RpcError
 
 POLL_S = 0.2
+RESEND_EVERY = 50  # polls
 
 
 async def transact(
@@ -51,10 +53,10 @@ async def _send(
     signed = sign(
         account, client.chain_id, to=to, data=data, nonce=nonce, gas_limit=gas_limit, fees=fees, value=value_wei
     )
-    await client.send_raw(signed.raw)
+    await _hand_over(client, account, signed, name)
     try:
         async with asyncio.timeout(timeout_s):
-            receipt = await _until_mined(client, signed.hash)
+            receipt = await _until_mined(client, signed)
     except TimeoutError:
         raise ChainError(
             f"{name}: {to_hex(signed.hash)} is not mined after {timeout_s:g} s; look for it before repeating"
@@ -64,9 +66,26 @@ async def _send(
     return receipt
 
 
-async def _until_mined(client: ChainClient, tx_hash: bytes) -> TxReceipt:
+async def _hand_over(client: ChainClient, account: LocalAccount, signed: SignedTransaction, name: str) -> None:
+    """A server that gave no answer, or knows the transaction already, may have it: a person must not send another."""
+    try:
+        await client.send_raw(signed.raw)
+    except RpcError:
+        if await client.nonce(account.address, "pending") <= signed.nonce:
+            raise
+    except RpcDown as error:
+        raise RpcDown(
+            f"{name}: {to_hex(signed.hash)} may be under way: look for it before repeating; {error}"
+        ) from None
+
+
+async def _until_mined(client: ChainClient, signed: SignedTransaction) -> TxReceipt:
+    """Pools forget transactions, and reorganisations drop them: the same bytes go again now and then."""
     while True:
-        receipt = await client.receipt(tx_hash)
-        if receipt is not None:
-            return receipt
-        await asyncio.sleep(POLL_S)
+        for _ in range(RESEND_EVERY):
+            receipt = await client.receipt(signed.hash)
+            if receipt is not None:
+                return receipt
+            await asyncio.sleep(POLL_S)
+        with suppress(RpcError):  # known already, mostly
+            await client.send_raw(signed.raw)
