@@ -138,6 +138,14 @@ async def test_a_job_that_a_question_held_is_paid_after_its_answer_without_a_res
     assert scene.transactions.sent == ["finalize:1:1"]
 
 
+@pytest.mark.parametrize("state", [OnChain.CLAIMED, OnChain.FINALIZED])
+async def test_what_the_chain_shows_otherwise_costs_no_gas(scene: Scene, state: OnChain):
+    scene.commit(FIRST, state=state, until=0)
+    scene.commit(SECOND, until=999)
+    await scene.chain.looked_again()
+    assert scene.transactions.sent == ["finalize:2:1"]
+
+
 async def test_a_window_that_was_held_meanwhile_is_waited_for(scene: Scene):
     scene.commit(FIRST, until=1_003)
     await scene.chain.looked_again()

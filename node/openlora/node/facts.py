@@ -85,9 +85,9 @@ class ChainFacts:
 
     async def finalizable_at(self, job_id: int) -> float:
         """When a committed job's challenge window ends, in the chain's unix seconds; HELD while a question about the
-        job has stopped its clock."""
+        job has stopped its clock, and where the chain shows it in another state: over, or not yet committed."""
         job = await self._chain.call(self._queue.job(job_id))
-        return HELD if job.state is JobState.HELD else job.finalizable_at
+        return job.finalizable_at if job.state is JobState.COMMITTED else HELD
 
     async def funds(self) -> Funds:
         """Gas, stake and bond, at most `FUNDS_S` old: jobs that come together share one reading."""
