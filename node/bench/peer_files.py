@@ -105,7 +105,7 @@ def write_gguf_model(path: Path, weights: Path, config: DecoderConfig) -> None:
     writer.add_head_count(config.heads)
     writer.add_head_count_kv(config.kv_heads)
     writer.add_rope_dimension_count(config.head_size)
-    writer.add_rope_freq_base(config.rope_frequencies[1] ** (-config.head_size / 2))
+    writer.add_rope_freq_base(round(config.rope_frequencies[1] ** (-config.head_size / 2)))
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     writer.add_vocab_size(config.vocab_size)
