@@ -11,7 +11,7 @@ import pytest
 from openlora.node.chain.transact import transact
 from openlora.node.config import KeyConfig
 from openlora.node.devnet import CLOSE_DELAY_S, OLRA, STAKE_WEI, UNSTAKE_DELAY_S, Devnet
-from openlora.node.keys import create_key, load_key
+from openlora.node.keys import load_key
 from openlora.node.market import open_market
 from openlora.node.private.sealing import public_key
 from tests.e2e.agents import PATIENCE_S, agent, wait_until
@@ -110,8 +110,6 @@ def test_a_session_outlives_the_hot_key_that_answered_in_it(openlora, result: Re
     """Orders cost no transaction. The node stops when its key's turn is over, goes on with the next one where it was,
     and settles what it was paid, once."""
     client, operator, node = ("--client", net.client_config), net.people["operator 1"].address, net.nodes[0]
-    new, address = create_key(node.folder, "hot-2")
-    asyncio.run(net.chain.rpc("anvil_setBalance", address, hex(10**18)))
     with agent(node.folder) as running:
         opened = result("session", "open", "--node", operator, "--deposit", "3", *client)
         order = ("job", "submit", "Why is the sky blue?", "--max-tokens", 8, "--session", *client)
@@ -121,9 +119,9 @@ def test_a_session_outlives_the_hot_key_that_answered_in_it(openlora, result: Re
         second = openlora(*order, "--node", operator)
         assert second.returncode == 0, second.stderr
         assert "of the deposit are spent" in second.stdout
-        flags = ("--new-hot-key", new.keystore, "--new-password-file", new.password_file)
-        rotated = result("rotate-hot-key", *flags, "--client", node.operator_config)
-        assert rotated["hot_key"] == address
+        new = KeyConfig(keystore=node.folder / "hot-2.json", password_file=node.folder / "hot-2.password")
+        address = result("rotate-hot-key", "--new-hot-key", new.keystore, "--client", node.operator_config)["hot_key"]
+        asyncio.run(net.chain.rpc("anvil_setBalance", address, hex(10**18)))
         registered = on_chain(net, lambda person: person.chain.call(person.nodes.node(operator)))
         assert registered.encryption_key == public_key(bytes(load_key(new).key))
         assert running.wait(PATIENCE_S) == 2

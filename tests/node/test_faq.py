@@ -62,3 +62,9 @@ def test_every_alert_and_every_skip_code_has_an_entry(repository: Path):
 def test_no_key_is_there_twice(repository: Path):
     found = re.findall(r"^#### `(.+)`$", (repository / "configs/guides/faq.md").read_text(), flags=re.MULTILINE)
     assert len(found) == len(set(found))
+
+
+def test_the_page_has_a_word_for_every_skip_code(repository: Path):
+    words = (repository / "node/openlora/node/api/page/words.js").read_text()
+    skips = words.partition("export const SKIPS")[2].partition("};")[0]
+    assert set(re.findall(r"^  (\w+):", skips, re.MULTILINE)) == {str(code) for code in SkipCode}

@@ -74,6 +74,7 @@ interface ISessions {
     /// @notice The client: starts the delay after which the rest of the deposit returns.
     function requestClose(bytes32 sessionId) external;
     /// @notice Anyone once the delay is over, the node at any time: what is not settled returns to the client's balance.
+    /// @dev The node's operator, never its hot key: closing gives up what vouchers still promise.
     function close(bytes32 sessionId) external;
 
     /// @notice Authority only: stops `open`, and nothing else.

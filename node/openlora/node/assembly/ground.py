@@ -92,5 +92,7 @@ class Base:
 async def _operator(chain: ChainClient, nodes: NodeRegistry, hot_key: ChecksumAddress) -> ChecksumAddress:
     operator = await chain.call(nodes.operator_of(hot_key))
     if int(operator, 16) == 0:
-        raise ConfigError(f"the hot key {hot_key} serves no operator; register it with the operator's key first")
+        raise ConfigError(
+            f"the hot key {hot_key} serves no operator; register it with the operator's key, or name the one that does"
+        )
     return operator

@@ -132,8 +132,10 @@ def withdraw_balance(
 
 
 def rotate_hot_key(
-    new_hot_key: Annotated[Path, typer.Option(help="Keystore v3 file of the key that takes over.")],
-    new_password_file: Annotated[Path, typer.Option(help="Its password.")],
+    new_hot_key: Annotated[Path, typer.Option(help="Keystore v3 file of the key that takes over; made if not there.")],
+    new_password_file: Annotated[
+        Path | None, typer.Option(help="Its password; the .password file beside it by default.")
+    ] = None,
     client: ClientFile = OPERATOR_TOML,
     operator_keystore: OperatorKeystore = None,
     password_file: PasswordFile = None,
@@ -143,17 +145,23 @@ def rotate_hot_key(
 ) -> None:
     """Give the operator another, unused hot key. The node stops; with the key in its configuration it goes on."""
     from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
-    from openlora.node.keys import load_key
+    from openlora.node.keys import create_key, load_key
     from openlora.node.private.sealing import public_key
 
-    hot_key = load_key(KeyConfig(keystore=new_hot_key, password_file=new_password_file))
+    output = Output(json)
+    if new_password_file is None and not new_hot_key.exists():
+        create_key(new_hot_key.parent, new_hot_key.stem)
+    password_of_new = new_password_file or new_hot_key.with_suffix(".password")
+    hot_key = load_key(KeyConfig(keystore=new_hot_key, password_file=password_of_new))
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
         consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S)
         return await desk.rotate_hot_key(consent, public_key(bytes(hot_key.key)))
 
     hand = Hand(client, operator_keystore, password_file, unsigned, sender)
-    hand.carry_out(draw, Output(json), {"hot_key": hot_key.address})
+    hand.carry_out(draw, output, {"hot_key": hot_key.address})
+    if not unsigned:
+        output.say(f"now send coin to {hot_key.address}, name {new_hot_key} in [hot_key], and start the node again")
 
 
 def earnings(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
