@@ -1,6 +1,6 @@
 """Seeds faults into src/, one at a time, and asks whether the tests notice: every one of them must.
 
-    python script/mutants.py             all of them, in a copy of the project; a minute or two each
+    python script/mutants.py             all of them, in a copy of the project; about ten seconds each
     python script/mutants.py 2/3         every third of them, from the second
     python script/mutants.py escrow …    those whose names contain one of the words
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from openlora.contracts.toolchain import find_tool
 
 CONTRACTS = Path(__file__).resolve().parent.parent
+FEW_FUZZ_RUNS = 16
+FUZZ_RUNS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -633,30 +635,39 @@ def mutated(mutant: Mutant, source: Path) -> str:
     return text.replace(mutant.old, mutant.new)
 
 
-def only(test: str, project: Path) -> list[str]:
-    """Forge's arguments for one test; what else there is need not be compiled."""
-    homes = [
-        path for path in (project / "test").glob("*.t.sol") if f"function {test}(" in path.read_text(encoding="utf-8")
-    ]
-    if len(homes) != 1:
-        raise SystemExit(f"{test} is in {len(homes)} files of test/")
-    return ["--match-path", f"test/{homes[0].name}", "--match-test", f"^{test}"]
+def forge_test(project: Path, forge: Path, *arguments: str, fuzz_runs: int) -> subprocess.CompletedProcess[str]:
+    """Tests link the contracts when they run, so that a changed one is compiled alone."""
+    command = [str(forge), "test", "--fail-fast", "--dynamic-test-linking", *arguments]
+    environment = os.environ | {"FOUNDRY_PROFILE": "lite", "FOUNDRY_FUZZ_RUNS": str(fuzz_runs)}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def stages(test: str) -> list[tuple[list[str], int]]:
+    """Arguments and fuzz runs: the named test alone; else what is quick, and for what outlives it everything."""
+    if test:
+        return [(["--match-test", f"^{test}\\("], FUZZ_RUNS)]
+    return [(["--no-match-contract", "Invariants"], FEW_FUZZ_RUNS), ([], FUZZ_RUNS)]
+
+
+def passes(project: Path, forge: Path, mutant: Mutant) -> bool:
+    for arguments, fuzz_runs in stages(mutant.test):
+        result = forge_test(project, forge, *arguments, fuzz_runs=fuzz_runs)
+        if not re.search(r"^Ran \d+ test suites? in ", result.stdout, re.MULTILINE):
+            raise SystemExit(f"{mutant.name}: no test ran\n{result.stdout}{result.stderr}")
+        if result.returncode != 0:
+            return False
+    return True
 
 
 def survives(mutant: Mutant, project: Path, forge: Path) -> bool:
     """Runs the tests in `project`, a copy, with the mutant in place of the sound source."""
-    faulty, sound = mutated(mutant, CONTRACTS / "src"), (CONTRACTS / "src" / mutant.file).read_text(encoding="utf-8")
     target = project / "src" / mutant.file
+    sound, faulty = target.read_text(encoding="utf-8"), mutated(mutant, project / "src")
     target.write_text(faulty, encoding="utf-8")
-    command = [str(forge), "test", "--fail-fast", *(only(mutant.test, project) if mutant.test else [])]
-    environment = os.environ | {"FOUNDRY_PROFILE": "lite"}
-    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    target.write_text(sound, encoding="utf-8")
-    if "Compiler run failed" in result.stdout + result.stderr:
-        raise SystemExit(f"{mutant.name} does not compile:\n{result.stdout}{result.stderr}")
-    if "No tests" in result.stdout + result.stderr:
-        raise SystemExit(f"{mutant.name}: there is no {mutant.test}")
-    return result.returncode == 0
+    try:
+        return passes(project, forge, mutant)
+    finally:
+        target.write_text(sound, encoding="utf-8")
 
 
 def choose(words: list[str]) -> list[Mutant]:
@@ -675,6 +686,9 @@ def main(words: list[str]) -> int:
         project = Path(folder) / "contracts"
         shutil.copytree(CONTRACTS, project, ignore=shutil.ignore_patterns("node_modules", "out", "openlora"))
         (project / "node_modules").symlink_to((CONTRACTS / "node_modules").resolve())
+        sound = forge_test(project, forge, fuzz_runs=FUZZ_RUNS)
+        if sound.returncode != 0:
+            raise SystemExit(f"the tests fail without a mutant:\n{sound.stdout}{sound.stderr}")
         for mutant in chosen:
             alive = survives(mutant, project, forge)
             survivors += alive
