@@ -23,7 +23,7 @@ contract Sessions is ISessions, EIP712, AccessManaged, Pausable {
 
     bytes32 private constant VOUCHER_TYPEHASH =
         keccak256("Voucher(bytes32 sessionId,uint96 cumulativeFee,bytes32 receiptsRoot,uint40 deadline)");
-    uint256 private constant MAX_LINES = 32;
+    uint256 private constant MAX_LINES = 12; // of 32 legs each: one settlement's gas must fit a transaction
 
     /// @dev A settlement touches the first two slots. A closed session has deposit == settled, so that no voucher of it
     /// can ever be newer and within the deposit; its client stays, so that its id is never opened again.

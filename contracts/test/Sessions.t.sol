@@ -5,6 +5,7 @@ import {IAccessManaged} from "@openzeppelin/contracts/access/manager/IAccessMana
 import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
 
 import {Sessions} from "src/Sessions.sol";
+import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {ISessions} from "src/interfaces/ISessions.sol";
 import {IVault} from "src/interfaces/IVault.sol";
@@ -14,6 +15,7 @@ import {MarketTest} from "./utils/MarketTest.sol";
 
 contract SessionsTest is MarketTest {
     uint96 private constant DEPOSIT = 1_000 ether;
+    uint256 private constant MAX_LINES = 12;
 
     bytes32 private id;
 
@@ -189,7 +191,24 @@ contract SessionsTest is MarketTest {
         ISessions.Line[] memory one = new ISessions.Line[](1);
         one[0] = _line(baseOnly, 30 ether);
         _assertRefused(one, 30 ether, ISessions.LinesMismatch.selector); // one left out
-        _assertRefused(new ISessions.Line[](33), 30 ether, ISessions.TooManyLines.selector);
+        _assertRefused(new ISessions.Line[](MAX_LINES + 1), 30 ether, ISessions.TooManyLines.selector);
+    }
+
+    /// @dev Or a client could let a node earn under recipes that no transaction can pay out: a session's lines are never
+    /// settled apart. 2^24 is a transaction's cap since EIP-7825.
+    function test_the_dearest_voucher_fits_a_transaction() public {
+        ISessions.Line[] memory lines = new ISessions.Line[](MAX_LINES);
+        for (uint256 i = 0; i < MAX_LINES; i++) {
+            lines[i] = _line(_crowdedRecipe(i + 1), 1 ether);
+        }
+        ISessions.Voucher memory voucher = _voucherOf(lines, uint96(MAX_LINES * 1 ether));
+        bytes memory signature = signVoucher(voucher, clientKey);
+        vm.cool(address(sessions));
+        vm.cool(address(vault));
+        vm.cool(address(adapters));
+        uint256 before = gasleft();
+        sessions.settle(voucher, lines, signature);
+        assertLt(before - gasleft(), 2 ** 24 - 21_000 - 100_000, "with its calldata");
     }
 
     function test_settle_revertsWhen_there_is_no_session() public {
@@ -327,10 +346,37 @@ contract SessionsTest is MarketTest {
     }
 
     function _assertRefused(ISessions.Line[] memory lines, uint96 fee, bytes4 reason) private {
-        ISessions.Voucher memory voucher =
-            ISessions.Voucher(id, fee, keccak256(abi.encode(lines)), uint40(block.timestamp));
+        ISessions.Voucher memory voucher = _voucherOf(lines, fee);
         bytes memory signature = signVoucher(voucher, clientKey);
         vm.expectPartialRevert(reason);
         sessions.settle(voucher, lines, signature);
+    }
+
+    function _voucherOf(ISessions.Line[] memory lines, uint96 fee) private view returns (ISessions.Voucher memory) {
+        return ISessions.Voucher(id, fee, keccak256(abi.encode(lines)), uint40(block.timestamp));
+    }
+
+    /// @dev A recipe of 32 legs, none of whose payees but the protocol's is another recipe's.
+    function _crowdedRecipe(uint256 seed) private returns (uint64) {
+        bytes32 name = keccak256(abi.encode("crowded", seed));
+        uint32[] memory datanets = new uint32[](2);
+        for (uint256 i = 0; i < 2; i++) {
+            IAdapterRegistry.Share[] memory shares = new IAdapterRegistry.Share[](i == 0 ? 16 : 13);
+            for (uint256 j = 0; j < shares.length; j++) {
+                shares[j] = IAdapterRegistry.Share(_payee(seed, 16 * i + j), 100);
+            }
+            shares[0].bps = uint16(10_000 - 100 * (shares.length - 1));
+            datanets[i] = adapters.createDatanet(name, shares, "crowd");
+        }
+        adapters.registerBase(name, _payee(seed, 100), "base");
+        vm.prank(_payee(seed, 101));
+        adapters.registerAdapter(name, name, datanets, "adapter");
+        (bytes32[] memory digests, int32[] memory weights) = (new bytes32[](1), new int32[](1));
+        (digests[0], weights[0]) = (name, 1);
+        return adapters.registerRecipe(name, digests, weights);
+    }
+
+    function _payee(uint256 seed, uint256 place) private pure returns (address) {
+        return address(uint160(uint256(keccak256(abi.encode(seed, place)))));
     }
 }

@@ -147,7 +147,7 @@ SENTENCES: Mapping[str, str] = {
     "OverDeposit(uint96)": "the session's deposit is {deposit} wei: the voucher must not promise more",
     "LinesMismatch()": "the lines are not those that the voucher commits to, or do not add up to its fee",
     "CannotCloseYet(uint40)": "the node may settle until unix time {close_at}: close the session then",
-    "TooManyLines(uint256)": "a voucher of {count} recipes is too large: at most 32 are allowed in a session",
+    "TooManyLines(uint256)": "a voucher of {count} recipes is too large: at most 12 are allowed in a session",
     "BadDelay()": "a session's closing delay must not be zero",
     "PayPerUse(uint64)": "recipe {recipe_id} has use fees, which sessions cannot count: submit a job to the queue",
     # Outputs

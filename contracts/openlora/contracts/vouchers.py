@@ -10,7 +10,7 @@ from typing import Self
 from openlora.contracts.bindings.sessions import Line
 from openlora.typed_data import keccak
 
-MAX_LINES = 32  # recipes of one session, as the contract bounds them
+MAX_LINES = 12  # recipes of one session, as the contract bounds them
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ interface ISessions {
     }
 
     /// @notice Signed by the client (EIP-712, low s; ERC-1271 if it is a contract). It supersedes all earlier ones.
+    /// @dev A contract can take its word back: a node that serves one settles what it holds without delay.
     struct Voucher {
         bytes32 sessionId;
         uint96 cumulativeFee; // of all receipts of the session
@@ -69,7 +70,7 @@ interface ISessions {
     /// @notice The client: adds to the deposit of an open session.
     function topUp(bytes32 sessionId, uint96 amount) external;
     /// @notice Anyone: pays out what a voucher adds to the one settled before. `lines` are ascending by recipe, at most
-    /// 32, and sum to the voucher's fee; none ever shrinks. A recipe with use fees is for the queue lane alone.
+    /// 12, and sum to the voucher's fee; none ever shrinks. A recipe with use fees is for the queue lane alone.
     function settle(Voucher calldata voucher, Line[] calldata lines, bytes calldata signature) external;
     /// @notice The client: starts the delay after which the rest of the deposit returns.
     function requestClose(bytes32 sessionId) external;
