@@ -8,6 +8,7 @@ import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {IVault} from "./interfaces/IVault.sol";
 import {PartySignature} from "./libraries/PartySignature.sol";
+import {Spoils} from "./libraries/Spoils.sol";
 
 /// @title Implementation of INodeRegistry.
 contract NodeRegistry is INodeRegistry, EIP712 {
@@ -24,6 +25,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         uint40 unstakeAt;
         address hotKey;
         uint96 unstaking;
+        uint96 owed; // <= bonded
         bytes32 encryptionKey;
         bytes32 metadata;
         bytes peerId;
@@ -137,6 +139,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         Record storage self = _nodes[operator];
         self.bonded -= amount.toUint96();
         self.liveClaims -= claims.toUint24();
+        _payDebt(operator, self, amount);
     }
 
     /// @inheritdoc INodeRegistry
@@ -147,17 +150,20 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         self.liveClaims--;
         forfeitPool += lost;
         emit BondForfeited(operator, lost);
+        _payDebt(operator, self, amount - lost);
     }
 
     /// @inheritdoc INodeRegistry
     function slash(address operator, uint256 parts) external returns (uint256 amount) {
         if (msg.sender != disputes) revert NotDisputes(msg.sender);
         Record storage self = _nodes[operator];
-        uint96 free = self.active - self.bonded;
-        amount = (uint256(free) + self.unstaking) / parts;
-        uint96 fromFree = uint96(Math.min(amount, free));
-        self.active -= fromFree;
-        self.unstaking -= amount.toUint96() - fromFree;
+        (uint256 free, uint256 leaving) = (self.active - self.bonded, self.unstaking);
+        uint256 due = (self.active + leaving - self.owed) / parts;
+        amount = Math.min(due, free + leaving);
+        uint256 fromFree = Math.min(amount, free);
+        self.active -= fromFree.toUint96();
+        self.unstaking -= (amount - fromFree).toUint96();
+        if (due > amount) self.owed += (due - amount).toUint96();
         forfeitPool += amount;
         emit Slashed(operator, amount);
     }
@@ -167,10 +173,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         if (msg.sender != queue && msg.sender != outputs && msg.sender != disputes) revert NotAModule(msg.sender);
         forfeitPool -= amount;
         emit ForfeitPaid(beneficiary, amount);
-        address[] memory accounts = new address[](1);
-        uint256[] memory amounts = new uint256[](1);
-        (accounts[0], amounts[0]) = (beneficiary, amount);
-        vault.credit(accounts, amounts);
+        _credit(beneficiary, amount);
     }
 
     /// @inheritdoc INodeRegistry
@@ -195,9 +198,32 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     }
 
     /// @inheritdoc INodeRegistry
+    function owed(address operator) external view returns (uint256) {
+        return _nodes[operator].owed;
+    }
+
+    /// @inheritdoc INodeRegistry
     function freeStake(address operator) external view returns (uint256) {
         Record storage self = _nodes[operator];
         return self.active - self.bonded;
+    }
+
+    /// @dev Of stake that its claims give free, what a slashing found held by them.
+    function _payDebt(address operator, Record storage self, uint256 freed) private {
+        uint256 owed_ = self.owed;
+        if (owed_ == 0) return;
+        uint256 paid = Math.min(owed_, freed);
+        self.owed = Math.min(owed_ - paid, self.bonded).toUint96(); // a bond that was lost owes nothing more
+        self.active -= paid.toUint96();
+        emit Slashed(operator, paid);
+        _credit(Spoils.BURNT, paid);
+    }
+
+    function _credit(address account, uint256 amount) private {
+        address[] memory accounts = new address[](1);
+        uint256[] memory amounts = new uint256[](1);
+        (accounts[0], amounts[0]) = (account, amount);
+        vault.credit(accounts, amounts);
     }
 
     /// @dev Without the key's consent anyone could take it for an operator of their own, and its owner would have to

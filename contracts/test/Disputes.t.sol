@@ -62,12 +62,47 @@ contract DisputesTest is MarketTest {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         _prove();
-        assertEq(nodes.node(alice.cold).stake, 5_000 ether - (5_000 ether - BOND) / 2);
+        assertEq(nodes.node(alice.cold).stake, 2_500 ether);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
         commit(jobId, spec, receipt, alice);
         skip(WINDOW);
         finalize(jobId, spec, receipt);
         assertEq(nodes.node(alice.cold).bonded, 0);
+    }
+
+    /// @dev Or a node would lock all it has for one job, and cheat in the signed lane for nothing: proven by itself, the
+    /// work could not even be proven again. The bond stays whole for the job that holds it.
+    function test_stake_that_claims_hold_is_slashed_as_they_end() public {
+        IJobQueue.Params memory params = defaultParams();
+        params.bond = 4_000 ether;
+        setParams(params);
+        IJobQueue.JobSpec memory spec = newSpec();
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        _prove();
+        assertEq(nodes.node(alice.cold).stake, 4_000 ether, "what was free is gone");
+        assertEq(nodes.owed(alice.cold), 1_500 ether, "and half of the stake was due");
+        assertEq(vault.creditsOf(challenger), 500 ether);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        commit(jobId, spec, receipt, alice);
+        skip(WINDOW);
+        uint256 burnt = vault.creditsOf(BURNT);
+        finalize(jobId, spec, receipt);
+        assertEq(nodes.node(alice.cold).stake, 2_500 ether);
+        assertEq(nodes.node(alice.cold).bonded, 0);
+        assertEq(nodes.owed(alice.cold), 0);
+        assertEq(vault.creditsOf(BURNT), burnt + 1_500 ether);
+    }
+
+    /// @dev A node that slashes itself to be out before its exit delay loses a quarter of it for good.
+    function test_accomplices_of_a_slashed_node_win_at_most_three_quarters_back() public {
+        proof.spec.client = challenger;
+        (proof.first.receipt.specHash, proof.second.receipt.specHash) =
+        (queue.hashSpec(proof.spec), queue.hashSpec(proof.spec));
+        _sign();
+        _prove();
+        assertEq(vault.creditsOf(challenger), 2_500 ether * 3 / 4);
+        assertEq(vault.creditsOf(BURNT), 2_500 ether / 4);
     }
 
     function test_receipts_of_the_signed_lane_count_in_its_domain() public {
@@ -156,7 +191,7 @@ contract DisputesTest is MarketTest {
         settlement.refund--;
         IDisputes.SignedReceipt memory signed = IDisputes.SignedReceipt(other, sign(other, alice.hotKey));
         vm.expectEmit();
-        emit IDisputes.EquivocationProven(alice.cold, committed.workId, challenger, client, (5_000 ether - BOND) / 2);
+        emit IDisputes.EquivocationProven(alice.cold, committed.workId, challenger, client, 2_500 ether);
         vm.prank(challenger);
         disputes.proveContradiction(jobId, proof.spec, settlement, committed, signed, alice.hot);
         _assertNoContradiction(jobId, settlement, committed, other, IDisputes.AlreadyProven.selector);

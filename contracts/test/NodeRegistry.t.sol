@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+
 import {NodeRegistry} from "src/NodeRegistry.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
 
 contract NodeRegistryTest is MarketTest {
+    address private constant BURNT = 0x000000000000000000000000000000000000dEaD;
+
     address private carol = makeAddr("carol");
     address private spare;
     uint256 private spareKey;
@@ -186,30 +190,60 @@ contract NodeRegistryTest is MarketTest {
         nodes.slash(alice.cold, 2);
     }
 
-    /// @dev Live bonds answer for their own jobs; everything else can be slashed, and nothing twice.
-    function testFuzz_slash_reaches_stake_in_withdrawal_and_no_live_bond(uint96 bonded, uint96 leaving, uint8 parts)
-        public
-    {
+    /// @dev Live bonds answer for their own jobs first: what they hold of the part due is owed, and burnt when they return.
+    function testFuzz_slash_reaches_all_stake_and_what_is_bonded_last(
+        uint96 bonded,
+        uint96 leaving,
+        uint8 parts,
+        uint96 lost
+    ) public {
         bonded = uint96(bound(bonded, 0, 5_000 ether));
         leaving = uint96(bound(leaving, 0, 5_000 ether - bonded));
+        lost = uint96(bound(lost, 0, bonded));
         parts = uint8(bound(parts, 1, 255));
         vm.prank(address(queue));
         nodes.lockBond(alice.hot, bonded, 1);
         vm.prank(alice.cold);
         nodes.beginUnstake(leaving);
-        vm.prank(address(disputes));
-        uint256 amount = nodes.slash(alice.cold, parts);
-        assertEq(amount, (5_000 ether - bonded) / parts);
-        INodeRegistry.Node memory node = nodes.node(alice.cold);
-        assertEq(node.stake, 5_000 ether - amount);
-        assertEq(node.bonded, bonded);
-        assertGe(node.stake - node.unstaking, bonded);
+        uint256 amount = _slash(parts);
+        uint256 due = 5_000 ether / uint256(parts);
+        assertEq(amount + nodes.owed(alice.cold), due);
+        if (nodes.owed(alice.cold) > 0) assertEq(amount, 5_000 ether - bonded, "all that was not bonded");
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - amount);
+        assertEq(nodes.freeStake(alice.cold) + nodes.node(alice.cold).unstaking, 5_000 ether - amount - bonded);
+
+        uint256 again = _slash(parts);
+        assertEq(again + nodes.owed(alice.cold), due - amount + (5_000 ether - due) / uint256(parts));
+        amount += again;
         assertEq(nodes.forfeitPool(), amount);
+
+        uint256 burnt = Math.min(nodes.owed(alice.cold), bonded - lost);
         vm.prank(address(queue));
-        nodes.forfeitBond(alice.cold, bonded, bonded);
-        assertEq(
-            vault.potOf(address(nodes)), nodes.node(alice.cold).stake + nodes.node(bob.cold).stake + nodes.forfeitPool()
-        );
+        nodes.forfeitBond(alice.cold, bonded, lost);
+        assertEq(nodes.owed(alice.cold), 0, "no claim, no debt");
+        assertEq(vault.creditsOf(BURNT), burnt);
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - amount - lost - burnt);
+        assertEq(vault.potOf(address(nodes)), nodes.node(alice.cold).stake + 5_000 ether + nodes.forfeitPool());
+    }
+
+    /// @dev One claim's end pays what it frees, and the next one the rest.
+    function test_what_is_owed_is_paid_as_claims_end() public {
+        vm.startPrank(address(queue));
+        nodes.lockBond(alice.hot, 2_000 ether, 3);
+        nodes.lockBond(alice.hot, 1_000 ether, 3);
+        nodes.lockBond(alice.hot, 2_000 ether, 3);
+        vm.stopPrank();
+        assertEq(_slash(2), 0);
+        vm.startPrank(address(queue));
+        nodes.unlockBonds(alice.cold, 2_000 ether, 1);
+        assertEq(nodes.owed(alice.cold), 500 ether);
+        assertEq(nodes.freeStake(alice.cold), 0);
+        nodes.unlockBonds(alice.cold, 1_000 ether, 1);
+        assertEq(nodes.owed(alice.cold), 0);
+        assertEq(nodes.freeStake(alice.cold), 500 ether);
+        nodes.unlockBonds(alice.cold, 2_000 ether, 1);
+        assertEq(nodes.node(alice.cold).stake, 2_500 ether);
+        assertEq(vault.creditsOf(BURNT), 2_500 ether);
     }
 
     function test_an_operator_answers_for_a_replaced_hot_key_as_long_as_its_exit_takes() public {
@@ -235,5 +269,10 @@ contract NodeRegistryTest is MarketTest {
         INodeRegistry.Node memory node = nodes.node(alice.cold);
         assertEq(nodes.freeStake(alice.cold), node.stake - node.unstaking - node.bonded);
         assertEq(node.stake, 5_000 ether);
+    }
+
+    function _slash(uint256 parts) private returns (uint256) {
+        vm.prank(address(disputes));
+        return nodes.slash(alice.cold, parts);
     }
 }

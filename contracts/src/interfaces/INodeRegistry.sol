@@ -20,7 +20,8 @@ interface INodeRegistry {
     }
 
     /// @dev `signature` is `key`'s (EIP-712, low s; ERC-1271 if it is a contract) of
-    /// `HotKey(address operator,uint40 deadline)`, where the operator is the caller.
+    /// `HotKey(address operator,uint40 deadline)`, where the operator is the caller. A contract can take its word back: no
+    /// receipt that it signed proves anything for good, so take none from it.
     struct HotKeyConsent {
         address key;
         uint40 deadline; // unix seconds
@@ -77,9 +78,9 @@ interface INodeRegistry {
     /// @notice Queue only: one live claim less. Of its bond, `lost` leaves the stake and waits here until the job has
     /// ended; the rest is free stake again.
     function forfeitBond(address operator, uint256 amount, uint256 lost) external;
-    /// @notice Disputes only: one of `parts` of the stake that no live claim holds, in withdrawal or not, is taken. It
-    /// waits here to be paid out.
-    /// @return amount What was taken, first from the stake that is not in withdrawal.
+    /// @notice Disputes only: one of `parts` of the stake is taken, what is in withdrawal included. Live bonds answer for
+    /// their own jobs first: where only they are left, the rest is `owed`, and burnt as the claims give it free.
+    /// @return amount What was taken at once, first from the stake that is not in withdrawal; it waits here to be paid out.
     function slash(address operator, uint256 parts) external returns (uint256 amount);
     /// @notice Queue, Outputs and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits.
     function payForfeit(address beneficiary, uint256 amount) external;
@@ -103,6 +104,8 @@ interface INodeRegistry {
     function operatorOf(address hotKey) external view returns (address);
     /// @notice The EIP-712 digest by which a hot key agrees to serve `operator`.
     function hashConsent(address operator, uint40 deadline) external view returns (bytes32);
+    /// @notice What slashings are still to take of the stake that live claims hold.
+    function owed(address operator) external view returns (uint256);
     /// @notice What a new bond or an exit may take: stake - unstaking - bonded.
     function freeStake(address operator) external view returns (uint256);
 }

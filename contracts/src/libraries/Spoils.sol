@@ -5,7 +5,9 @@ import {INodeRegistry} from "../interfaces/INodeRegistry.sol";
 
 /// @title Divides what a node has lost: half to the challenger, a quarter to the client, 15 % to the verifiers, the rest
 /// burnt.
-/// @dev An accomplice of the node can win half back and never more, so what no verifier has earned is burnt with the rest.
+/// @dev What no verifier has earned is burnt with the rest. Accomplices of the node who challenge it win half back; they
+/// could be its client as well, who has nothing to gain from being cheated, but might bring a node's stake out before its
+/// exit delay: a quarter of what is slashed is out of their reach. So what a stake secures is a quarter of what it can lose.
 library Spoils {
     uint256 private constant CHALLENGER_PART = 2; // one of two
     uint256 private constant CLIENT_PART = 4;
