@@ -19,6 +19,7 @@ from pathlib import Path
 from openlora.contracts.toolchain import find_tool
 
 CONTRACTS = Path(__file__).resolve().parent.parent
+QUICK = ("--no-match-contract", "Invariants")
 FEW_FUZZ_RUNS = 16
 FUZZ_RUNS = 256
 
@@ -76,9 +77,31 @@ MISTAKES = (
     Mutant(
         "slashing misses stake in withdrawal",
         "NodeRegistry.sol",
-        "amount = (uint256(free) + self.unstaking) / parts;",
-        "amount = uint256(free) / parts;",
+        "amount = Math.min(due, free + leaving);",
+        "amount = Math.min(due, free);",
         "test_stake_in_withdrawal_is_slashed",
+    ),
+    Mutant(
+        "slashing misses stake that claims hold",
+        "NodeRegistry.sol",
+        "if (due > amount) self.owed += (due - amount).toUint96();",
+        "",
+        "test_stake_that_claims_hold_is_slashed_as_they_end",
+    ),
+    Mutant(
+        "a string is an identity",
+        "AdapterRegistry.sol",
+        "        if (_adapters[digest].owner != address(0)) revert AlreadyRegistered(digest);\n",
+        "        digest = keccak256(bytes(name));\n"
+        "        if (_adapters[digest].owner != address(0)) revert AlreadyRegistered(digest);\n",
+        "test_a_name_is_nobodys_identity",
+    ),
+    Mutant(
+        "a question moves a job out of an audit",
+        "JobQueue.sol",
+        "return (self.node, self.moment - _heldSecs[jobId]);",
+        "return (self.node, self.moment);",
+        "test_a_question_is_no_way_out_of_an_audit",
     ),
     Mutant(
         "quorum counts slots",
@@ -589,13 +612,13 @@ FAULTS = (
     Mutant(
         "audits of later jobs",
         "Disputes.sol",
-        "if (windowStart >= _round.begunAt) revert NotSelected(jobId, roundCount);",
+        "if (committedAt >= _rounds[number].begunAt) revert NotSelected(jobId, number);",
         "",
     ),
     Mutant(
-        "every job is audited", "Disputes.sol", "if (!isSelected(jobId)) revert NotSelected(jobId, roundCount);", ""
+        "every job is audited", "Disputes.sol", "if (!isSelected(jobId, number)) revert NotSelected(jobId, number);", ""
     ),
-    Mutant("a round is drawn twice", "Disputes.sol", "if (_round.seed != 0 || drawn == 0)", "if (drawn == 0)"),
+    Mutant("a round is drawn twice", "Disputes.sol", "if (self.seed != 0 || drawn == 0)", "if (drawn == 0)"),
     Mutant("verifiers leave on duty", "Disputes.sol", "if (self.duties > 0) revert StillOnDuty(msg.sender);", ""),
     Mutant(
         "verifiers leave at once",
@@ -620,6 +643,28 @@ FAULTS = (
     ),
     Mutant("another's papers", "Disputes.sol", " && queue.hashSpec(spec) == receipt.specHash", ""),
     Mutant("lots without order", "libraries/Panel.sol", "lot.lots[place - 1] > drawn", "lot.lots[place - 1] < drawn"),
+    Mutant(
+        "debts are paid twice",
+        "NodeRegistry.sol",
+        "Math.min(owed_ - paid, self.bonded)",
+        "Math.min(owed_, self.bonded)",
+    ),
+    Mutant("debts outlive their bonds", "NodeRegistry.sol", "Math.min(owed_ - paid, self.bonded)", "(owed_ - paid)"),
+    Mutant(
+        "debts count twice",
+        "NodeRegistry.sol",
+        "(self.active + leaving - self.owed) / parts",
+        "(self.active + leaving) / parts",
+    ),
+    Mutant(
+        "audits are paid for nothing",
+        "Disputes.sol",
+        "if (self.verdict == Verdict.None) auditFund += self.pay;\n        else pool",
+        "pool",
+    ),
+    Mutant("the fund is paid out twice", "Disputes.sol", "        auditFund -= pay;\n", ""),
+    Mutant("gifts from nobody", "Disputes.sol", "        vault.lock(msg.sender, amount);\n", ""),
+    Mutant("a voucher that no transaction can settle", "Sessions.sol", "MAX_LINES = 12;", "MAX_LINES = 32;"),
     Mutant("verifiers' dust is lost", "libraries/Spoils.sol", "            left -= share;\n", ""),
 )
 MUTANTS = MISTAKES + FAULTS
@@ -646,7 +691,7 @@ def stages(test: str) -> list[tuple[list[str], int]]:
     """Arguments and fuzz runs: the named test alone; else what is quick, and for what outlives it everything."""
     if test:
         return [(["--match-test", f"^{test}\\("], FUZZ_RUNS)]
-    return [(["--no-match-contract", "Invariants"], FEW_FUZZ_RUNS), ([], FUZZ_RUNS)]
+    return [([*QUICK], FEW_FUZZ_RUNS), ([], FUZZ_RUNS)]
 
 
 def passes(project: Path, forge: Path, mutant: Mutant) -> bool:
@@ -686,7 +731,7 @@ def main(words: list[str]) -> int:
         project = Path(folder) / "contracts"
         shutil.copytree(CONTRACTS, project, ignore=shutil.ignore_patterns("node_modules", "out", "openlora"))
         (project / "node_modules").symlink_to((CONTRACTS / "node_modules").resolve())
-        sound = forge_test(project, forge, fuzz_runs=FUZZ_RUNS)
+        sound = forge_test(project, forge, *QUICK, fuzz_runs=FEW_FUZZ_RUNS)
         if sound.returncode != 0:
             raise SystemExit(f"the tests fail without a mutant:\n{sound.stdout}{sound.stderr}")
         for mutant in chosen:

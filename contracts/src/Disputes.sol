@@ -41,7 +41,9 @@ contract Disputes is IDisputes, AccessManaged {
     mapping(address node => mapping(bytes32 workId => bool)) public proven;
     /// @inheritdoc IDisputes
     uint64 public roundCount;
-    Round private _round;
+    /// @inheritdoc IDisputes
+    uint256 public auditFund;
+    mapping(uint64 number => Round) private _rounds;
     DisputeTerms private _terms;
     address[] private _verifierList;
     mapping(address account => Verifier) private _verifiers;
@@ -127,32 +129,45 @@ contract Disputes is IDisputes, AccessManaged {
     /// @inheritdoc IDisputes
     function audit(
         uint64 jobId,
+        uint64 number,
         IJobQueue.JobSpec calldata spec,
         IJobQueue.Settlement calldata settlement,
         IJobQueue.Receipt calldata receipt
     ) external {
         _checkReceipt(jobId, spec, settlement, receipt);
-        if (!isSelected(jobId)) revert NotSelected(jobId, roundCount);
-        uint40 windowStart = _openDispute(jobId, spec, 0);
-        if (windowStart >= _round.begunAt) revert NotSelected(jobId, roundCount);
+        if (!isSelected(jobId, number)) revert NotSelected(jobId, number);
+        uint40 committedAt = _openDispute(jobId, spec, 0);
+        if (committedAt >= _rounds[number].begunAt) revert NotSelected(jobId, number);
+        uint256 pay = Math.min(settlement.fee, auditFund);
+        auditFund -= pay;
+        _disputes[jobId].pay = uint96(pay);
+    }
+
+    /// @inheritdoc IDisputes
+    function fundAudits(uint256 amount) external {
+        auditFund += amount;
+        emit AuditsFunded(msg.sender, amount);
+        vault.lock(msg.sender, amount);
     }
 
     /// @inheritdoc IDisputes
     function beginRound() external returns (uint64 number) {
-        uint256 from = roundCount == 0 ? 0 : uint256(_round.begunAt) + _terms.roundSecs;
+        uint256 from = roundCount == 0 ? 0 : uint256(_rounds[roundCount].begunAt) + _terms.roundSecs;
         if (block.timestamp < from) revert NotYet(from);
         number = ++roundCount;
-        _round = Round(uint40(block.timestamp), uint64(block.number) + DRAW_BLOCKS, 0);
-        emit RoundBegun(number, _round.drawBlock);
+        uint64 drawBlock = uint64(block.number) + DRAW_BLOCKS;
+        _rounds[number] = Round(uint40(block.timestamp), drawBlock, 0);
+        emit RoundBegun(number, drawBlock);
     }
 
     /// @inheritdoc IDisputes
     function seal() external {
-        bytes32 drawn = blockhash(_round.drawBlock);
+        Round storage self = _rounds[roundCount];
+        bytes32 drawn = blockhash(self.drawBlock);
         // Zero is BLOCKHASH's word for a block that it does not know.
         // slither-disable-next-line incorrect-equality
-        if (_round.seed != 0 || drawn == 0) revert NotYet(_round.drawBlock);
-        _round.seed = drawn;
+        if (self.seed != 0 || drawn == 0) revert NotYet(self.drawBlock);
+        self.seed = drawn;
         emit RoundSealed(roundCount, drawn);
     }
 
@@ -216,7 +231,8 @@ contract Disputes is IDisputes, AccessManaged {
         if (verdict != Verdict.Pass && self.bond > 0) vault.release(self.challenger, self.bond);
         uint256 slashed = 0;
         if (verdict == Verdict.Fail) {
-            slashed = queue.condemn(jobId, settlement) + nodes.slash(self.node, SLASHED_PART);
+            slashed = queue.condemn(jobId, settlement);
+            slashed += nodes.slash(self.node, SLASHED_PART);
             Spoils.divide(nodes, slashed, self.challenger, settlement.client, voters);
         } else if (verdict == Verdict.Ambiguous) {
             queue.annul(jobId, settlement);
@@ -293,13 +309,13 @@ contract Disputes is IDisputes, AccessManaged {
     }
 
     /// @inheritdoc IDisputes
-    function round() external view returns (Round memory) {
-        return _round;
+    function round(uint64 number) external view returns (Round memory) {
+        return _rounds[number];
     }
 
     /// @inheritdoc IDisputes
-    function isSelected(uint64 jobId) public view returns (bool) {
-        bytes32 seed = _round.seed;
+    function isSelected(uint64 jobId, uint64 number) public view returns (bool) {
+        bytes32 seed = _rounds[number].seed;
         // A block's proposer may withhold it and so move the draw, at the price of the block.
         // slither-disable-next-line weak-prng
         return seed != 0 && uint256(keccak256(abi.encode(seed, jobId))) % BPS < _terms.auditBps;
@@ -359,7 +375,7 @@ contract Disputes is IDisputes, AccessManaged {
 
     function _openDispute(uint64 jobId, IJobQueue.JobSpec calldata spec, uint96 bond)
         private
-        returns (uint40 windowStart)
+        returns (uint40 committedAt)
     {
         if (spec.flags.has(JobFlags.PRIVATE) && !spec.flags.has(JobFlags.AUDITABLE)) {
             revert NumericAuditWaived(jobId);
@@ -374,7 +390,7 @@ contract Disputes is IDisputes, AccessManaged {
         self.commitBy = self.drawBy + _terms.commitSecs;
         self.revealBy = self.commitBy + _terms.revealSecs;
         self.drawBlock = uint64(block.number) + DRAW_BLOCKS;
-        (self.node, windowStart) = queue.hold(jobId);
+        (self.node, committedAt) = queue.hold(jobId);
         emit DisputeOpened(jobId, self.node, msg.sender, bond, self.drawBlock);
     }
 
@@ -400,8 +416,8 @@ contract Disputes is IDisputes, AccessManaged {
         return self.passes >= PASS_VOTES ? Verdict.Pass : Verdict.Ambiguous;
     }
 
-    /// @dev Takes the penalty from those who did not reveal; gives it, and their part of a lost challenge's bond, to those
-    /// who did; what cannot be shared is burnt. The rest of a lost challenge's bond is the node's.
+    /// @dev Takes the penalty from those who did not reveal; gives it, an audit's pay, and their part of a lost challenge's
+    /// bond, to those who did; what cannot be shared is burnt. The rest of a lost challenge's bond is the node's.
     /// @return voters Who revealed.
     function _dismissPanel(uint64 jobId, Dispute storage self) private returns (address[] memory voters) {
         address[] memory panel = self.panel;
@@ -409,6 +425,8 @@ contract Disputes is IDisputes, AccessManaged {
         uint256 voted = 0;
         bool lost = self.verdict == Verdict.Pass;
         uint256 pool = lost ? self.bond / 2 : 0;
+        if (self.verdict == Verdict.None) auditFund += self.pay;
+        else pool += self.pay;
         for (uint256 i = 0; i < panel.length; i++) {
             _verifiers[panel[i]].duties--;
             if (_votes[jobId][panel[i]] == REVEALED) voters[voted++] = panel[i];

@@ -74,6 +74,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
 
     mapping(uint64 jobId => Record) private _jobs;
     mapping(uint64 jobId => uint96) private _forfeits;
+    mapping(uint64 jobId => uint40) private _heldSecs; // by which `moment` is later than the commit
     mapping(uint16 version => Params) private _params;
     /// @inheritdoc IJobQueue
     mapping(uint64 recipeId => uint256) public recipeFees;
@@ -194,14 +195,14 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function hold(uint64 jobId) external onlyJudge returns (address node, uint40 windowStart) {
+    function hold(uint64 jobId) external onlyJudge returns (address node, uint40 committedAt) {
         Record storage self = _jobs[jobId];
         if (self.state != State.Committed) revert WrongState(jobId, _stateOf(self));
         uint40 finalizableAt = _finalizableAt(self);
         if (block.timestamp >= finalizableAt) revert WindowOver(finalizableAt);
         self.state = State.Held;
         emit JobHeld(jobId, msg.sender);
-        return (self.node, self.moment);
+        return (self.node, self.moment - _heldSecs[jobId]);
     }
 
     /// @inheritdoc IJobQueue
@@ -210,6 +211,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         self.state = State.Committed;
         uint256 moment = uint256(self.moment) + heldSecs;
         self.moment = moment.toUint32();
+        _heldSecs[jobId] += heldSecs;
         emit JobResumed(jobId, _finalizableAt(self));
     }
 

@@ -64,8 +64,7 @@ contract Outputs is IOutputs, AccessManaged {
         IJobQueue.Receipt calldata receipt,
         uint32 chunk
     ) external {
-        uint256 count =
-            receipt.fingerprintRoot == 0 ? 0 : (receipt.outTokens + TOKENS_PER_CHUNK - 1) / TOKENS_PER_CHUNK;
+        uint256 count = receipt.fingerprintRoot == 0 ? 0 : (receipt.outTokens + TOKENS_PER_CHUNK - 1) / TOKENS_PER_CHUNK;
         if (chunk >= count) revert NoSuchChunk(chunk, count.toUint32());
         _ask(jobId, settlement, receipt, Kind.Chunk, receipt.fingerprintRoot, chunk);
     }

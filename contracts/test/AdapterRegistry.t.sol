@@ -50,6 +50,13 @@ contract AdapterRegistryTest is MarketTest {
         adapters.registerAdapter(ADAPTER_A, BASE_ID, new uint32[](0), "squat");
     }
 
+    /// @dev Anyone may take any name; what counts is the content's digest.
+    function test_a_name_is_nobodys_identity() public {
+        adapters.registerAdapter(UNKNOWN, BASE_ID, new uint32[](0), "a");
+        assertEq(adapters.adapter(UNKNOWN).owner, address(this));
+        assertEq(adapters.adapter(ADAPTER_A).owner, authorA, "whose adapter is called so too");
+    }
+
     function test_registerAdapter_revertsWhen_base_is_unknown() public {
         vm.expectRevert(abi.encodeWithSelector(IAdapterRegistry.UnknownBase.selector, UNKNOWN));
         adapters.registerAdapter(UNKNOWN, UNKNOWN, new uint32[](0), "c");

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+
 import {Disputes} from "src/Disputes.sol";
 import {JobQueue} from "src/JobQueue.sol";
 import {NodeRegistry} from "src/NodeRegistry.sol";
@@ -26,12 +28,14 @@ contract MarketHandler is MarketTest {
         IJobQueue.Receipt receipt;
         IJobQueue.State state; // as stored: a lapsed claim is Claimed
         bool byAlice;
+        uint256 committedAt;
         uint256 until;
         uint256 bond;
         uint256 forfeited;
         uint256 heldAt;
         uint256 questionBond; // while a question is open
         uint256 challengeBond; // while a dispute is
+        uint256 auditPay; // while an audit is
         Holder holder;
     }
 
@@ -60,6 +64,7 @@ contract MarketHandler is MarketTest {
     uint64 internal priced; // recipe of an adapter that costs a fee a use
     address[] private _verifiers;
     uint256 private _works;
+    uint256 private _donated; // to the audits, and not spent
     uint64 public count;
     uint256 public sessionFees;
     GhostSession[] private _sessionGhosts;
@@ -80,6 +85,10 @@ contract MarketHandler is MarketTest {
         adapters.setAccess(ADAPTER_A, IAdapterRegistry.Access.PayPerUse, USE_FEE);
         (bytes32[] memory digests, int32[] memory weights) = ensembleOf(3, -1);
         priced = adapters.registerRecipe(BASE_ID, digests, weights);
+        IDisputes.DisputeTerms memory terms = disputeTerms();
+        terms.auditBps = 10_000;
+        vm.prank(owner);
+        disputes.setTerms(terms);
         skip(1);
     }
 
@@ -134,7 +143,7 @@ contract MarketHandler is MarketTest {
         ghost.receipt.outputDigest = sha256(OUTPUT);
         commit(jobId, ghost.spec, ghost.receipt, _operator(jobId));
         ghost.state = IJobQueue.State.Committed;
-        ghost.until = block.timestamp + WINDOW;
+        (ghost.committedAt, ghost.until) = (block.timestamp, block.timestamp + WINDOW);
         if (ghost.spec.flags & JobFlags.PUBLISH != 0) _hold(ghost, Holder.Outputs);
     }
 
@@ -176,9 +185,26 @@ contract MarketHandler is MarketTest {
         disputes.challenge(jobId, ghost.spec, settlement, receipt);
         ghost.challengeBond = 20 ether;
         _hold(ghost, Holder.Disputes);
-        if (!draw) return;
-        vm.roll(vm.getBlockNumber() + 3);
-        try disputes.draw(jobId) {} catch {} // those who are leaving may leave too few
+        if (draw) _drawPanel(jobId);
+    }
+
+    function auditJob(uint256 pick, uint96 donation) external {
+        donation = uint96(bound(donation, 0, 1 ether));
+        vm.prank(challenger);
+        disputes.fundAudits(donation);
+        _donated += donation;
+        _beginRound();
+        (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Committed);
+        Ghost storage ghost = _ghosts[jobId];
+        if (!found || block.timestamp >= ghost.until || disputes.dispute(jobId).openedAt != 0) return;
+        if (ghost.committedAt >= disputes.round(disputes.roundCount()).begunAt || disputes.verifiers().length < 7) {
+            return;
+        }
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory receipt) = _papers(ghost);
+        ghost.auditPay = Math.min(receipt.fee, disputes.auditFund());
+        disputes.audit(jobId, disputes.roundCount(), ghost.spec, settlement, receipt);
+        _hold(ghost, Holder.Disputes);
+        _drawPanel(jobId);
     }
 
     /// @dev Two bits of `votes` a member: silent, PASS, FAIL or AMBIGUOUS.
@@ -197,7 +223,8 @@ contract MarketHandler is MarketTest {
         if (verdict == IDisputes.Verdict.Fail) _end(ghost, IJobQueue.State.Slashed);
         else if (verdict == IDisputes.Verdict.Ambiguous) _end(ghost, IJobQueue.State.Annulled);
         else _resume(ghost);
-        ghost.challengeBond = 0;
+        if (verdict != IDisputes.Verdict.None) _donated -= ghost.auditPay;
+        (ghost.challengeBond, ghost.auditPay) = (0, 0);
     }
 
     function moveVerifier(uint256 pick) external {
@@ -300,12 +327,15 @@ contract MarketHandler is MarketTest {
 
     function slashNode(bool byAlice) external {
         address node = (byAlice ? alice : bob).cold;
-        uint256 slashable = nodes.freeStake(node) + nodes.node(node).unstaking;
+        uint256 owed = nodes.owed(node);
+        uint256 due = (nodes.node(node).stake - owed) / 2;
+        uint256 slashed = Math.min(due, nodes.freeStake(node) + nodes.node(node).unstaking);
         uint256 burnt = vault.creditsOf(BURNT);
         uint256 won = vault.creditsOf(challenger);
         proveEquivocation(keccak256(abi.encode(++_works)), byAlice ? alice : bob, challenger);
-        assertEq(vault.creditsOf(challenger) - won, slashable / 2 / 2);
-        assertEq(vault.creditsOf(BURNT) - burnt, slashable / 2 - slashable / 2 / 2 - slashable / 2 / 4);
+        assertEq(vault.creditsOf(challenger) - won, slashed / 2);
+        assertEq(vault.creditsOf(BURNT) - burnt, slashed - slashed / 2 - slashed / 4);
+        assertEq(nodes.owed(node), owed + due - slashed);
     }
 
     function setPaused(bool paused) external {
@@ -370,11 +400,18 @@ contract MarketHandler is MarketTest {
         }
     }
 
-    /// @dev Over all jobs: bonds of open questions and of open disputes; and the verifiers' stakes.
-    function judgesBooks() external view returns (uint256 questions, uint256 challenges, uint256 stakes) {
+    /// @dev Over all jobs: bonds of open questions and of open disputes; the verifiers' stakes; what audits have not spent,
+    /// and what of it open ones may.
+    function judgesBooks()
+        external
+        view
+        returns (uint256 questions, uint256 challenges, uint256 stakes, uint256 donated, uint256 pays)
+    {
+        donated = _donated;
         for (uint64 jobId = 1; jobId <= count; jobId++) {
             questions += _ghosts[jobId].questionBond;
             challenges += _ghosts[jobId].challengeBond;
+            pays += _ghosts[jobId].auditPay;
         }
         for (uint256 i = 0; i < VERIFIERS; i++) {
             stakes += disputes.verifier(_verifiers[i]).stake;
@@ -442,6 +479,18 @@ contract MarketHandler is MarketTest {
     function _resume(Ghost storage ghost) private {
         (ghost.state, ghost.holder) = (IJobQueue.State.Committed, Holder.Nobody);
         ghost.until += block.timestamp - ghost.heldAt;
+    }
+
+    function _drawPanel(uint64 jobId) private {
+        vm.roll(vm.getBlockNumber() + 3);
+        try disputes.draw(jobId) {} catch {} // those who are leaving may leave too few
+    }
+
+    function _beginRound() private {
+        if (block.timestamp < disputes.round(disputes.roundCount()).begunAt + WINDOW) return;
+        disputes.beginRound();
+        vm.roll(vm.getBlockNumber() + 3);
+        disputes.seal();
     }
 
     function _papers(Ghost storage ghost)
@@ -517,7 +566,7 @@ contract MarketInvariants is MarketTest {
         _handler = new MarketHandler();
         _handler.setUp();
         (token, vault, nodes, queue, sessions, outputs, disputes) = _handler.contracts();
-        bytes4[] memory actions = new bytes4[](22);
+        bytes4[] memory actions = new bytes4[](23);
         actions[0] = MarketHandler.submitJob.selector;
         actions[1] = MarketHandler.claimJob.selector;
         actions[2] = MarketHandler.releaseJob.selector;
@@ -540,6 +589,7 @@ contract MarketInvariants is MarketTest {
         actions[19] = MarketHandler.challengeJob.selector;
         actions[20] = MarketHandler.judge.selector;
         actions[21] = MarketHandler.moveVerifier.selector;
+        actions[22] = MarketHandler.auditJob.selector;
         targetSelector(FuzzSelector(address(_handler), actions));
         targetContract(address(_handler));
     }
@@ -558,14 +608,20 @@ contract MarketInvariants is MarketTest {
         assertEq(vault.potOf(address(queue)), escrow, "escrow is held exactly while a job is live");
         assertEq(nodes.node(alice_).bonded, bondsAlice, "locked stake is the live bonds");
         assertEq(nodes.node(bob_).bonded, bondsBob, "locked stake is the live bonds");
+        assertLe(nodes.owed(alice_), bondsAlice, "only live bonds owe");
+        assertLe(nodes.owed(bob_), bondsBob, "only live bonds owe");
         assertEq(nodes.forfeitPool(), forfeits, "forfeits wait for their job");
         uint256 stakes = uint256(nodes.node(alice_).stake) + nodes.node(bob_).stake;
         assertEq(vault.potOf(address(nodes)), stakes + forfeits, "stakes and forfeits are the registry's pot");
         uint256 fees = queue.recipeFees(1) + queue.recipeFees(2) + queue.recipeFees(3);
         assertEq(fees, _handler.fees(), "cumulative fees");
-        (uint256 questions, uint256 challenges, uint256 verifiers) = _handler.judgesBooks();
+        (uint256 questions, uint256 challenges, uint256 verifiers, uint256 donated, uint256 pays) =
+            _handler.judgesBooks();
         assertEq(vault.potOf(address(outputs)), questions, "bonds of open questions");
-        assertEq(vault.potOf(address(disputes)), challenges + verifiers, "bonds of open disputes, verifiers' stakes");
+        assertEq(
+            vault.potOf(address(disputes)), challenges + verifiers + donated, "open bonds, verifiers' stakes, the fund"
+        );
+        assertEq(disputes.auditFund(), donated - pays, "the fund is what no open audit may spend");
     }
 
     function _assertStatesAreAsBooked() private view {

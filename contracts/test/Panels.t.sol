@@ -379,16 +379,15 @@ contract PanelsTest is MarketTest {
     // Audits
 
     function test_an_audit_is_drawn_by_a_round_after_the_commit() public {
-        IDisputes.DisputeTerms memory terms = disputeTerms();
-        terms.auditBps = 10_000;
-        vm.prank(owner);
-        disputes.setTerms(terms);
+        _auditAll();
         (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory of_) = (settlementOf(spec, receipt), receipt);
-        bytes memory refusal = abi.encodeWithSelector(IDisputes.NotSelected.selector, jobId, 0);
+        uint64 number = 0;
+        bytes memory refusal = abi.encodeWithSelector(IDisputes.NotSelected.selector, jobId, number);
         vm.expectRevert(refusal);
-        disputes.audit(jobId, spec, settlement, of_);
+        disputes.audit(jobId, number, spec, settlement, of_);
         skip(1);
-        assertEq(disputes.beginRound(), 1);
+        number = disputes.beginRound();
+        assertEq(number, 1);
         vm.expectPartialRevert(IDisputes.NotYet.selector);
         disputes.beginRound();
         vm.expectPartialRevert(IDisputes.NotYet.selector);
@@ -397,17 +396,17 @@ contract PanelsTest is MarketTest {
         disputes.seal();
         vm.expectPartialRevert(IDisputes.NotYet.selector);
         disputes.seal();
-        assertTrue(disputes.isSelected(jobId));
-        assertEq(disputes.round().seed, blockhash(disputes.round().drawBlock));
+        assertTrue(disputes.isSelected(jobId, 1));
+        assertEq(disputes.round(1).seed, blockhash(disputes.round(1).drawBlock));
 
         IJobQueue.JobSpec memory laterSpec = newSpec();
         (uint64 later, IJobQueue.Receipt memory laterReceipt) = committedJob(laterSpec, alice);
         IJobQueue.Settlement memory laterSettlement = settlementOf(laterSpec, laterReceipt);
         vm.expectRevert(abi.encodeWithSelector(IDisputes.NotSelected.selector, later, 1));
-        disputes.audit(later, laterSpec, laterSettlement, laterReceipt);
+        disputes.audit(later, 1, laterSpec, laterSettlement, laterReceipt);
 
         vm.prank(challenger);
-        disputes.audit(jobId, spec, settlement, of_);
+        disputes.audit(jobId, number, spec, settlement, of_);
         assertEq(vault.balanceOf(challenger), 1_000 ether, "without a bond");
         _draw();
         _vote(5, 0, 0);
@@ -415,6 +414,63 @@ contract PanelsTest is MarketTest {
         assertEq(vault.creditsOf(alice.cold), 0);
         skip(WINDOW);
         disputes.beginRound();
+    }
+
+    /// @dev Held jobs' windows move on, and so do the rounds: whether an answer was there when one began does not.
+    function test_a_question_is_no_way_out_of_an_audit() public {
+        IDisputes.DisputeTerms memory terms = _auditAll();
+        (jobId, receipt) = _published("an answer");
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory of_) = (settlementOf(spec, receipt), receipt);
+        skip(1);
+        _round();
+        vm.prank(challenger);
+        outputs.demandOutput(jobId, settlement, of_);
+        skip(10 minutes);
+        outputs.publishOutput(jobId, "an answer");
+        terms.roundSecs = 1 minutes;
+        vm.prank(owner);
+        disputes.setTerms(terms);
+        disputes.beginRound();
+        disputes.audit(jobId, 1, spec, settlement, of_);
+        assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Held));
+    }
+
+    /// @dev Whatever they say, so that none of it pays better; and the fund pays no audit that it was not asked for.
+    function test_an_audit_pays_its_voters_the_jobs_fee_while_the_fund_lasts() public {
+        _auditAll();
+        skip(1);
+        _round();
+        uint96 fee = receipt.fee;
+        vm.prank(challenger);
+        disputes.fundAudits(fee + 1);
+        assertEq(vault.balanceOf(challenger), 1_000 ether - fee - 1);
+        _audit();
+        assertEq(disputes.auditFund(), 1);
+        address[] memory panel = _vote(3, 0, 1);
+        assertEq(vault.creditsOf(panel[3]), (fee + PENALTY) / 4);
+        assertEq(vault.creditsOf(panel[4]), 0);
+
+        spec = newSpec();
+        (jobId, receipt) = committedJob(spec, alice);
+        skip(WINDOW - 1);
+        _round();
+        _audit();
+        assertEq(disputes.auditFund(), 0);
+        panel = _vote(5, 0, 0);
+        assertEq(vault.potOf(address(disputes)), 9 * STAKE - PENALTY, "what cannot be shared is burnt");
+    }
+
+    function test_what_no_quorum_earned_returns_to_the_fund() public {
+        _auditAll();
+        skip(1);
+        _round();
+        vm.prank(challenger);
+        disputes.fundAudits(100 ether);
+        _audit();
+        assertEq(disputes.auditFund(), 100 ether - receipt.fee);
+        _vote(2, 0, 0);
+        assertEq(disputes.auditFund(), 100 ether);
+        assertEq(vault.potOf(address(disputes)), 9 * STAKE - 3 * PENALTY + 100 ether);
     }
 
     function test_no_job_is_selected_at_a_share_of_zero() public {
@@ -425,7 +481,7 @@ contract PanelsTest is MarketTest {
         disputes.beginRound();
         vm.roll(vm.getBlockNumber() + 3);
         disputes.seal();
-        assertFalse(disputes.isSelected(jobId));
+        assertFalse(disputes.isSelected(jobId, 1));
     }
 
     // Verifiers
@@ -556,6 +612,33 @@ contract PanelsTest is MarketTest {
         vm.warp(disputes.verifier(account).leavesAt);
         vm.prank(account);
         disputes.withdraw();
+    }
+
+    function _auditAll() private returns (IDisputes.DisputeTerms memory terms) {
+        terms = disputeTerms();
+        terms.auditBps = 10_000;
+        vm.prank(owner);
+        disputes.setTerms(terms);
+    }
+
+    function _round() private {
+        disputes.beginRound();
+        vm.roll(vm.getBlockNumber() + 3);
+        disputes.seal();
+    }
+
+    function _audit() private {
+        IJobQueue.Settlement memory settlement = settlementOf(spec, receipt);
+        disputes.audit(jobId, disputes.roundCount(), spec, settlement, receipt);
+        _draw();
+    }
+
+    function _published(bytes memory output) private returns (uint64 id, IJobQueue.Receipt memory made) {
+        id = submit(spec);
+        claim(id, spec, alice);
+        made = receiptFor(id, spec, alice);
+        made.outputDigest = sha256(output);
+        commit(id, spec, made, alice);
     }
 
     function _openChallenge() private {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {stdError} from "forge-std/StdError.sol";
 
 import {Vault} from "src/Vault.sol";
 import {IVault} from "src/interfaces/IVault.sol";
 
 import {MarketTest} from "./utils/MarketTest.sol";
-import {FeeToken, ReentrantToken} from "./utils/Tokens.sol";
+import {FeeToken, OddToken, ReentrantToken} from "./utils/Tokens.sol";
 
 contract VaultTest is MarketTest {
     address private payer = makeAddr("payer");
@@ -44,6 +46,38 @@ contract VaultTest is MarketTest {
         hooked.approve(address(hookedVault), 100 ether);
         vm.expectRevert(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector);
         hookedVault.deposit(payer, 100 ether);
+    }
+
+    function test_a_token_that_returns_nothing_is_taken() public {
+        (OddToken odd, Vault oddVault) = _oddVault();
+        vm.startPrank(payer);
+        oddVault.deposit(payer, 100 ether);
+        oddVault.withdraw(client, 40 ether);
+        assertEq(odd.balanceOf(client), 40 ether);
+        assertEq(oddVault.balanceOf(payer), 60 ether);
+    }
+
+    function test_what_a_token_adds_is_nobodys() public {
+        (OddToken odd, Vault oddVault) = _oddVault();
+        odd.setBalance(address(oddVault), 7 ether);
+        vm.startPrank(payer);
+        oddVault.deposit(payer, 100 ether);
+        assertEq(oddVault.balanceOf(payer), 100 ether);
+        vm.expectRevert(abi.encodeWithSelector(IVault.InsufficientBalance.selector, payer, 100 ether, 101 ether));
+        oddVault.withdraw(payer, 101 ether);
+    }
+
+    function test_a_token_that_shrinks_fails_whoever_withdraws_last() public {
+        (OddToken odd, Vault oddVault) = _oddVault();
+        vm.startPrank(payer);
+        oddVault.deposit(client, 50 ether);
+        oddVault.deposit(payer, 50 ether);
+        odd.setBalance(address(oddVault), 90 ether);
+        oddVault.withdraw(payer, 50 ether);
+        vm.startPrank(client);
+        vm.expectRevert(stdError.arithmeticError);
+        oddVault.withdraw(client, 50 ether);
+        oddVault.withdraw(client, 40 ether);
     }
 
     function test_depositWithPermit_works_even_when_front_run() public {
@@ -136,5 +170,13 @@ contract VaultTest is MarketTest {
     function _one(uint256 amount) private pure returns (uint256[] memory list) {
         list = new uint256[](1);
         list[0] = amount;
+    }
+
+    /// @dev The payer has 100 of the token.
+    function _oddVault() private returns (OddToken odd, Vault oddVault) {
+        odd = new OddToken();
+        odd.setBalance(payer, 100 ether);
+        oddVault =
+            new Vault(IERC20(address(odd)), IVault.Modules(address(0), address(0), address(0), address(0), address(0)));
     }
 }

@@ -104,7 +104,8 @@ interface IAdapterRegistry {
     function createDatanet(bytes32 root, Share[] calldata shares, string calldata name)
         external
         returns (uint32 datanetId);
-    /// @notice The caller becomes the adapter's owner and payee. At most 4 datanets.
+    /// @notice The caller becomes the adapter's owner and payee; the first registration stands, so register before you
+    /// show the files. At most 4 datanets.
     function registerAdapter(bytes32 digest, bytes32 baseId, uint32[] calldata datanets, string calldata name) external;
     /// @notice Owner only: no new recipe may use the adapter; existing recipes and running jobs are untouched.
     function deprecateAdapter(bytes32 digest) external;

@@ -36,7 +36,7 @@ interface IDisputes {
         uint32 drawSecs; // these three follow each other from the dispute's beginning
         uint32 commitSecs;
         uint32 revealSecs;
-        uint32 roundSecs; // between two rounds of audits
+        uint32 roundSecs; // between two rounds of audits; well below the window, or some jobs are in none
         uint16 auditBps; // of the committed jobs, in each round
     }
 
@@ -46,6 +46,7 @@ interface IDisputes {
         address node; // operator
         uint96 missPenalty;
         uint64 drawBlock; // its hash draws the panel
+        uint96 pay; // of an audit, out of the fund
         uint40 openedAt;
         uint40 drawBy; // unix seconds; votes are committed from the draw until commitBy, then revealed until revealBy
         uint40 commitBy;
@@ -66,6 +67,8 @@ interface IDisputes {
     }
 
     /// @notice A round of audits. Jobs committed before it began and still in their window may be drawn by its seed.
+    /// @dev A job is in all rounds of its window, in which it stands still while held, so no question and no later round
+    /// moves it out of one that has drawn it.
     struct Round {
         uint40 begunAt;
         uint64 drawBlock;
@@ -94,6 +97,7 @@ interface IDisputes {
     event VerifierMissed(uint64 indexed jobId, address indexed verifier, uint96 penalty);
     event RoundBegun(uint64 indexed round, uint64 drawBlock);
     event RoundSealed(uint64 indexed round, bytes32 seed);
+    event AuditsFunded(address indexed by, uint256 amount);
     event DisputeTermsSet(DisputeTerms terms);
 
     error NotEquivocation();
@@ -122,7 +126,8 @@ interface IDisputes {
     error NotAModule(address account);
 
     /// @notice Anyone: two different receipts of one node for one work, signed by a hot key that the node answers for.
-    /// Half of its stake that no live claim holds, stake in withdrawal included, is slashed; once for each work.
+    /// Half of its stake is slashed, stake in withdrawal included, and what live claims hold of it as they end; once for
+    /// each work.
     /// @param spec Of the first receipt: it names the client.
     function proveEquivocation(
         Lane lane,
@@ -158,16 +163,22 @@ interface IDisputes {
         IJobQueue.Settlement calldata settlement,
         IJobQueue.Receipt calldata receipt
     ) external;
-    /// @notice Anyone, without a bond: as `challenge`, for a job that the sealed last round selects.
+    /// @notice Anyone, without a bond: as `challenge`, for a job that a sealed round selects and that was committed before
+    /// it began. Its verifiers have no loser to pay them as a rule, and an honest node is not to pay for being drawn:
+    /// the audit fund pays them the job's fee, whatever their verdict, as far as it reaches.
     function audit(
         uint64 jobId,
+        uint64 number,
         IJobQueue.JobSpec calldata spec,
         IJobQueue.Settlement calldata settlement,
         IJobQueue.Receipt calldata receipt
     ) external;
+    /// @notice Anyone, in practice the treasury, whose twentieth of all fees covers one job in twenty: adds to what audits
+    /// pay, out of the caller's Vault balance, and for good.
+    function fundAudits(uint256 amount) external;
     /// @notice Anyone, `roundSecs` after the last one began: a new round of audits, drawn by the block after the next.
     function beginRound() external returns (uint64 round);
-    /// @notice Anyone, while the chain knows that block's hash.
+    /// @notice Anyone, while the chain knows that block's hash: the last round's seed.
     function seal() external;
     /// @notice Anyone, while the chain knows the hash of `drawBlock`: the panel, by lot among those enlisted before the
     /// dispute and not leaving before its end; neither the node nor the challenger is drawn. When the hash is forgotten, a
@@ -203,9 +214,10 @@ interface IDisputes {
     function verifier(address account) external view returns (Verifier memory);
     /// @notice All of them, at most 128.
     function verifiers() external view returns (address[] memory);
+    /// @notice What audits to come can be paid from.
+    function auditFund() external view returns (uint256);
     function roundCount() external view returns (uint64);
-    /// @notice The last round.
-    function round() external view returns (Round memory);
-    /// @notice Whether the sealed last round selects a job.
-    function isSelected(uint64 jobId) external view returns (bool);
+    function round(uint64 number) external view returns (Round memory);
+    /// @notice Whether a round is sealed and selects a job.
+    function isSelected(uint64 jobId, uint64 number) external view returns (bool);
 }

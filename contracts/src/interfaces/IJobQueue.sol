@@ -178,8 +178,7 @@ interface IJobQueue {
 
     /// @notice Outputs and Disputes only: stops the clock of a committed job within its window.
     /// @return node Whose commit it is.
-    /// @return windowStart When the window began: at the commit, or later by as long as the job was held before.
-    function hold(uint64 jobId) external returns (address node, uint40 windowStart);
+    function hold(uint64 jobId) external returns (address node, uint40 committedAt);
     /// @notice Outputs and Disputes only: the job is committed again, and its window longer by the time it was held.
     function resume(uint64 jobId, uint40 heldSecs) external;
     /// @notice Outputs and Disputes only: ends a held job for its node's fault. The client is refunded, with the bonds

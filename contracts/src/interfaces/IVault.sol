@@ -6,6 +6,9 @@ pragma solidity ^0.8.30;
 /// deposit, withdrawable at once), a module's *pot* (escrow, stakes and bonds held by the contract named), or an
 /// account's *credits* (earned, claimable at once). The modules are fixed at deployment and nobody can add one.
 /// `token.balanceOf(vault) >= Σ balances + Σ pots + Σ credits`.
+/// @dev The token is chosen at deployment. One whose transfers return nothing is taken. One that keeps a part of a deposit is
+/// refused at the deposit. What a token adds by itself (gifts, rebasing) belongs to nobody and stays. One that takes from its
+/// holders by itself leaves nothing for whoever withdraws last: do not deploy with it.
 interface IVault {
     /// @dev The only contracts that hold pots. Their addresses may lie ahead of their deployment; each checks on its own
     /// that it is one of them.

@@ -38,3 +38,22 @@ contract ReentrantToken is ERC20("Reentrant", "RE") {
         }
     }
 }
+
+/// @notice Returns nothing from its transfers, and its balances can be changed by anyone.
+contract OddToken {
+    mapping(address account => uint256) public balanceOf;
+
+    function setBalance(address account, uint256 balance) external {
+        balanceOf[account] = balance;
+    }
+
+    function transfer(address to, uint256 amount) external {
+        balanceOf[msg.sender] -= amount;
+        balanceOf[to] += amount;
+    }
+
+    function transferFrom(address from, address to, uint256 amount) external {
+        balanceOf[from] -= amount;
+        balanceOf[to] += amount;
+    }
+}
