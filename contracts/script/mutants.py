@@ -333,6 +333,19 @@ FAULTS = (
         "cumAfter * legs[i].bps / BPS - cumBefore * legs[i].bps / BPS",
         "fee * legs[i].bps / BPS",
     ),
+    # Governance
+    Mutant(
+        "no timelock",
+        "Governance.sol",
+        "_grantRole(ADMIN_ROLE, owner, 0, timelockSecs);",
+        "_grantRole(ADMIN_ROLE, owner, 0, 0);",
+    ),
+    Mutant(
+        "anyone says what is too old",
+        "Governance.sol",
+        "uint16 patch) external onlyAuthorized {",
+        "uint16 patch) external {",
+    ),
     # Sessions
     Mutant(
         "vouchers again and again",
