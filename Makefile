@@ -25,7 +25,7 @@ test-contracts: contracts/node_modules/.installed ## the Foundry suite; FULL=1 f
 	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" FOUNDRY_PROFILE=lite FOUNDRY_FUZZ_RUNS=$(if $(FULL),10000,1000) \
 		FOUNDRY_INVARIANT_RUNS=$(if $(FULL),256,128) FOUNDRY_INVARIANT_DEPTH=$(if $(FULL),500,200) $(FORGE) test
 
-mutants: contracts/node_modules/.installed ## seeds faults into the contracts; the tests must notice each; an hour
+mutants: contracts/node_modules/.installed ## seeds faults into the contracts; the tests must notice each; half an hour
 	$(PY) contracts/script/mutants.py
 
 coverage: contracts/node_modules/.installed ## lines of the contracts that their tests run, against a floor

@@ -700,15 +700,17 @@ def forge_test(project: Path, forge: Path, *arguments: str, fuzz_runs: int) -> s
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 
-def stages(test: str) -> list[tuple[list[str], int]]:
-    """Arguments and fuzz runs: the named test alone; else what is quick, and for what outlives it everything."""
-    if test:
-        return [(["--match-test", f"^{test}\\("], FUZZ_RUNS)]
-    return [([*QUICK], FEW_FUZZ_RUNS), ([], FUZZ_RUNS)]
+def stages(mutant: Mutant, project: Path) -> list[tuple[list[str], int]]:
+    """Arguments and fuzz runs: the named test alone; else the contract's own tests, what is quick, and everything."""
+    if mutant.test:
+        return [(["--match-test", f"^{mutant.test}\\("], FUZZ_RUNS)]
+    own = Path(mutant.file).stem
+    first = [(["--match-contract", f"^{own}Test$"], FEW_FUZZ_RUNS)] if (project / f"test/{own}.t.sol").exists() else []
+    return [*first, ([*QUICK], FEW_FUZZ_RUNS), ([], FUZZ_RUNS)]
 
 
 def passes(project: Path, forge: Path, mutant: Mutant) -> bool:
-    for arguments, fuzz_runs in stages(mutant.test):
+    for arguments, fuzz_runs in stages(mutant, project):
         result = forge_test(project, forge, *arguments, fuzz_runs=fuzz_runs)
         if not re.search(r"^Ran \d+ test suites? in ", result.stdout, re.MULTILINE):
             raise SystemExit(f"{mutant.name}: no test ran\n{result.stdout}{result.stderr}")
