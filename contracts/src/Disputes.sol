@@ -138,9 +138,9 @@ contract Disputes is IDisputes, AccessManaged {
         if (!isSelected(jobId, number)) revert NotSelected(jobId, number);
         uint40 committedAt = _openDispute(jobId, spec, 0);
         if (committedAt >= _rounds[number].begunAt) revert NotSelected(jobId, number);
-        uint256 pay = Math.min(settlement.fee, auditFund);
+        uint96 pay = uint96(Math.min(settlement.fee, auditFund));
         auditFund -= pay;
-        _disputes[jobId].pay = uint96(pay);
+        _disputes[jobId].pay = pay;
     }
 
     /// @inheritdoc IDisputes

@@ -19,6 +19,7 @@ from openlora.contracts.bindings.adapter_registry import (
     RecipeRegistered,
 )
 from openlora.contracts.bindings.disputes import (
+    AuditsFunded,
     DisputeOpened,
     DisputeResolved,
     DisputeTermsSet,
@@ -100,6 +101,7 @@ Event = (
     | AdapterTakenDown
     | Allowed
     | Approval
+    | AuditsFunded
     | AuthorityUpdated
     | BaseRegistered
     | BondForfeited
@@ -185,6 +187,7 @@ _BY_TOPIC: dict[bytes, type[Event]] = {
     AdapterTakenDown.TOPIC: AdapterTakenDown,
     Allowed.TOPIC: Allowed,
     Approval.TOPIC: Approval,
+    AuditsFunded.TOPIC: AuditsFunded,
     AuthorityUpdated.TOPIC: AuthorityUpdated,
     BaseRegistered.TOPIC: BaseRegistered,
     BondForfeited.TOPIC: BondForfeited,

@@ -426,7 +426,9 @@ class AdapterRegistry:
         return Call(self.address, data, "AdapterRegistry.refresh", lambda output: Gate(decode_one("uint8", output)))
 
     def register_adapter(self, digest: bytes, base_id: bytes, datanets: Sequence[int], name: str) -> Call[None]:
-        """The caller becomes the adapter's owner and payee. At most 4 datanets."""
+        """The caller becomes the adapter's owner and payee; the first registration stands, so register before you show
+        the files. At most 4 datanets.
+        """
         data = encode_call(
             bytes.fromhex("4bdee493"), ["bytes32", "bytes32", "uint32[]", "string"], [digest, base_id, datanets, name]
         )

@@ -38,7 +38,7 @@ class Verdict(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Dispute:
     ABI: ClassVar[str] = (
-        "(address,uint96,address,uint96,uint64,uint40,uint40,uint40,uint40,uint8,uint8,uint8,uint8,bool,address[])"
+        "(address,uint96,address,uint96,uint64,uint96,uint40,uint40,uint40,uint40,uint8,uint8,uint8,uint8,bool,address[])"
     )
 
     challenger: ChecksumAddress
@@ -46,6 +46,7 @@ class Dispute:
     node: ChecksumAddress
     miss_penalty: int
     draw_block: int
+    pay: int
     opened_at: int
     draw_by: int
     commit_by: int
@@ -64,6 +65,7 @@ class Dispute:
             self.node,
             self.miss_penalty,
             self.draw_block,
+            self.pay,
             self.opened_at,
             self.draw_by,
             self.commit_by,
@@ -84,16 +86,17 @@ class Dispute:
             node=to_checksum_address(values[2]),
             miss_penalty=values[3],
             draw_block=values[4],
-            opened_at=values[5],
-            draw_by=values[6],
-            commit_by=values[7],
-            reveal_by=values[8],
-            passes=values[9],
-            fails=values[10],
-            revealed=values[11],
-            verdict=Verdict(values[12]),
-            resolved=values[13],
-            panel=tuple(to_checksum_address(item) for item in values[14]),
+            pay=values[5],
+            opened_at=values[6],
+            draw_by=values[7],
+            commit_by=values[8],
+            reveal_by=values[9],
+            passes=values[10],
+            fails=values[11],
+            revealed=values[12],
+            verdict=Verdict(values[13]),
+            resolved=values[14],
+            panel=tuple(to_checksum_address(item) for item in values[15]),
         )
 
 
@@ -196,6 +199,20 @@ class Verifier:
     @classmethod
     def from_abi(cls, values: tuple[Any, ...]) -> "Verifier":
         return cls(stake=values[0], enlisted_at=values[1], leaves_at=values[2], duties=values[3])
+
+
+@dataclass(frozen=True, slots=True)
+class AuditsFunded:
+    TOPIC: ClassVar[bytes] = bytes.fromhex("0cf3155299394f4e96a969eb4122249b00570ec409e6ea342fa189057d4c56ea")
+
+    by: ChecksumAddress
+    amount: int
+
+    @classmethod
+    def from_log(cls, topics: Sequence[bytes], data: bytes) -> "AuditsFunded":
+        indexed = decode_topics(["address"], topics)
+        plain = decode_values(["uint256"], data)
+        return cls(by=to_checksum_address(indexed[0]), amount=plain[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,14 +466,22 @@ class Disputes:
 
     address: ChecksumAddress
 
-    def audit(self, job_id: int, spec: JobSpec, settlement: Settlement, receipt: Receipt) -> Call[None]:
-        """Anyone, without a bond: as `challenge`, for a job that the sealed last round selects."""
+    def audit(self, job_id: int, number: int, spec: JobSpec, settlement: Settlement, receipt: Receipt) -> Call[None]:
+        """Anyone, without a bond: as `challenge`, for a job that a sealed round selects and that was committed before
+        it began. Its verifiers have no loser to pay them as a rule, and an honest node is not to pay for being drawn:
+        the audit fund pays them the job's fee, whatever their verdict, as far as it reaches.
+        """
         data = encode_call(
-            bytes.fromhex("43efac80"),
-            ["uint64", JobSpec.ABI, Settlement.ABI, Receipt.ABI],
-            [job_id, spec.to_abi(), settlement.to_abi(), receipt.to_abi()],
+            bytes.fromhex("996bfe2b"),
+            ["uint64", "uint64", JobSpec.ABI, Settlement.ABI, Receipt.ABI],
+            [job_id, number, spec.to_abi(), settlement.to_abi(), receipt.to_abi()],
         )
         return Call(self.address, data, "Disputes.audit", decode_nothing)
+
+    def audit_fund(self) -> Call[int]:
+        """What audits to come can be paid from."""
+        data = encode_call(bytes.fromhex("dca772a9"), [], [])
+        return Call(self.address, data, "Disputes.auditFund", lambda output: decode_one("uint256", output))
 
     def authority(self) -> Call[ChecksumAddress]:
         data = encode_call(bytes.fromhex("bf7e214f"), [], [])
@@ -502,13 +527,20 @@ class Disputes:
         data = encode_call(bytes.fromhex("1a120481"), [], [])
         return Call(self.address, data, "Disputes.enlist", decode_nothing)
 
+    def fund_audits(self, amount: int) -> Call[None]:
+        """Anyone, in practice the treasury, whose twentieth of all fees covers one job in twenty: adds to what audits
+        pay, out of the caller's Vault balance, and for good.
+        """
+        data = encode_call(bytes.fromhex("66e662ea"), ["uint256"], [amount])
+        return Call(self.address, data, "Disputes.fundAudits", decode_nothing)
+
     def is_consuming_scheduled_op(self) -> Call[bytes]:
         data = encode_call(bytes.fromhex("8fb36037"), [], [])
         return Call(self.address, data, "Disputes.isConsumingScheduledOp", lambda output: decode_one("bytes4", output))
 
-    def is_selected(self, job_id: int) -> Call[bool]:
-        """Whether the sealed last round selects a job."""
-        data = encode_call(bytes.fromhex("74cae258"), ["uint64"], [job_id])
+    def is_selected(self, job_id: int, number: int) -> Call[bool]:
+        """Whether a round is sealed and selects a job."""
+        data = encode_call(bytes.fromhex("a601efa7"), ["uint64", "uint64"], [job_id, number])
         return Call(self.address, data, "Disputes.isSelected", lambda output: decode_one("bool", output))
 
     def nodes(self) -> Call[ChecksumAddress]:
@@ -540,7 +572,8 @@ class Disputes:
         self, lane: Lane, spec: JobSpec, first: SignedReceipt, second: SignedReceipt, hot_key: ChecksumAddress
     ) -> Call[None]:
         """Anyone: two different receipts of one node for one work, signed by a hot key that the node answers for. Half
-        of its stake that no live claim holds, stake in withdrawal included, is slashed; once for each work.
+        of its stake is slashed, stake in withdrawal included, and what live claims hold of it as they end; once for
+        each work.
         """
         data = encode_call(
             bytes.fromhex("45a51559"),
@@ -594,9 +627,8 @@ class Disputes:
         data = encode_call(bytes.fromhex("555011d9"), ["uint64", "uint8", "bytes32"], [job_id, verdict, salt])
         return Call(self.address, data, "Disputes.revealVote", decode_nothing)
 
-    def round(self) -> Call[Round]:
-        """The last round."""
-        data = encode_call(bytes.fromhex("146ca531"), [], [])
+    def round(self, number: int) -> Call[Round]:
+        data = encode_call(bytes.fromhex("cd202ba5"), ["uint64"], [number])
         return Call(self.address, data, "Disputes.round", lambda output: Round.from_abi(decode_one(Round.ABI, output)))
 
     def round_count(self) -> Call[int]:
@@ -604,7 +636,7 @@ class Disputes:
         return Call(self.address, data, "Disputes.roundCount", lambda output: decode_one("uint64", output))
 
     def seal(self) -> Call[None]:
-        """Anyone, while the chain knows that block's hash."""
+        """Anyone, while the chain knows that block's hash: the last round's seed."""
         data = encode_call(bytes.fromhex("3fb27b85"), [], [])
         return Call(self.address, data, "Disputes.seal", decode_nothing)
 
@@ -661,6 +693,7 @@ class Disputes:
 
 
 EVENTS = (
+    AuditsFunded,
     AuthorityUpdated,
     DisputeOpened,
     DisputeResolved,

@@ -322,6 +322,11 @@ class NodeRegistry:
             lambda output: to_checksum_address(decode_one("address", output)),
         )
 
+    def owed(self, operator: ChecksumAddress) -> Call[int]:
+        """What slashings are still to take of the stake that live claims hold."""
+        data = encode_call(bytes.fromhex("df18e047"), ["address"], [operator])
+        return Call(self.address, data, "NodeRegistry.owed", lambda output: decode_one("uint256", output))
+
     def pay_forfeit(self, beneficiary: ChecksumAddress, amount: int) -> Call[None]:
         """Queue, Outputs and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits."""
         data = encode_call(bytes.fromhex("b6281a96"), ["address", "uint256"], [beneficiary, amount])
@@ -355,8 +360,8 @@ class NodeRegistry:
         return Call(self.address, data, "NodeRegistry.setMetadata", decode_nothing)
 
     def slash(self, operator: ChecksumAddress, parts: int) -> Call[int]:
-        """Disputes only: one of `parts` of the stake that no live claim holds, in withdrawal or not, is taken. It waits
-        here to be paid out.
+        """Disputes only: one of `parts` of the stake is taken, what is in withdrawal included. Live bonds answer for
+        their own jobs first: where only they are left, the rest is `owed`, and burnt as the claims give it free.
         """
         data = encode_call(bytes.fromhex("02fb4d85"), ["address", "uint256"], [operator, parts])
         return Call(self.address, data, "NodeRegistry.slash", lambda output: decode_one("uint256", output))

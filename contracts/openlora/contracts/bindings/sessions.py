@@ -293,7 +293,7 @@ class Sessions:
         return Call(self.address, data, "Sessions.setAuthority", decode_nothing)
 
     def settle(self, voucher: Voucher, lines: Sequence[Line], signature: bytes) -> Call[None]:
-        """Anyone: pays out what a voucher adds to the one settled before. `lines` are ascending by recipe, at most 32,
+        """Anyone: pays out what a voucher adds to the one settled before. `lines` are ascending by recipe, at most 12,
         and sum to the voucher's fee; none ever shrinks. A recipe with use fees is for the queue lane alone.
         """
         data = encode_call(
