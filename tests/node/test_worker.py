@@ -31,6 +31,7 @@ from openlora.node.errors import (
     AdapterCheckFailed,
     AdapterError,
     ContentError,
+    NetworkDown,
     OpenLoraError,
     RequestError,
     Reverted,
@@ -315,6 +316,7 @@ async def test_adapters_that_are_not_allowed_are_a_reason_not_to_claim(scene: Sc
     [
         (ContentError("nobody has it"), SkipCode.ADAPTER_UNAVAILABLE),
         (AdapterCheckFailed("the check was killed"), SkipCode.ADAPTER_UNAVAILABLE),
+        (NetworkDown("the network process ended 3 times while it fetched it"), SkipCode.ADAPTER_UNAVAILABLE),
         (AdapterError("its rank is 0"), SkipCode.ADAPTER_REFUSED),
     ],
 )
@@ -377,15 +379,16 @@ async def test_a_claim_that_the_chain_refuses_is_lost(scene: Scene):
     assert scene.engine.generated == 0
 
 
-async def test_an_adapter_that_is_lost_again_gives_the_claim_back(scene: Scene):
+@pytest.mark.parametrize("trouble", [ContentError("a block does not match"), NetworkDown("it ended 3 times")])
+async def test_an_adapter_that_is_lost_again_gives_the_claim_back(scene: Scene, trouble):
     scene.submit()
     scene.use(PIRATE)
-    scene.adapters.refuses[PIRATE] = ContentError("a block does not match")
+    scene.adapters.refuses[PIRATE] = trouble
     scene.journal.move(JOB, JobState.CLAIMING)
     scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
     assert await scene.run() is JobState.FAILED
     assert scene.transactions.sent == ["release:1:aa000000:1"]
-    assert scene.journal.job(JOB).reason == "a block does not match"
+    assert scene.journal.job(JOB).reason == str(trouble)
 
 
 @pytest.mark.parametrize("order", [REFUSE, POISON])

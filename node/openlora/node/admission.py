@@ -14,7 +14,7 @@ from openlora.node.content import Content, adapter_cid
 from openlora.node.documents import MAX_PUBLISHED_BYTES, InputDocument, output_bytes
 from openlora.node.engine.messages import ModelInfo
 from openlora.node.engine.text import TextModel
-from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, RequestError
+from openlora.node.errors import AdapterCheckFailed, AdapterError, ContentError, NetworkDown, RequestError
 from openlora.node.job import SkipCode
 from openlora.node.private.sealing import Sealed, unseal
 from openlora.node.terms import Terms
@@ -101,7 +101,7 @@ class Admission:
             raise Skip(SkipCode.INPUT_UNAVAILABLE)
         try:
             prompt_ids = await self.prompt_ids(await self.input(spec, document, key))
-        except ContentError:
+        except (ContentError, NetworkDown):
             self.absent.add(digest)
             raise Skip(SkipCode.INPUT_UNAVAILABLE) from None
         except RequestError:
@@ -119,7 +119,7 @@ class Admission:
             try:
                 async with asyncio.timeout(FETCH_S):
                     await self.fetcher.ensure(digest)
-            except (ContentError, AdapterCheckFailed, TimeoutError):
+            except (ContentError, NetworkDown, AdapterCheckFailed, TimeoutError):
                 self.absent.add(digest)
                 raise Skip(SkipCode.ADAPTER_UNAVAILABLE) from None
             except AdapterError:

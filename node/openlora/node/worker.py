@@ -25,6 +25,7 @@ from openlora.node.errors import (
     ContentError,
     EngineDied,
     LeaseTooShort,
+    NetworkDown,
     RequestError,
     Reverted,
 )
@@ -88,7 +89,7 @@ class Worker:
                         await self._answer(job_id, recipe)
             if self._job(job_id).state is JobState.COMMITTING:
                 await self._commit(job_id)
-        except (AdapterError, ContentError, RequestError, EngineDied, LeaseTooShort) as error:
+        except (AdapterError, ContentError, NetworkDown, RequestError, EngineDied, LeaseTooShort) as error:
             self.breaker.failed()
             await self._give_up(job_id, str(error))
         finally:
