@@ -214,6 +214,8 @@ class Pass {
     d_.team.barrier();
   }
 
+  static constexpr auto kNothingElse = [](int, int, int, const float*) {};
+
   // Whether the members divide the rows of a product, and not its columns: then all that is computed of a row between
   // two attentions stays in one core's cache.
   bool by_rows(int rows) const { return rows >= kRowsApart * d_.team.size(); }
@@ -226,11 +228,12 @@ class Pass {
   }
 
   // Multiplies the member's tiles, block by block, and adds what `adapted` rows' adapters have for the matrices of `layer`
-  // from `part` on. to_finish(unit, first row, rows, products [unit][32][48]) says what becomes of a block: that is done
-  // while the next one is multiplied. Packed tiles of several blocks are restored while those before them are multiplied.
-  template <class ToFinish>
+  // from `part` on. What becomes of a block, of kind `kind` and to where(unit, first row), is done while the next one is
+  // multiplied, or by done(unit, first row, rows, products [unit][32][48]) at once. Packed tiles of several blocks are
+  // restored while those before them are multiplied.
+  template <class Where, class Done>
   void multiply(int member, const Linear& linear, const AdaptedRows& adapted, int layer, int part, Inputs x,
-                int rows, ToFinish&& to_finish) {
+                int rows, Finish::Kind kind, Where&& where, Done&& done) {
     alignas(64) float out[2][2][kBlock * kTile];
     const AlteredRows& altered = layer == kHead ? altered_outputs_ : altered_;
     const bool apart = by_rows(rows);
@@ -251,6 +254,8 @@ class Pass {
       for (int block = 0; block < blocks; ++block, ++turn) {
         const int first = mine.begin + block * kBlock, count = std::min(kBlock, mine.end - first);
         float(*products)[kBlock * kTile] = out[turn % 2];
+        const Inputs to = where(unit, first);
+        if (blocks > 1 && kind != Finish::kNothing) fetch_for(kind, to, count);
         for (int i = 0; i < linear.unit; ++i) {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
@@ -264,11 +269,19 @@ class Pass {
           const bool last = t + 1 == units.end * linear.unit;
           adapted.expand(addends, tile.part, tile.index, last ? nullptr : &linear.tiles[t + 1], first, count, products[i]);
         }
-        finish = to_finish(unit, first, count, products[0]);
+        finish = {kind, products[0], count, to};
+        done(unit, first, count, products[0]);
       }
     }
     k_.finish(finish, 0, finish.rows);
   }
+  // Where a block's products will go, into the first-level cache: waiting for it then would hold up the next products.
+  void fetch_for(Finish::Kind kind, Inputs to, int rows) const {
+    const int bytes = kTile * (kind == Finish::kPut || kind == Finish::kAdd ? int{sizeof(float)} : k_.input_bytes);
+    for (int row = 0; row < rows; ++row)
+      for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<char*>(to.row(row)) + i, 1, 3);
+  }
+
   struct Place {
     int block, blocks;  // which of the member's
   };
@@ -323,19 +336,15 @@ class Pass {
   }
 
   void project(int member, const Linear& linear, int layer) {
-    multiply(member, linear, adapted_, layer, kQ, normed_, rows_,
-             [this](int unit, int first, int count, const float* out) {
-               return Finish{Finish::kPut, out, count, floats(projected_, projected_stride_, first, unit)};
-             });
+    multiply(member, linear, adapted_, layer, kQ, normed_, rows_, Finish::kPut,
+             [this](int unit, int first) { return floats(projected_, projected_stride_, first, unit); }, kNothingElse);
   }
 
   // To the residual, or to what add_normed adds to it.
   void add_to_residual(int member, const Linear& linear, int layer, int part, Inputs x) {
     float* to = added_ ? added_ : residual_;
-    multiply(member, linear, adapted_, layer, part, x, rows_,
-             [this, to](int unit, int first, int count, const float* out) {
-               return Finish{Finish::kAdd, out, count, floats(to, residual_stride_, first, unit)};
-             });
+    multiply(member, linear, adapted_, layer, part, x, rows_, Finish::kAdd,
+             [this, to](int unit, int first) { return floats(to, residual_stride_, first, unit); }, kNothingElse);
   }
 
   // Rows from `first` on, and a tile's columns of them.
@@ -359,12 +368,13 @@ class Pass {
   }
 
   void activate(int member, const Linear& linear, int layer) {
-    multiply(member, linear, adapted_, layer, kGate, normed_, rows_,
-             [this](int unit, int first, int count, const float* out) {
-               Inputs y = activated_.from(first);
-               y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
-               return Finish{s_.gelu ? Finish::kGeluMul : Finish::kSiluMul, out, count, y};
-             });
+    const auto where = [this](int unit, int first) {
+      Inputs y = activated_.from(first);
+      y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
+      return y;
+    };
+    multiply(member, linear, adapted_, layer, kGate, normed_, rows_, s_.gelu ? Finish::kGeluMul : Finish::kSiluMul, where,
+             kNothingElse);
   }
 
   // Queries and keys turned to their positions; keys and values into the cache.
@@ -458,8 +468,8 @@ class Pass {
   void predict(int member) {
     Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
     alignas(64) float capped[kTile];
-    multiply(member, d_.head, adapted_outputs_, kHead, 0, outputs_, step_.outputs,
-             [&](int unit, int first, int count, const float* out) {
+    multiply(member, d_.head, adapted_outputs_, kHead, 0, outputs_, step_.outputs, Finish::kNothing,
+             [](int, int) { return Inputs(); }, [&](int unit, int first, int count, const float* out) {
                const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
                for (int row = 0; row < count; ++row) {
                  const float* logits = out + row * kTile;
@@ -473,7 +483,6 @@ class Pass {
                    std::memcpy(logits_ + std::ptrdiff_t{first + row} * s_.vocab_size + column, logits,
                                sizeof(float) * columns);
                }
-               return Finish{};
              });
   }
 
