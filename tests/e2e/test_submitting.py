@@ -38,6 +38,16 @@ def publications(net: Devnet) -> dict[int, str]:
     return asyncio.run(run())
 
 
+def read_back(net: Devnet, job_id: int) -> str:
+    async def run() -> str:
+        async with open_market(net.client_config) as person:
+            output = await person.output(job_id)
+        assert output is not None
+        return output.text
+
+    return asyncio.run(run())
+
+
 def is_paid(net: Devnet, job_id: int) -> bool:
     async def run() -> bool:
         async with open_market(net.client_config) as person:
@@ -76,3 +86,4 @@ def test_the_examples_print_the_answers_that_they_paid_for(net: Devnet, reposito
         assert answers == publications(net)
         assert all(answers.values())
         wait_until(lambda: all(is_paid(net, job_id) for job_id in answers), "the jobs' payment")
+    assert {job_id: read_back(net, job_id) for job_id in answers} == answers, "from the chain: the node is off"

@@ -23,6 +23,7 @@ from openlora.contracts import (
     JobFlag,
     JobSpec,
     JobSubmitted,
+    OutputPublished,
     Paid,
     Receipt,
     RecipeRegistered,
@@ -50,7 +51,7 @@ from openlora.node.private.kept import KeptKey, KeptKeys
 from openlora.node.private.sealing import Sealed, new_key, public_key, seal, unseal
 
 E = TypeVar("E")
-OfJob = TypeVar("OfJob", JobSubmitted, JobCommitted)
+OfJob = TypeVar("OfJob", JobSubmitted, JobCommitted, OutputPublished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +244,14 @@ class Market:
     async def output(self, job_id: int) -> OutputDocument | None:
         """A committed job's output, whose digest is the one on chain; None before the commit.
 
-        Raises ContentError when no reachable store has it, RequestError where it is private and cannot be opened.
+        It is read from the chain where it was published there. Raises ContentError when it was not and no reachable
+        store has it, RequestError where it is private and cannot be opened.
         """
         committed = await _job_event(self.desk, JobCommitted, job_id)
         if committed is None:
             return None
-        data = await self.content.get_document(committed.receipt.output_digest)
+        published = await _job_event(self.desk, OutputPublished, job_id)
+        data = published.output if published else await self.content.get_document(committed.receipt.output_digest)
         if (await self.spec(job_id)).flags & JobFlag.PRIVATE:
             data = unseal(self.kept_key(committed.receipt.input_digest).key, data, Sealed.OUTPUT)
         return documents.decode_output(data)
@@ -307,8 +310,9 @@ async def spec_of(desk: Desk, job_id: int) -> JobSpec:
 
 async def _job_event(desk: Desk, kind: type[OfJob], job_id: int) -> OfJob | None:
     """The last event of this kind for a job; a job that was released or lapsed may have several claims."""
+    contract = desk.outputs if kind is OutputPublished else desk.queue
     topics = (kind.TOPIC, topic(job_id))
-    found = await events(desk.chain, desk.queue.address, desk.deployment.block, topics=topics)
+    found = await events(desk.chain, contract.address, desk.deployment.block, topics=topics)
     return next((event for event in reversed(found) if isinstance(event, kind)), None)
 
 
