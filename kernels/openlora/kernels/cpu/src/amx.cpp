@@ -66,6 +66,8 @@ void enter() { _tile_loadconfig(&kLinear); }
 
 void leave() { _tile_release(); }
 
+void enter_attention() { _tile_loadconfig(&kAttention); }
+
 #include "weights_amx.inc"
 
 // Registers 0–2: the sums of rows 0–15; 3–5: of rows 16–31; 6: inputs; 7: weights.
@@ -377,7 +379,7 @@ void shrink(bf16* const* h, const void* const* x, const float* weight, int count
 
 #include "attention_amx.inc"
 
-const Kernels kTable = {"amx", sizeof(Input), kTall, enter, leave, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+const Kernels kTable = {"amx", sizeof(Input), kTall, enter, leave, enter_attention, tile, quantise, tile_int8, unpack, expand, shrink, attention,
                         rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, tile_packed, restore};
 
 bool has_amx() {

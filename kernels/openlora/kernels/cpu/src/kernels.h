@@ -80,9 +80,10 @@ struct Kernels {
   int input_bytes;  // of one input: 2 or 4
   int queries;      // that attention takes well at once
 
-  // Brackets every thread's work of a step.
+  // Brackets every thread's work of a step. A thread enters attention before a row of calls of it, and the step again after.
   void (*enter)();
   void (*leave)();
+  void (*enter_attention)();
 
   // out[m, 0:48] = Σ_k x[m, k] · tile[k, 0:48] for m < rows ≤ 32, out [32][48]. x has 32 rows to read; out's rows from
   // `rows` on are unspecified afterwards.
@@ -114,9 +115,10 @@ struct Kernels {
   // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
   // · v[j] over the positions of seen[i], as inputs; their ends do not fall. With a soft cap, scale · q[i] · k[j] is
   // capped first; 0: none. pages[j / 16] holds the keys and values of
-  // position j, and `scratch` is attention_scratch(queries, positions in pages) bytes.
+  // position j, and `scratch` is attention_scratch(queries, positions in pages) bytes. The pages are followed by the first
+  // `ahead` of those that are read next; what is read kPagesAhead pages later is fetched meanwhile.
   void (*attention)(const float* const* q, void* const* out, const Span* seen, int queries, const bf16* const* pages,
-                    int head_size, float scale, float soft_cap, void* scratch);
+                    int ahead, int head_size, float scale, float soft_cap, void* scratch);
 
   // y = x / sqrt(mean(x²) + eps) · weight over n columns; x and weight are zero from n to the next multiple of 48.
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* y);
@@ -152,6 +154,7 @@ struct Kernels {
 };
 
 constexpr int kMaxQueries = 64;  // query vectors that attention takes at once
+constexpr int kPagesAhead = 8;
 
 inline std::size_t attention_scratch(int queries, int context, int head_size) {
   const std::size_t rows = round_up(queries, 16), width = round_up(context, kPageTokens) + head_size;

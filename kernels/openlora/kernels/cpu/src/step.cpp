@@ -146,8 +146,10 @@ class Pass {
       shrink(member, i, kForQkv, normed_, s_.hidden_size);
       project(member, layer.qkv, i);
       d_.team.barrier();
-      rotate(member, i);
-      d_.team.barrier();
+      if (rows_ > step_.sequences) {
+        rotate(member, i);
+        d_.team.barrier();
+      }
       attend(member, i);
       d_.team.barrier();
       quantise(member, layer.o, attended_);
@@ -377,41 +379,40 @@ class Pass {
              kNothingElse);
   }
 
-  // Queries and keys turned to their positions; keys and values into the cache.
+  // The rows of sequences that have several, whose keys all of them may see. Those of other sequences turn when they are
+  // attended to.
   void rotate(int member, int layer) {
-    const std::vector<float>&q_norm = d_.layers[layer].q_norm, &k_norm = d_.layers[layer].k_norm;
-    const int size = s_.head_size;
     const auto mine = rows_of(member, rows_);
-    std::vector<bf16> rounded(size);
-    std::vector<float> own_q, own_k;
-    for (int row = mine.begin; row < mine.end; ++row) {
-      float* q = query(row, 0);
-      float* k = q + q_tiles_ * kTile;
-      const float* v = k + kv_tiles_ * kTile;
-      const int position = position_[row];
-      const float* cos_sin = d_.rope.data() + std::ptrdiff_t{position} * size;
-      const float* row_q_norm = altered_.norm(row, layer, kQNorm, q_norm, own_q);
-      const float* row_k_norm = altered_.norm(row, layer, kKNorm, k_norm, own_k);
-      for (int head = 0; head < s_.heads; ++head) {
-        if (!q_norm.empty()) k_.rms_norm_(q + head * size, row_q_norm, size, s_.rms_norm_eps);
-        k_.rope(q + head * size, cos_sin, size);
-      }
-      const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
-      for (int head = 0; head < s_.kv_heads; ++head) {
-        bf16* keys = d_.page(layer, page, head);
-        bf16* values = keys + kPageTokens * size;
-        if (!k_norm.empty()) k_.rms_norm_(k + head * size, row_k_norm, size, s_.rms_norm_eps);
-        k_.rope(k + head * size, cos_sin, size);
-        k_.round(k + head * size, size, rounded.data());
-        for (int i = 0; i < size; i += 2)
-          std::memcpy(keys + i * kPageTokens + 2 * token, &rounded[i], 2 * sizeof(bf16));
-        k_.round(v + head * size, size, rounded.data());
-        put_value(values, token, rounded.data());
-        if (!opens_page(row)) continue;
-        std::fill(rounded.begin(), rounded.end(), 0);
-        for (int rest = token + 1; rest < kPageTokens; ++rest) put_value(values, rest, rounded.data());
-      }
+    for (int row = mine.begin; row < mine.end; ++row)
+      for (int head = 0; !alone(sequence_[row]) && head < s_.kv_heads; ++head) rotate(member, layer, row, head);
+  }
+
+  // A key-value head's queries and keys turned to the row's position; its key and value into the cache.
+  void rotate(int member, int layer, int row, int kv_head) {
+    const std::vector<float>&q_norm = d_.layers[layer].q_norm, &k_norm = d_.layers[layer].k_norm;
+    const int size = s_.head_size, position = position_[row];
+    bf16* rounded = d_.scratch[member].as<bf16>();
+    std::vector<float> own;
+    float* k = query(row, 0) + q_tiles_ * kTile + kv_head * size;
+    const float* v = k + kv_tiles_ * kTile;
+    const float* cos_sin = d_.rope.data() + std::ptrdiff_t{position} * size;
+    const float* row_q_norm = altered_.norm(row, layer, kQNorm, q_norm, own);
+    for (int head = kv_head * group(); head < (kv_head + 1) * group(); ++head) {
+      if (!q_norm.empty()) k_.rms_norm_(query(row, head), row_q_norm, size, s_.rms_norm_eps);
+      k_.rope(query(row, head), cos_sin, size);
     }
+    const int page = page_of(sequence_[row], position / kPageTokens), token = position % kPageTokens;
+    bf16* keys = d_.page(layer, page, kv_head);
+    bf16* values = keys + kPageTokens * size;
+    if (!k_norm.empty()) k_.rms_norm_(k, altered_.norm(row, layer, kKNorm, k_norm, own), size, s_.rms_norm_eps);
+    k_.rope(k, cos_sin, size);
+    k_.round(k, size, rounded);
+    for (int i = 0; i < size; i += 2) std::memcpy(keys + i * kPageTokens + 2 * token, &rounded[i], 2 * sizeof(bf16));
+    k_.round(v, size, rounded);
+    put_value(values, token, rounded);
+    if (!opens_page(row)) return;
+    std::fill_n(rounded, size, 0);
+    for (int rest = token + 1; rest < kPageTokens; ++rest) put_value(values, rest, rounded);
   }
 
   void put_value(bf16* values, int token, const bf16* value) const {
@@ -428,27 +429,45 @@ class Pass {
 
   void attend(int member, int layer) {
     const int size = s_.head_size, window = d_.layers[layer].window;
+    const std::vector<Item>& items = items_[member];
     const float* q[kMaxQueries];
     void* out[kMaxQueries];
     Span seen[kMaxQueries];
     std::vector<const bf16*> pages;
-    for (const Item& item : items_[member]) {
-      const int first = std::max(0, position_[item.first_row] + 1 - window) / kPageTokens;  // page
+    for (const Item& item : items) add_pages(item, layer, pages);
+    const bf16* const *own = pages.data(), *const *end = own + pages.size();
+    k_.enter_attention();
+    for (const Item& item : items) {
+      if (alone(item.sequence)) rotate(member, layer, item.first_row, item.kv_head);
+      const int first = first_page(item, layer);
       int count = 0;
       for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
         for (int head = item.kv_head * group(); head < (item.kv_head + 1) * group(); ++head) {
           q[count] = query(row, head);
           out[count] = attended_.from(row).at + std::ptrdiff_t{head} * size * k_.input_bytes;
-          const int end = position_[row] + 1 - first * kPageTokens;
-          seen[count++] = {std::max(0, end - window), end};
+          const int until = position_[row] + 1 - first * kPageTokens;
+          seen[count++] = {std::max(0, until - window), until};
         }
       }
-      pages.clear();
-      for (int page = 0; page * kPageTokens < seen[count - 1].end; ++page)
-        pages.push_back(d_.page(layer, page_of(item.sequence, first + page), item.kv_head));
-      k_.attention(q, out, seen, count, pages.data(), size, s_.attention_scale, s_.attention_soft_cap,
-                   d_.scratch[member].as<char>());
+      const int next = last_page(item) + 1 - first;
+      k_.attention(q, out, seen, count, own, static_cast<int>(end - own) - next, size, s_.attention_scale,
+                   s_.attention_soft_cap, d_.scratch[member].as<char>());
+      own += next;
     }
+    k_.enter();
+  }
+
+  int first_page(const Item& item, int layer) const {
+    return std::max(0, position_[item.first_row] + 1 - d_.layers[layer].window) / kPageTokens;
+  }
+
+  int last_page(const Item& item) const { return position_[item.first_row + item.rows - 1] / kPageTokens; }
+
+  void add_pages(const Item& item, int layer, std::vector<const bf16*>& pages) const {
+    const bf16* first = d_.page(layer, 0, item.kv_head);
+    const std::ptrdiff_t each = d_.page(layer, 1, item.kv_head) - first;
+    for (int page = first_page(item, layer), last = last_page(item); page <= last; ++page)
+      pages.push_back(first + page_of(item.sequence, page) * each);
   }
 
   void norm_outputs(int member) {
@@ -529,6 +548,7 @@ class Pass {
     }
   }
 
+  bool alone(int sequence) const { return step_.row_starts[sequence + 1] - step_.row_starts[sequence] == 1; }
   int group() const { return s_.heads / s_.kv_heads; }
   int page_of(int sequence, int index) const { return step_.pages[step_.page_starts[sequence] + index]; }
   float* query(int row, int head) const {
