@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,8 +70,7 @@ class DecoderWeights:
     rope_table: Tensor  # [positions, head size] float32, as reference.rope_ has it
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """What a step computes for one sequence: its `tokens`, the first of them at position `start`."""
 
     tokens: Sequence[int]

@@ -173,14 +173,13 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Give every sequence that decodes the page its next token needs, the oldest first."""
-        for sequence in sorted((s for s in self.running if s.pending == 1), key=lambda s: s.arrival):
-            if not sequence.pages:  # preempted by one before it
-                continue
-            missing = self._blocks.pages_for(len(sequence.tokens)) - len(sequence.pages)
-            while sequence.pages and missing > self._blocks.available:
+        room = self._blocks.page_tokens
+        short = [s for s in self.running if s.pending == 1 and len(s.tokens) > len(s.pages) * room]
+        for sequence in sorted(short, key=lambda s: s.arrival):
+            while sequence.pages and not self._blocks.available:
                 self._preempt(self._parts().youngest_of_most())
-            if sequence.pages:
-                sequence.pages += self._blocks.allocate(missing)
+            if sequence.pages:  # not preempted itself
+                sequence.pages += self._blocks.allocate(1)
 
     def _give_way(self) -> None:
         """Make room for the one that did not fit in the last pass, if its tenant is below its part."""

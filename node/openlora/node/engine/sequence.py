@@ -1,7 +1,7 @@
 """One request inside the engine."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from openlora.node.engine.messages import Sampling
 
@@ -43,8 +43,7 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The tokens of one sequence that one forward pass computes: tokens[start:start + length]."""
 
     sequence: Sequence
