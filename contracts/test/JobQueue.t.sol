@@ -100,6 +100,16 @@ contract JobQueueTest is MarketTest {
         queue.submit(spec, "");
     }
 
+    function test_the_escrow_rounds_up_and_the_fee_down() public {
+        IJobQueue.JobSpec memory spec = newSpec();
+        (spec.maxInTokens, spec.maxOutTokens, spec.inPricePerK, spec.outPricePerK) = (1_000, 1, 1, 1);
+        assertEq(queue.escrowOf(spec), 2);
+        assertEq(queue.feeOf(spec, 1_000, 1), 1);
+        assertEq(queue.feeOf(spec, 999, 0), 0);
+        spec.maxOutTokens = 0;
+        assertEq(queue.escrowOf(spec), 1, "and no higher than it must");
+    }
+
     function test_submit_revertsWhen_escrow_does_not_fit() public {
         (spec.maxInTokens, spec.inPricePerK) = (type(uint32).max, type(uint96).max);
         vm.prank(client);
