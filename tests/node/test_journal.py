@@ -203,7 +203,7 @@ def test_a_missing_arrow_is_refused(journal: Journal) -> None:
 
 def test_a_skip_says_why_and_may_be_decided_anew(journal: Journal) -> None:
     see(journal)
-    assert journal.move(JOB, JobState.SKIPPED, skip=SkipCode.NO_CAPACITY).skip is SkipCode.NO_CAPACITY
+    assert journal.move(JOB, JobState.SKIPPED, skip=SkipCode.LOW_DISK).skip is SkipCode.LOW_DISK
     assert journal.move(JOB, JobState.CLAIMING).skip is None
 
 

@@ -60,7 +60,6 @@ class SkipCode(StrEnum):
     OUTPUT_TOO_LARGE = "output_too_large"  # to be published in a transaction, as the spec asks
     DEADLINE_TOO_NEAR = "deadline_too_near"
     OVER_CONTEXT = "over_context"
-    NO_CAPACITY = "no_capacity"
     LOW_DISK = "low_disk"
     LOW_GAS = "low_gas"  # the hot key cannot pay for the transactions
     NO_STAKE = "no_stake"  # too little free stake for the bond

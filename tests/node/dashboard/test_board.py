@@ -18,7 +18,7 @@ async def test_jobs_come_in_pages_newest_first(tmp_path: Path):
     async with world(tmp_path) as shown:
         for job_id in range(1, 8):
             shown.submit(job_id)
-        for job_id, code in ((2, SkipCode.NO_CAPACITY), (5, SkipCode.PRICE_TOO_LOW)):
+        for job_id, code in ((2, SkipCode.LOW_DISK), (5, SkipCode.PRICE_TOO_LOW)):
             shown.scene.journal.move(JobId(job_id), JobState.SKIPPED, skip=code)
         pages, before = [], None
         while page := shown.board.jobs(3, before):

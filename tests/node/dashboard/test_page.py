@@ -161,7 +161,7 @@ async def test_filters_and_pages_of_jobs(tmp_path: Path):
             await seen.page.wait_for_selector("tr[data-job='45']")
             await seen.page.click("text=Newer")
             await seen.page.wait_for_selector("tr[data-job='60']")
-            await seen.page.select_option("#jobs-filter", "skip_code=no_capacity")
+            await seen.page.select_option("#jobs-filter", "skip_code=low_disk")
             await expect(seen.page.locator("tr[data-job]")).to_have_count(2)
             assert await seen.texts("#jobs-table tbody th button") == ["#53", "#13"]
 

@@ -48,7 +48,7 @@ CANARY = "<img src=x onerror=document.title='owned'>"
 ADAPTERS = ("pirate", "haiku", "json", "legal-summaries-v3", "sql-from-english", CANARY, "‮evil‬ name", "swiss-german")
 DEVELOPERS = tuple(to_checksum_address(f"0x{0xA0 + number:040x}") for number in range(len(ADAPTERS)))
 BASE_OWNER, TREASURY, PROVIDER, OTHER_PROVIDER = (to_checksum_address(f"0x{0xD0 + n:040x}") for n in range(4))
-SKIPS = (SkipCode.PRICE_TOO_LOW, SkipCode.NO_CAPACITY, SkipCode.ADAPTER_UNAVAILABLE, SkipCode.DEADLINE_TOO_NEAR)
+SKIPS = (SkipCode.PRICE_TOO_LOW, SkipCode.LOW_DISK, SkipCode.ADAPTER_UNAVAILABLE, SkipCode.DEADLINE_TOO_NEAR)
 
 
 RICH_STAKE = snapshot.Stake(

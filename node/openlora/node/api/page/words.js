@@ -29,7 +29,6 @@ export const SKIPS = {
   output_too_large: "Answer too long to publish",
   deadline_too_near: "Deadline too near",
   over_context: "Longer than the context",
-  no_capacity: "No room",
   low_disk: "Disk is full",
   low_gas: "Too little gas",
   no_stake: "Too little free stake",
