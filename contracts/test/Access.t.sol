@@ -143,6 +143,17 @@ contract AccessTest is MarketTest {
         assertEq(vault.potOf(address(queue)), 0);
     }
 
+    function test_a_use_fee_returns_with_a_condemned_job() public {
+        _price();
+        spec.flags |= JobFlags.PUBLISH;
+        uint256 before = vault.balanceOf(client);
+        (uint64 jobId, IJobQueue.Receipt memory receipt) = committedJob(spec, alice);
+        skip(10 minutes + 1);
+        outputs.resolve(jobId, settlementOf(spec, receipt));
+        assertEq(vault.balanceOf(client), before);
+        assertEq(vault.potOf(address(queue)), 0);
+    }
+
     function testFuzz_use_fees_of_a_batch_are_exact(uint72 feeA, uint72 feeB, uint8 jobs, bool free) public {
         (feeA, feeB) = (uint72(bound(feeA, 1, 100 ether)), uint72(bound(feeB, 1, 100 ether)));
         jobs = uint8(bound(jobs, 1, 6));

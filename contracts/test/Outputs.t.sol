@@ -2,6 +2,7 @@
 pragma solidity ^0.8.30;
 
 import {IAccessManaged} from "@openzeppelin/contracts/access/manager/IAccessManaged.sol";
+import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 
 import {Outputs} from "src/Outputs.sol";
 import {Oracle} from "src/examples/Oracle.sol";
@@ -43,6 +44,18 @@ contract OutputsTest is MarketTest {
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Committed));
         assertEq(uint256(outputs.question(jobId).kind), uint256(IOutputs.Kind.None));
         _finalizeAfter(WINDOW);
+    }
+
+    function test_a_contract_that_demands_is_not_called() public {
+        Glutton demanding = new Glutton();
+        asker = address(demanding);
+        fund(asker, 10 ether);
+        _commit();
+        _demand();
+        vm.expectEmit();
+        emit IOutputs.OutputPublished(jobId, sha256(OUTPUT), OUTPUT, false);
+        outputs.publishOutput(jobId, OUTPUT);
+        assertEq(demanding.given(), 0);
     }
 
     function test_an_output_withheld_costs_the_bond_and_refunds_the_client() public {
@@ -198,6 +211,14 @@ contract OutputsTest is MarketTest {
         emit IOutputs.ChunkOpened(jobId, 3, "three");
         outputs.openChunk(jobId, "three", proof);
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Committed));
+    }
+
+    function test_a_proof_is_no_longer_than_any_tree_is_high() public {
+        bytes32[] memory proof = new bytes32[](33);
+        _commitWith(sha256(OUTPUT), MerkleProof.processProof(proof, _leaf(0, "zero")));
+        _demandChunk(0);
+        vm.expectRevert(abi.encodeWithSelector(IOutputs.BadOpening.selector, 0));
+        outputs.openChunk(jobId, "zero", proof);
     }
 
     function test_an_opening_of_another_chunk_is_bad() public {
