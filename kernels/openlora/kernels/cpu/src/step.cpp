@@ -12,10 +12,8 @@ namespace openlora {
 namespace {
 
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
-
-constexpr int kRowsApart = 96;  // for each member, from which on they divide the rows
-
-constexpr std::int64_t kPerItem = 64;     // positions that take as long as what every item takes besides
+constexpr int kRowsApart = 96;                // for each member, from which on they divide the rows
+constexpr std::int64_t kPerItem = 64;         // positions that take as long as what every item takes besides
 
 // A piece of attention: some rows of one sequence under one key-value head.
 struct Item {
@@ -277,6 +275,7 @@ class Pass {
     }
     k_.finish(finish, 0, finish.rows);
   }
+
   // Where a block's products will go, into the first-level cache: waiting for it then would hold up the next products.
   void fetch_for(Finish::Kind kind, Inputs to, int rows) const {
     const int bytes = kTile * (kind == Finish::kPut || kind == Finish::kAdd ? int{sizeof(float)} : k_.input_bytes);
