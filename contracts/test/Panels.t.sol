@@ -88,6 +88,12 @@ contract PanelsTest is MarketTest {
         assertEq(vault.potOf(address(queue)), 0);
     }
 
+    function test_two_PASS_are_no_verdict_for_the_node() public {
+        _challenge();
+        _vote(2, 3, 0);
+        assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Annulled));
+    }
+
     /// @dev Three FAIL and two silent are no verdict against the node.
     function test_FAIL_needs_four_votes_and_not_four_fifths_of_those_cast() public {
         _challenge();
@@ -478,10 +484,14 @@ contract PanelsTest is MarketTest {
         terms.auditBps = 0;
         vm.prank(owner);
         disputes.setTerms(terms);
+        skip(1);
         disputes.beginRound();
         vm.roll(vm.getBlockNumber() + 3);
         disputes.seal();
         assertFalse(disputes.isSelected(jobId, 1));
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory of_) = (settlementOf(spec, receipt), receipt);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NotSelected.selector, jobId, 1));
+        disputes.audit(jobId, 1, spec, settlement, of_);
     }
 
     // Verifiers
