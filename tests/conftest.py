@@ -1,6 +1,7 @@
 """Fixtures for every part: the real base model, where `make setup` put it."""
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,11 @@ with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
     import triton  # noqa: F401  # interpreted in this process, and not in those it starts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """A suite that is started in the background is told to ignore SIGINT, and so would be all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
