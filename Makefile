@@ -15,7 +15,7 @@ setup: .venv/.installed contracts/node_modules/.installed $(MODEL)/config.json #
 demo: setup      ## a dev chain, three nodes, twenty-five jobs, one node killed, one cheat caught, everyone paid
 	$(PY) -m openlora.node demo --state $(DEMO) --model $(MODEL)
 
-check: setup lint ## lint, types, fast tests: about a minute
+check: setup lint ## lint, types, fast tests: two minutes
 	.venv/bin/pytest -q -n 2 -m "not slow"
 
 test: setup lint test-contracts ## everything, real chain and real model included
