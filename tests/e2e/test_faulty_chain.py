@@ -37,6 +37,14 @@ def history(net: Devnet) -> list[object]:
     return asyncio.run(run())
 
 
+Kind = type[JobSubmitted] | type[JobClaimed] | type[JobCommitted] | type[JobFinalized]
+
+
+def told(net: Devnet, kind: Kind) -> Counter[int]:
+    """How many events of a kind the chain has, by job."""
+    return Counter(event.job_id for event in history(net) if isinstance(event, kind))
+
+
 def test_a_node_behind_a_faulty_rpc_is_paid_once_for_every_job(net: Devnet) -> None:
     with faulty_rpc(net.chain.rpc_url, seed=6, share=0.15) as rpc:
         node = net.nodes[0]
@@ -45,13 +53,11 @@ def test_a_node_behind_a_faulty_rpc_is_paid_once_for_every_job(net: Devnet) -> N
         with agent(node.folder) as process:
             submit(net)
             rpc.share = share
-            wait_until(lambda: sum(isinstance(event, JobCommitted) for event in history(net)) >= 2, "two answers")
+            wait_until(lambda: told(net, JobCommitted).total() >= 2, "two answers")
             asyncio.run(net.chain.rpc("anvil_reorg", 2, []))
-            submitted = {event.job_id for event in history(net) if isinstance(event, JobSubmitted)}
-            ended = lambda: {event.job_id for event in history(net) if isinstance(event, JobFinalized)}  # noqa: E731
-            wait_until(lambda: ended() == submitted, "the jobs' end")
+            submitted = set(told(net, JobSubmitted))
+            wait_until(lambda: set(told(net, JobFinalized)) == submitted, "the jobs' end")
             assert process.poll() is None
     for kind in (JobClaimed, JobCommitted, JobFinalized):
-        counts = Counter(event.job_id for event in history(net) if isinstance(event, kind))
-        assert counts == dict.fromkeys(submitted, 1), kind.__name__
+        assert told(net, kind) == dict.fromkeys(submitted, 1), kind.__name__
     assert len(rpc.faults) >= 8, rpc.faults

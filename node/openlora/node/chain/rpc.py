@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -179,16 +180,16 @@ class RpcPool:
 
         async def tell_too(endpoint: Endpoint) -> None:
             try:
-                await self._ask(endpoint, _anything, method, *params)
+                with suppress(RpcError):  # whether it takes it is for those preferred to say
+                    await self._ask(endpoint, _anything, method, *params)
             except _Unavailable as error:
                 endpoint.failed(error, self._clock())
-            except RpcError:
-                pass  # the preferred one's answer is the answer
 
         others = map(tell_too, self._fit()[1:])
-        answer, *_ = await asyncio.gather(self.request(_anything, method, *params), *others, return_exceptions=True)
-        if isinstance(answer, BaseException):
-            raise answer
+        told = await asyncio.gather(self.request(_anything, method, *params), *others, return_exceptions=True)
+        for failure in told:
+            if isinstance(failure, BaseException):
+                raise failure
 
     async def check(self) -> None:
         """Has all endpoints prove their chain anew, compares their heads, and leaves out those that are behind."""
