@@ -45,6 +45,8 @@ def library_path(cache_dir: Path) -> Path:
         with (cache_dir / "cpu.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
+                for left in cache_dir.glob(f"{tempfile.gettempprefix()}*"):  # by builds that were killed
+                    shutil.rmtree(left)
                 _compile(compiler, units, path)
     except OSError as error:
         raise KernelsUnavailable(f"the kernels cannot be built in {cache_dir}: {error}") from error
