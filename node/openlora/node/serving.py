@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openlora.node.adapters.format import copy_adapter
 from openlora.node.api.app import create_app
 from openlora.node.api.catalog import Catalog, ServedAdapter
 from openlora.node.api.limits import Limits
@@ -47,7 +48,7 @@ async def run_server(options: ServeOptions) -> None:
             supervised_engines(options.engine, Path(state_dir)) as engine,
         ):
             catalog = Catalog(options.served_model_name, str(options.engine.model))
-            await _load_adapters(engine, catalog, options.adapters)
+            await _load_adapters(engine, catalog, options.adapters, Path(state_dir))
             service = TextService(engine, await text, catalog, options.limits)
             app = create_app(service, keys=options.keys, adapter_loading=options.adapter_loading)
             sock.listen()  # whoever reads that it serves can connect
@@ -55,13 +56,24 @@ async def run_server(options: ServeOptions) -> None:
             await server.serve(app, sock, options.limits)
 
 
-async def _load_adapters(engine: InferenceEngine, catalog: Catalog, adapters: Sequence[ServedAdapter]) -> None:
+async def _load_adapters(
+    engine: InferenceEngine, catalog: Catalog, adapters: Sequence[ServedAdapter], copies: Path
+) -> None:
     for adapter in adapters:
         try:
-            await engine.load_adapter(adapter.name, adapter.path)
+            await engine.load_adapter(adapter.name, await asyncio.to_thread(_without_links, adapter.path, copies))
         except AdapterError as error:
             raise AdapterError(f"--adapter {adapter.name}={adapter.path} is refused: {error}") from None
         catalog.add(adapter)
+
+
+def _without_links(folder: str, copies: Path) -> str:
+    """Where the engine, which follows no link, can read the adapter in `folder`."""
+    if not any(path.is_symlink() for path in Path(folder).iterdir()):
+        return folder
+    plain = tempfile.mkdtemp(dir=copies)
+    copy_adapter(Path(folder), Path(plain))
+    return plain
 
 
 def _say_ready(service: TextService, sock: socket.socket) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from openlora.node.adapters.format import copy_adapter
 from openlora.node.adapters.modules import Layout
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.adapters.verify import verify_adapter
@@ -76,17 +76,9 @@ async def publish_adapter(directory: Path, content: Content, layout: Layout) -> 
     """
     with tempfile.TemporaryDirectory(prefix="openlora-publish-") as scratch:
         folder = Path(scratch)
-        await asyncio.to_thread(_copy_adapter, directory, folder)
+        await asyncio.to_thread(copy_adapter, directory, folder)
         await verify_adapter(folder, layout)
         return adapter_digest(await content.publish_directory(folder))
-
-
-def _copy_adapter(source: Path, destination: Path) -> None:
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        try:
-            shutil.copyfile(source / name, destination / name)
-        except OSError as error:
-            raise AdapterError(f"{source / name} cannot be read: {error.strerror}") from error
 
 
 def _make_read_only(folder: Path) -> None:

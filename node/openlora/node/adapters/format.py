@@ -8,6 +8,7 @@ of B.
 import math
 import mmap
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -123,6 +124,16 @@ def require_alone(directory: Path) -> None:
         raise AdapterError(f"{directory}: {error.strerror}") from error
     if extra := found - {CONFIG_FILE, WEIGHTS_FILE}:
         raise AdapterError(f"{quote(min(extra))} is no part of an adapter: keep {CONFIG_FILE} and {WEIGHTS_FILE} alone")
+
+
+def copy_adapter(source: Path, destination: Path) -> None:
+    """The two files of a folder that a person named, as plain files, wherever links lead: in Hugging Face's cache all
+    are links. Raises AdapterError."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        try:
+            shutil.copyfile(source / name, destination / name)
+        except OSError as error:
+            raise AdapterError(f"{source / name} cannot be read: {error.strerror}") from error
 
 
 def _require_both(directory: Path) -> None:
