@@ -229,6 +229,12 @@ async def test_hot_key_unauthorised(patient: Patient):
     await found(patient, "hot_key_unauthorised")
 
 
+async def test_registry_without_the_key_of_private_jobs(patient: Patient):
+    await patient.clinic.market(patient.clinic.operator, "nodes.set_metadata", bytes(32), bytes(32), b"")
+    assert "private job" in await found(patient, "encryption_key_untold")
+    assert (await patient.report()).healthy
+
+
 async def test_not_registered(patient: Patient):
     write_key(patient.folder, "hot", STRANGER)
     write_key(patient.folder, "operator", STRANGER)

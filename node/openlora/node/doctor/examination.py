@@ -163,6 +163,8 @@ def judge(facts: Facts) -> Iterator[Finding]:
         operator = standing.operator if standing else None
         identity = Identity.of(facts.deployment.deployment, facts.key.address, operator)
     yield from keys.check_key(facts.key, runs=facts.runs)
+    if standing is not None and standing.node is not None:
+        yield from keys.check_encryption_key(facts.key, standing.node.encryption_key)
     yield from keys.check_deployment(facts.deployment, config.chain.chain_id)
     yield from chain.check_endpoints(facts.endpoints, config.chain.chain_id)
     if facts.market is not None:

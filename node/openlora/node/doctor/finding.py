@@ -33,6 +33,7 @@ class Code(StrEnum):
     NOT_REGISTERED = "not_registered"
     HOT_KEY_UNAUTHORISED = "hot_key_unauthorised"
     HOT_KEY_UNFUNDED = "hot_key_unfunded"
+    ENCRYPTION_KEY_UNTOLD = "encryption_key_untold"
     STAKE_TOO_LOW = "stake_too_low"
     STAKE_EXITING = "stake_exiting"
     MODEL_MISSING = "model_missing"
@@ -85,6 +86,7 @@ EXPLAINED: Final[Mapping[Code, str]] = {
     Code.NOT_REGISTERED: "the operator key is no registered operator",
     Code.HOT_KEY_UNAUTHORISED: "no operator has authorised the hot key",
     Code.HOT_KEY_UNFUNDED: "the hot key cannot pay for claims, or soon cannot",
+    Code.ENCRYPTION_KEY_UNTOLD: "clients cannot bring the node private jobs: the registry lacks its key for them",
     Code.STAKE_TOO_LOW: "the free stake does not cover the bond of a claim",
     Code.STAKE_EXITING: "stake is on its way out",
     Code.MODEL_MISSING: "the base model is not where the configuration says",

@@ -15,6 +15,7 @@ from openlora.node.deployment import load_deployment
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import ConfigError
 from openlora.node.keys import load_key
+from openlora.node.private.sealing import public_key
 
 CREDENTIALS: Final = Path("/run/credentials")  # of systemd: there while the unit runs, for it alone
 
@@ -34,6 +35,7 @@ class KeyFacts:
     password: FileFacts
     address: str | None
     refusal: str | None
+    encryption_key: bytes | None = None  # to which clients wrap the keys of private jobs; None where it is locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,12 @@ def look_at_file(path: Path) -> FileFacts:
 
 def look_at_key(config: KeyConfig) -> KeyFacts:
     """Blocks for the second that unlocking takes."""
-    address = refusal = None
+    files = look_at_file(config.keystore), look_at_file(config.password_file)
     try:
-        address = str(load_key(config).address)
+        key = load_key(config)
     except ConfigError as error:
-        address, refusal = written_address(config.keystore), str(error)
-    return KeyFacts(look_at_file(config.keystore), look_at_file(config.password_file), address, refusal)
+        return KeyFacts(*files, written_address(config.keystore), str(error))
+    return KeyFacts(*files, str(key.address), None, public_key(bytes(key.key)))
 
 
 def look_at_deployment(config: ChainConfig) -> DeploymentFacts:
@@ -117,6 +119,16 @@ def check_key(key: KeyFacts, *, runs: bool) -> Iterator[Finding]:
             Code.KEYSTORE_EXPOSED,
             f"other users of this machine can read {' and '.join(exposed)}",
             f"chmod o= {' '.join(exposed)}",
+        )
+
+
+def check_encryption_key(key: KeyFacts, registered: bytes) -> Iterator[Finding]:
+    """`registered`: what the chain tells clients."""
+    if key.encryption_key not in (None, registered):
+        yield warning(
+            Code.ENCRYPTION_KEY_UNTOLD,
+            "the registry does not have the encryption key that goes with the hot key: no private job comes",
+            "type `openlora register --stake` with what is at stake already, which adds it for gas alone",
         )
 
 
