@@ -80,12 +80,12 @@ def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, mo
         human = openlora("status", "--config", net.nodes[0].config)
         assert state["node"]["operator"] in human.stdout
 
-        wait_until(lambda: result("earnings", *operator)["withdrawable_wei"], "the fee")
+        wait_until(lambda: int(result("earnings", *operator)["withdrawable_wei"]), "the fee")
     earned = result("earnings", *operator)
     assert earned["earned_wei"] == {"node": earned["withdrawable_wei"]}
     (sent,) = result("withdraw", "credits", *operator)["transactions"]
     assert sent["does"].startswith("send ")
-    assert result("earnings", *operator)["withdrawable_wei"] == 0
+    assert result("earnings", *operator)["withdrawable_wei"] == "0"
 
     books = asyncio.run(read_books(net))
     roles = set(Role) - {Role.USE}  # no adapter of it asks for a fee of its own

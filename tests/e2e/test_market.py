@@ -104,7 +104,7 @@ def test_a_job_is_looked_at_and_taken_back(net: Devnet):
     mine = ("--client", net.nodes[2].operator_config)
     submitted = result("job", "submit", "Hello", "--deadline", 900, *mine)
     job_id = submitted["job_id"]
-    assert result("earnings", *mine)["balance_wei"] == 0
+    assert result("earnings", *mine)["balance_wei"] == "0"
     seen = result("job", "status", job_id, *mine)
     assert (seen["state"], seen["node"], seen["fee_wei"]) == ("open", None, None)
     assert seen["escrow_wei"] == submitted["escrow_wei"]
@@ -118,7 +118,7 @@ def test_a_job_is_looked_at_and_taken_back(net: Devnet):
     assert result("job", "status", job_id, *mine)["state"] == "cancelled"
     refused("job", "cancel", job_id, *mine, words="is cancelled", code=3)
     _, row = openlora("job", "status", job_id, *mine).stdout.splitlines()
-    assert row.split() == [str(job_id), "cancelled", tokens(submitted["escrow_wei"])]
+    assert row.split() == [str(job_id), "cancelled", tokens(int(submitted["escrow_wei"]))]
 
 
 def test_anybody_ends_a_job_whose_deadline_has_passed(net: Devnet):
@@ -148,7 +148,7 @@ def test_a_developer_is_paid_by_the_use_and_a_node_for_a_needless_demand(net: De
     lengthen_window(net)
     with agent(net.nodes[0].folder):
         published = result(*order, "--publish")
-        assert published["use_fee_wei"] == 3 * OLRA // 100
+        assert published["use_fee_wei"] == str(3 * OLRA // 100)
         wait_until(lambda: result("job", "status", published["job_id"], *client)["state"] == "committed", "publishing")
         asked = result("job", "submit", "Why is the sky blue?", "--max-tokens", 8, *client)["job_id"]
         wait_until(lambda: result("job", "status", asked, *client)["state"] == "committed", "the answer")
@@ -165,12 +165,11 @@ def test_a_developer_is_paid_by_the_use_and_a_node_for_a_needless_demand(net: De
     assert earned.balanced
     assert earned.open_wei == 0
     assert earned.earned[Role.USE, net.people["developer 1"].address] == 3 * OLRA // 100
-    paid = result("job", "status", published["job_id"], *client)["fee_wei"]
-    base_only = result("job", "status", asked, *client)
-    assert earned.paid_wei == paid + base_only["fee_wei"] + 3 * OLRA // 100
+    fees = [int(result("job", "status", job, *client)["fee_wei"]) for job in (published["job_id"], asked)]
+    assert earned.paid_wei == sum(fees) + 3 * OLRA // 100
     node = result("earnings", "--client", net.nodes[0].operator_config)
     bond_wei = OUTPUT_TERMS.bond + OUTPUT_TERMS.bond_per_token * as_client(net, lambda one: out_tokens(one, asked))
-    assert node["withdrawable_wei"] == node["earned_wei"]["node"] + bond_wei
+    assert int(node["withdrawable_wei"]) == int(node["earned_wei"]["node"]) + bond_wei
 
 
 async def out_tokens(market: Market, job_id: int) -> int:

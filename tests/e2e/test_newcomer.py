@@ -67,7 +67,7 @@ def test_from_init_to_a_paid_job(openlora: Command, net: Devnet, portal: Blockin
     with agent(state):
         asked = openlora("job", "submit", "Why is the sky blue?", "--max-tokens", 8, "--client", net.client_config)
         assert asked.returncode == 0, asked.stderr
-        wait_until(lambda: said("earnings", *operator)["withdrawable_wei"], "the fee")
+        wait_until(lambda: int(said("earnings", *operator)["withdrawable_wei"]), "the fee")
         assert "OpenLoRA" in httpx.get(made["dashboard"], timeout=10).text
         live_with(said, node, faults, tmp_path)
 

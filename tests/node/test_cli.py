@@ -1,3 +1,4 @@
+import json
 import os
 import pty
 import signal
@@ -78,6 +79,15 @@ def test_json_is_the_only_thing_printed_and_bytes_are_hex(capsys):
     output.table(("a",), [("b",)])
     output.result({"digest": b"\x01\x02"})
     assert capsys.readouterr().out == '{"digest": "0x0102"}\n'
+
+
+def test_json_has_amounts_as_text_and_loses_no_digit_of_them(capsys):
+    wei = 12_345_678_901_234_567_890
+    documents = [{"earned_wei": {"node": wei}, "fee_wei": None, "block": 7, "transactions": [{"cost_wei": wei}]}]
+    Output(as_json=True).result(documents)
+    (shown,) = json.loads(capsys.readouterr().out)
+    text = str(wei)
+    assert shown == {"earned_wei": {"node": text}, "fee_wei": None, "block": 7, "transactions": [{"cost_wei": text}]}
 
 
 def test_a_strangers_text_cannot_steer_the_terminal(capsys):

@@ -18,7 +18,7 @@ from rich.text import Text
 from openlora.node.errors import ConfigError
 from openlora.node.wei import TOKEN_WEI, tokens
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text; wei are strings.")]
 NodeFile = Annotated[Path, typer.Option("--config", help="The node's configuration.")]
 ClientFile = Annotated[Path, typer.Option("--client", help="The configuration of the key to act for.")]
 
@@ -60,7 +60,7 @@ class Output:
     def result(self, document: Mapping[str, Any] | Sequence[Any] | msgspec.Struct) -> None:
         if self.as_json:
             plain = msgspec.to_builtins(document, builtin_types=(bytes,), enc_hook=str)
-            print(json.dumps(plain, default=_hex), flush=True)
+            print(json.dumps(_exact(plain), default=_hex), flush=True)
 
 
 class Ink:
@@ -99,6 +99,15 @@ def parse_tokens(text: str, flag: str) -> int:
     if whole != wei or not 0 <= whole < MAX_WEI:
         raise ConfigError(f"{flag} {text}: give at most 18 decimals, and between 0 and 10^9 tokens")
     return whole
+
+
+def _exact(value: Any, name: str = "") -> Any:
+    """Amounts named `…_wei`, or below such a name, as text: readers of JSON round numbers from 2^53 on."""
+    if isinstance(value, dict):
+        return {key: _exact(item, name if name.endswith("_wei") else key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_exact(item, name) for item in value]
+    return str(value) if type(value) is int and name.endswith("_wei") else value
 
 
 def _hex(data: bytes) -> str:
