@@ -138,9 +138,9 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
   alignas(64) Restored::Blocks blocks;
   finish(meanwhile.finish, 0, meanwhile.finish.rows);
   if (rows > 16)
-    products<true>(x, Restored(w, pairs, meanwhile.ahead.at, blocks), pairs, out);
+    products<true>(x, Restored(w, pairs, meanwhile.ahead, blocks), pairs, out);
   else
-    products<false>(x, Restored(w, pairs, meanwhile.ahead.at, blocks), pairs, out);
+    products<false>(x, Restored(w, pairs, meanwhile.ahead, blocks), pairs, out);
 }
 
 // Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then

@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
 constexpr int kRowsApart = 96;                // for each member, from which on they divide the rows
+constexpr int kRestoredAgain = 4;             // blocks, up to which a packed tile is restored for each: kept, it is slower
 constexpr std::int64_t kPerItem = 64;         // positions that take as long as what every item takes besides
 
 // A piece of attention: some rows of one sequence under one key-value head.
@@ -241,8 +242,9 @@ class Pass {
     const Team::Range mine = apart ? rows_of(member, rows) : Team::Range{0, rows};
     const int blocks = (mine.end - mine.begin + kBlock - 1) / kBlock;
     const auto addends = adapted.addends(layer, part, linear.matrices);
+    const bool kept = blocks > kRestoredAgain;
     Restoring restoring[2];
-    for (int i = 0; blocks > 1 && i < linear.unit && units.begin < units.end; ++i) {
+    for (int i = 0; kept && i < linear.unit && units.begin < units.end; ++i) {
       Restoring first = restoring_of(member, linear, units.begin, i);
       if (first.left) k_.restore(first, first.left);
     }
@@ -250,12 +252,12 @@ class Pass {
     int turn = 0;
     for (int unit = units.begin; unit < units.end; ++unit) {
       for (int i = 0; i < linear.unit; ++i)
-        restoring[i] = blocks > 1 && unit + 1 < units.end ? restoring_of(member, linear, unit + 1, i) : Restoring();
+        restoring[i] = kept && unit + 1 < units.end ? restoring_of(member, linear, unit + 1, i) : Restoring();
       for (int block = 0; block < blocks; ++block, ++turn) {
         const int first = mine.begin + block * kBlock, count = std::min(kBlock, mine.end - first);
         float(*products)[kBlock * kTile] = out[turn % 2];
         const Inputs to = where(unit, first);
-        if (blocks > 1 && kind != Finish::kNothing) fetch_for(kind, to, count);
+        if (kept && kind != Finish::kNothing) fetch_for(kind, to, count);
         for (int i = 0; i < linear.unit; ++i) {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
@@ -302,8 +304,9 @@ class Pass {
     } else if (linear.coded()) {
       if (!place.block) k_.unpack(tile.weights, linear.coding, linear.pairs(), room, ahead);
       k_.tile(x, count, room, linear.pairs(), out, meanwhile);
-    } else if (tile.packed && place.blocks == 1) {
-      meanwhile.ahead = {ahead, tile.bytes};
+    } else if (tile.packed && place.blocks <= kRestoredAgain) {
+      const std::size_t each = tile.bytes / place.blocks;
+      meanwhile.ahead = {ahead + each * place.block, each};
       k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
     } else {
       if (tile.packed) ahead += linear.unit * tile.bytes;  // than what is being restored
