@@ -37,7 +37,7 @@ from openlora.node.errors import (
     Reverted,
     RpcDown,
 )
-from openlora.node.job import JobId, JobState, SkipCode, Wei
+from openlora.node.job import BlockRef, JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Journal
 from openlora.node.private.sealing import Sealed, seal, unseal
 from openlora.node.settlement import Settlement, Signer
@@ -594,6 +594,17 @@ async def test_no_receipt_is_signed_before_the_claim_is_deep_enough(scene: Scene
         assert scene.journal.signed(JOB) is None
         scene.journal.advance(block(101))
     assert running.result() is JobState.COMMITTED
+
+
+async def test_no_receipt_is_signed_on_a_claim_in_a_block_that_the_follower_has_not_met(scene: Scene):
+    """A server's word about the claim's transaction alone: another seed would be another receipt."""
+    scene.submit(lease_secs=1)
+    scene.journal.advance(block(101))
+    scene.journal.advance(block(102))
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=BlockRef(101, bytes(32)))
+    assert await scene.run() is JobState.FAILED
+    assert scene.journal.signed(JOB) is None
 
 
 async def _answer(scene: Scene) -> AsyncIterator[str]:

@@ -230,6 +230,10 @@ class Journal(Database):
         """Applied blocks whose hashes are remembered, newest first: the last 256 and every 1024th before."""
         return [BlockRef(*row) for row in self.rows("SELECT number, hash FROM blocks ORDER BY number DESC")]
 
+    def agrees_with(self, block: BlockRef) -> bool:
+        """Whether no other block of its number is among the known ones."""
+        return not self.rows("SELECT 1 FROM blocks WHERE number = ? AND hash != ?", block.number, block.hash)
+
     def advance(self, block: BlockRef) -> None:
         """Moves the cursor up to `block`; belongs in the transaction that applies the logs up to it."""
         cursor = self.cursor

@@ -173,12 +173,13 @@ class Worker:
             return now_s
 
     async def _claim_stands(self, job: Job) -> bool:
-        """Whether the claim that fixed the seed is still the job's, once it is as deep as asked: one receipt is all
-        that a job ever gets."""
+        """Whether the claim that fixed the seed is still the job's, once it is as deep as asked, in a block that the
+        follower has met too: one receipt is all that a job ever gets."""
         assert job.claim is not None, "only a claimed job is answered"
         while (now := self._job(job.id)).state is JobState.CLAIMED and now.claim == job.claim:
             cursor = self.journal.cursor
-            if cursor is not None and cursor.number - job.claim.number + 1 >= max(self.confirmations, MIN_DEPTH):
+            deep = cursor is not None and cursor.number - job.claim.number + 1 >= max(self.confirmations, MIN_DEPTH)
+            if deep and self.journal.agrees_with(job.claim):
                 return True
             await asyncio.sleep(POLL_S)
         return False
