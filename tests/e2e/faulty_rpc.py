@@ -27,6 +27,10 @@ class FaultyRpc:
         self._dice = random.Random(seed)
         self._lock = threading.Lock()
 
+    def turn_to(self, chain_url: str) -> None:
+        """From now on it shows another chain."""
+        self._chain.base_url = chain_url
+
     def handle(self, asked: Answer) -> tuple[int, bytes] | None:
         """HTTP status and body; None drops the connection."""
         with self._lock:

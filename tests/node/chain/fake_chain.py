@@ -74,6 +74,7 @@ class FakeChain:
     def __init__(self, *, automine: bool = False) -> None:
         self.automine = automine
         self.base_fee = GWEI
+        self.block_s = 1
         self.balance = 10**18
         self.reverting: set[bytes] = set()  # calldata
         self.too_early: set[bytes] = set()  # calldata that reverts where the server's latest block is an older one
@@ -151,7 +152,7 @@ class FakeChain:
             "number": hex(number),
             "hash": "0x" + block.hash.hex(),
             "parentHash": "0x" + block.parent.hex(),
-            "timestamp": hex(1_700_000_000 + number),
+            "timestamp": hex(1_700_000_000 + number * self.block_s),
             "baseFeePerGas": hex(self.base_fee),
             "transactions": txs,
         }

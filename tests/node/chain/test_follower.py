@@ -366,6 +366,25 @@ async def test_a_chain_that_was_reset_is_refused(world: World) -> None:
         await catch_up(world, Ledger(world))
 
 
+@pytest.mark.parametrize("depth", [70, 100], ids=["a deep reorganisation", "another chain"])
+async def test_what_one_rpc_alone_takes_back_is_not_taken_back(tmp_path: Path, depth: int) -> None:
+    world = World(tmp_path)
+    world.liars = [FakeChain()]
+    world.open()
+    ledger = Ledger(world)
+    for chain in (*world.liars, world.chain):
+        chain.mine(logs=[expired(1)])
+        chain.mine(99)
+    await catch_up(world, ledger)
+    world.liars[0].reorg(depth)
+    world.chain.mine(logs=[expired(2)])
+    async with asyncio.timeout(5):
+        await follower(world).catch_up(ledger.apply)
+    assert ledger.entries() == [(1, 1), (101, 2)]
+    assert not any(batch.unwound for batch in ledger.batches)
+    await world.kill()
+
+
 async def test_random_branches_always_end_in_the_canonical_view(world: World) -> None:
     dice = random.Random(7)
     ledger = Ledger(world)

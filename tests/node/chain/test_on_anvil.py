@@ -5,7 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from openlora.node.chain.transact import create, transact, transfer
 from openlora.node.errors import ChainError, JournalError, Reverted, WrongChain
 from openlora.node.job import Wei
 from openlora.node.journal import Identity, Journal
+from tests.e2e.faulty_rpc import faulty_rpc
 
 pytestmark = pytest.mark.slow
 
@@ -255,6 +256,37 @@ async def test_an_empty_purse_is_said(stage: Stage) -> None:
 
 
 # ---- follower -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chain_id", [31_337, 31_338], ids=["under the same id", "under another id"])
+async def test_an_rpc_that_turns_to_another_chain_is_passed_over(stage: Stage, tmp_path: Path, chain_id: int) -> None:
+    """Where the hot key's past is another, and none of the blocks are ours."""
+    minted: list[int] = []  # in blocks
+    real, hot = stage.chain, stage.hot.address
+
+    def note(batch: Batch) -> None:
+        minted[:] = [number for number in minted if number <= batch.upto.number]
+        minted.extend(occurrence.block.number for occurrence in batch.events)
+
+    async with AsyncExitStack() as stack:
+        rpc = stack.enter_context(faulty_rpc(real.rpc_url, seed=0, share=0.0))
+        stage.client = await ChainClient.connect([rpc.url, real.rpc_url], real.chain_id)
+        stack.push_async_callback(stage.client.close)
+        async with anvil(tmp_path / "other.log", chain_id=chain_id) as other, stage.agent() as (sender, journal):
+            follower = Follower(stage.client, journal, [stage.deployment.token], 0, poll_s=0.05)
+            await sender.send("one", stage.mint())
+            await follower.catch_up(note)
+            await other.rpc("anvil_setNonce", hot, hex(7))
+            await other.rpc("anvil_mine", hex(300))
+            rpc.turn_to(other.rpc_url)
+            await stage.mine()
+            async with asyncio.timeout(20):
+                await follower.catch_up(note)
+                assert (await sender.send("two", stage.mint())).succeeded
+                await follower.catch_up(note)
+            assert len(minted) == await stage.minted() == 2
+            assert journal.cursor == (await stage.client.block("latest")).ref
+            assert Outbox(journal).next_nonce() == 2
 
 
 async def test_the_follower_sees_the_tokens_mints_through_a_reorganisation(stage: Stage, tmp_path: Path) -> None:

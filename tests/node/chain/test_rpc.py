@@ -191,6 +191,43 @@ async def test_one_liar_among_three_does_not_set_the_measure(clock: Clock) -> No
     assert await pool(clock, honest, other, liar).request(str, "eth_blockNumber") == hex(0)
 
 
+async def test_a_head_of_another_chain_does_not_set_the_measure(clock: Clock) -> None:
+    """Of two, neither is to be believed more; the one that was configured first goes on."""
+    honest, liar = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    honest.chain.mine()
+    liar.chain.mine(500)
+    liar.chain.reorg(500)
+    assert await pool(clock, honest, liar).request(str, "eth_blockNumber") == hex(1)
+
+
+async def test_an_endpoint_is_behind_by_its_blocks_time_too(clock: Clock) -> None:
+    late, good = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    good.chain.mine(6)
+    good.chain.block_s = late.chain.block_s = 12
+    assert await pool(clock, late, good).request(str, "eth_blockNumber") == hex(6)
+
+
+async def test_a_doubted_endpoint_comes_last_until_the_others_are_doubted_too(clock: Clock) -> None:
+    first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    rpc = pool(clock, first, second)
+    assert rpc.doubt(0)
+    assert rpc.doubt(0), "who saw the same has it asked again"
+    await rpc.request(str, "eth_getCode", "0x", "latest")
+    assert (first.asked["eth_getCode"], second.asked["eth_getCode"]) == (0, 1)
+    assert not rpc.doubt(1), "nobody is left to say otherwise"
+    clock.now += 61
+    assert rpc.doubt(1)
+    assert not pool(clock, first).doubt(0)
+
+
+async def test_an_endpoint_that_does_not_answer_cannot_say_otherwise(clock: Clock) -> None:
+    first, second = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    rpc = pool(clock, first, second)
+    second.fail("eth_chainId", ClientConnectionError())
+    await rpc.request(str, "eth_blockNumber")
+    assert not rpc.doubt(0)
+
+
 @pytest.mark.parametrize("nonsense", [None, 7, [], {}, "latest", "0x", "-0x1", "0x" + "f" * 65])
 async def test_an_answer_that_makes_no_sense_is_no_answer(clock: Clock, nonsense: object) -> None:
     class Mad(FakeChain):

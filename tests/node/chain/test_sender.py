@@ -12,7 +12,7 @@ from openlora.node.chain.outbox import IntentState
 from openlora.node.chain.sender import SenderOptions
 from openlora.node.chain.transaction import FeePolicy
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind
-from tests.node.chain.fake_chain import GWEI, QUEUE, Refusal, effect
+from tests.node.chain.fake_chain import GWEI, QUEUE, FakeChain, Refusal, effect
 from tests.node.chain.world import World, foreign
 
 
@@ -453,6 +453,23 @@ async def test_a_second_agent_is_noticed_when_we_are_idle(world: World) -> None:
     world.chain.inject(foreign(0, to=QUEUE, data=b"claim-by-another"))
     with pytest.raises(JournalError, match="another agent"):
         await world.tick()
+
+
+async def test_a_second_agent_that_one_rpc_alone_shows_is_none(tmp_path: Path) -> None:
+    world = World(tmp_path, automine=True)
+    world.liars = [FakeChain()]
+    await world.start()
+    (liar,) = world.liars
+    liar.inject(foreign(0, to=QUEUE, data=b"claim-by-another"))
+    with pytest.raises(RpcBehind, match=r"another agent uses the key.*another is asked"):
+        await world.sender.tick()
+    sent = world.send("claim")
+    await world.tick(2)
+    assert sent.result().succeeded
+    world.chain.inject(foreign(1, to=QUEUE, data=b"claim-by-another"))
+    with pytest.raises(JournalError, match="another agent"):
+        await world.tick()
+    await world.kill()
 
 
 async def test_a_harmless_transfer_is_recorded_and_survived(world: World) -> None:

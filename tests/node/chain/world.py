@@ -57,10 +57,13 @@ class World:
         self.options = options or SenderOptions()
         self.tasks: dict[str, asyncio.Task[TxReceipt]] = {}  # sends, by key
         self.others: list[asyncio.Task[Any]] = []
+        self.liars: list[FakeChain] = []  # what endpoints that are preferred show
 
     def open(self) -> None:
         self.provider = FakeProvider(self.chain)
-        pool = RpcPool([Endpoint("fake", self.provider)], CHAIN_ID, patience_s=0.0, clock=lambda: self.now)
+        endpoints = [Endpoint(f"fake {number}", FakeProvider(liar)) for number, liar in enumerate(self.liars)]
+        endpoints.append(Endpoint("fake", self.provider))
+        pool = RpcPool(endpoints, CHAIN_ID, patience_s=0.0, clock=lambda: self.now)
         self.client = ChainClient(pool, CHAIN_ID)
         self.journal = CrashingJournal(self.folder, IDENTITY, clock=lambda: self.now)
         self.sender = Sender(self.client, self.journal, HOT_KEY, IDENTITY.contracts, self.options)

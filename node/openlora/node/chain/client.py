@@ -43,6 +43,15 @@ class ChainClient:
     async def close(self) -> None:
         await self._pool.close()
 
+    @property
+    def doubts(self) -> int:
+        return self._pool.doubts
+
+    def doubt(self, doubts: int) -> bool:
+        """What was shown since there were `doubts` contradicts what we know: has another server asked first from now
+        on. False if there is none left to ask."""
+        return self._pool.doubt(doubts)
+
     # ---- contracts ------------------------------------------------------------------------------------------------
 
     async def call(self, call: Call[T], *, block: int | str = "latest", sender: str | None = None) -> T:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from openlora.contracts import AbiMismatch, Event, decode_log
 from openlora.node.chain.client import ChainClient
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
 MAX_RANGE = 4096  # blocks of one eth_getLogs
+PATIENCE_STEPS = 10  # with a server that shows no sense, before another is asked
 MAX_LOGS = 256  # of one batch of several blocks: decoding and recording one takes 0.4 ms of the event loop
 
 
@@ -72,6 +74,7 @@ class Follower:
         self._live_blocks = live_blocks
         self._max_range = max_range
         self._range = max_range
+        self._doubts = client.doubts  # as of the last step
 
     async def follow(self, apply: Callable[[Batch], None]) -> AsyncIterator[Batch]:
         """Applies batches for ever and yields each one after it is on disk.
@@ -93,12 +96,20 @@ class Follower:
             pass
 
     async def _step_at_last(self, apply: Callable[[Batch], None]) -> Batch | None:
-        while True:
+        for tries in count(1):
+            doubts = self._client.doubts
             try:
                 return await self.step(apply)
             except (ChainError, JournalUnwritable) as error:
+                if isinstance(error, RpcBehind | RpcError) and tries % PATIENCE_STEPS == 0:
+                    self._client.doubt(doubts)
                 log.warning("event=follower_waits reason=%r", str(error))
-                await asyncio.sleep(self._poll_s)
+            except JournalError as error:
+                if not self._client.doubt(doubts):
+                    raise
+                log.warning("event=follower_waits reason=%r", str(error))
+            await asyncio.sleep(self._poll_s)
+        raise AssertionError("counts for ever")
 
     async def step(self, apply: Callable[[Batch], None]) -> Batch | None:
         """Reads and applies the next batch; None when the cursor is at the head. Raises as `follow`, and RpcBehind,
@@ -107,7 +118,9 @@ class Follower:
         cursor = self._journal.cursor
         if cursor is not None and cursor.hash == head.hash:
             return None
-        batch = await self._next(cursor, head)
+        doubts = self._client.doubts
+        batch = await self._next(cursor, head, doubted=doubts != self._doubts)
+        self._doubts = doubts
         if batch is not None:
             with self._journal.transaction():
                 if batch.unwound:
@@ -117,10 +130,14 @@ class Follower:
                     self._journal.advance(batch.upto)
         return batch
 
-    async def _next(self, cursor: BlockRef | None, head: Block) -> Batch | None:
+    async def _next(self, cursor: BlockRef | None, head: Block, *, doubted: bool) -> Batch | None:
+        """`doubted`: an RPC that showed what was applied last has been passed over since. What the one that is asked
+        now does not show is taken back then, though it may merely lag."""
         first = self._start_block if cursor is None else cursor.number + 1
-        if cursor is not None and not await self._extends(cursor, head):
+        if cursor is not None and doubted and head.number < cursor.number:
             return await self._unwind(head)
+        if cursor is not None and not await self._extends(cursor, head):
+            return await self._unwind(head, sure=doubted)
         if first > head.number:
             return None
         if head.number - first >= self._live_blocks:
@@ -147,7 +164,7 @@ class Follower:
             return block.hash == head.hash
         return (await self._client.block(block.number)).hash == block.hash
 
-    async def _unwind(self, head: Block) -> Batch:
+    async def _unwind(self, head: Block, *, sure: bool = True) -> Batch:
         """The newest applied block that is still on the chain, by bisection: what is below a shared block is shared."""
         known = self._journal.known_blocks()
         low, high = 0, len(known)
@@ -164,7 +181,10 @@ class Follower:
             )
         if low == 0:
             raise RpcBehind("the RPC contradicts itself about the last block")
-        log.warning("event=reorg depth=%d ancestor=%d", known[0].number - known[low].number, known[low].number)
+        depth = known[0].number - known[low].number
+        if not sure and depth > self._live_blocks and self._client.doubt(self._client.doubts):
+            raise RpcBehind(f"one RPC has replaced {depth} blocks: another is asked")
+        log.warning("event=reorg depth=%d ancestor=%d", depth, known[low].number)
         return Batch(known[low], (), head, unwound=True)
 
     async def _read_range(self, first: int, head: Block) -> Batch:

@@ -15,7 +15,7 @@ from web3.providers import AsyncBaseProvider
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from openlora.node.chain.types import quantity
+from openlora.node.chain.types import Block, quantity
 from openlora.node.errors import RpcDown, RpcError, WrongChain
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 RATE_LIMIT_CODES = frozenset({429, -32005, -32029})
 MAX_BACKOFF_S = 30.0
+MAX_BEHIND_S = 60
+DOUBT_S = 60.0
 MAX_ANSWER_BYTES = 64 << 20
 SAYS_WHY = (400, 413)  # HTTP errors about the request itself: many servers explain them by a JSON-RPC error
 
@@ -75,6 +77,7 @@ class Endpoint:
     verified: bool = False  # serves the right chain, as of its last recovery
     wrong_chain: bool = False
     behind: bool = False
+    doubted_at: float = -float("inf")  # when what it showed last contradicted what we know
     failures: int = 0  # in a row
     resume_at: float = 0.0  # not asked before this time
 
@@ -113,8 +116,9 @@ class RpcPool:
 
     An endpoint that fails rests for 0.25 s, doubling to 30 s (or what Retry-After says). It proves its chain id before
     it is used, after each failure and every `check_every_s`; on another chain it rests for 30 s. One more than
-    `max_behind` blocks behind is left out until it catches up. With three endpoints or more, one that alone claims a
-    higher head does not set the measure.
+    `max_behind` blocks or `MAX_BEHIND_S` behind is left out until it catches up, if the one ahead has its head too:
+    else they contradict each other, and the order stays as configured. With three endpoints or more, one that alone
+    claims a higher head does not set the measure.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class RpcPool:
         self._check_every_s = check_every_s
         self._clock = clock
         self._checked_at = -float("inf")
+        self.doubts = 0  # how often another endpoint has come first because of a contradiction
         self._proved = False  # whether any endpoint has ever served our chain
 
     @classmethod
@@ -199,31 +204,61 @@ class RpcPool:
         if len(self._endpoints) == 1:
             return
         asked = self._fit()
-        heads = dict(zip(asked, await asyncio.gather(*map(self._head, asked)), strict=True))
-        known = sorted(head for head in heads.values() if head is not None)
-        if not known:
+        found = await asyncio.gather(*(self._block(endpoint, "latest") for endpoint in asked))
+        heads = {endpoint: head for endpoint, head in zip(asked, found, strict=True) if head is not None}
+        if not heads:
             return
-        measure = known[-2] if len(known) >= 3 else known[-1]
+        order = sorted(heads, key=lambda endpoint: heads[endpoint].number)
+        ahead = order[-2] if len(order) >= 3 else order[-1]
         for endpoint, head in heads.items():
-            behind = head is not None and measure - head > self._max_behind
+            behind = self._is_behind(head, heads[ahead])
             if behind and not endpoint.behind:
-                log.warning("event=rpc_behind endpoint=%s head=%s others=%d", endpoint.name, head, measure)
+                behind = await self._extends(ahead, endpoint, head)
             endpoint.behind = behind
 
-    async def _head(self, endpoint: Endpoint) -> int | None:
+    def _is_behind(self, head: Block, other: Block) -> bool:
+        late_s = other.timestamp - head.timestamp
+        return other.number - head.number > self._max_behind or (other.number > head.number and late_s > MAX_BEHIND_S)
+
+    async def _extends(self, ahead: Endpoint, endpoint: Endpoint, head: Block) -> bool:
+        """Whether the one ahead is on the chain of this one's head: a number alone is soon claimed."""
+        shared = await self._block(ahead, hex(head.number))
+        if shared is None or shared.hash != head.hash:
+            log.warning("event=rpc_contradicted endpoint=%s by=%s block=%d", endpoint.name, ahead.name, head.number)
+            return False
+        log.warning("event=rpc_behind endpoint=%s head=%d behind=%s", endpoint.name, head.number, ahead.name)
+        return True
+
+    async def _block(self, endpoint: Endpoint, which: str) -> Block | None:
         try:
-            return await self._ask(endpoint, quantity, "eth_blockNumber")
+            return await self._ask(endpoint, Block.from_rpc, "eth_getBlockByNumber", which, False)
         except _Unavailable as error:
             endpoint.failed(error, self._clock())
         except RpcError as error:
             log.warning("event=rpc_refuses_head endpoint=%s reason=%r", endpoint.name, str(error))
         return None
 
+    def doubt(self, doubts: int) -> bool:
+        """What was shown since `self.doubts` was `doubts` contradicts what we know. True where another endpoint can be
+        asked, which comes first from now on; False where all that answer were doubted in the last minute, so that it
+        must be true."""
+        if doubts != self.doubts:
+            return True  # another one is asked already
+        now, fit = self._clock(), self._fit()
+        if fit:
+            fit[0].doubted_at = now
+        others = any(now - endpoint.doubted_at > DOUBT_S for endpoint in fit)
+        if others:
+            log.error("event=rpc_doubted endpoint=%s", fit[0].name)
+            self.doubts, self._checked_at = self.doubts + 1, -float("inf")
+        return others
+
     def _fit(self) -> list[Endpoint]:
-        """Those to ask, in order of preference: as configured; the ones behind only when nobody else is left."""
+        """Those to ask, in order of preference: as configured, the last doubted last; the ones behind only when nobody
+        else is left."""
         now = self._clock()
         fit = [endpoint for endpoint in self._endpoints if endpoint.resume_at <= now]
-        return sorted(fit, key=lambda endpoint: endpoint.behind)
+        return sorted(fit, key=lambda endpoint: (endpoint.behind, endpoint.doubted_at))
 
     async def _ask(self, endpoint: Endpoint, decode: Callable[[Any], T], method: str, *params: object) -> T:
         if not endpoint.verified:

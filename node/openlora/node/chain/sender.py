@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 TRANSFER_GAS = 21_000
 GAP = "gap:"  # keys of the transfers that fill holes in the nonces
-PATIENCE_TICKS = 10  # before a foreign transaction that no server shows stops the signing
+PATIENCE_TICKS = 10  # with a server that shows no sense, before another is asked or the signing stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,17 @@ class Sender:
     async def run(self) -> NoReturn:
         """Looks at the chain every `poll_s` seconds, and at once after a send. Trouble with the RPC or a full disk is
         waited out; raises JournalError when signing has stopped."""
+        failed = 0  # ticks in a row
         while True:
+            doubts = self._client.doubts
             try:
                 await self.tick()
+                failed = 0
             except (ChainError, JournalUnwritable) as error:
                 log.warning("event=sender_waits reason=%r", str(error))
+                failed += 1
+                if isinstance(error, RpcBehind | RpcError) and failed % PATIENCE_TICKS == 0:
+                    self._client.doubt(doubts)
             await _wait(self._work, self._options.poll_s)
             self._work.clear()
 
@@ -230,11 +236,15 @@ class Sender:
         """One look at the chain: recognises what was mined or dropped, sends again or replaces what was not, and finds
         transactions that are not ours. Raises JournalError for good, ChainError and JournalUnwritable for now."""
         self._check_trusted()
+        doubts = self._client.doubts
         try:
             await self._look()
         except JournalUnwritable:
             raise
         except JournalError as error:
+            if self._client.doubt(doubts):
+                self._head, self._unexplained = None, 0
+                raise RpcBehind(f"{error} (so one RPC says; another is asked)") from error
             self._stopped = error
             log.error("event=signing_stopped reason=%r", str(error))
             raise
@@ -247,7 +257,8 @@ class Sender:
         if head == self._head and not self._outbox.pending():
             return  # as at the last look, and nothing is under way
         used = await self._client.nonce(self._address, head.number)
-        self._used, self._highest = used, max(self._highest, head.number)
+        shrunk = self._highest - head.number > self._options.final_depth  # or a server lied about its head
+        self._used, self._highest = used, head.number if shrunk else max(self._highest, head.number)
         reorganised = self._head is None or self._head.hash not in (head.hash, head.parent_hash)
         for intent in self._outbox.unsettled():
             if intent.receipt is not None:
