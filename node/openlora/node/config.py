@@ -30,6 +30,15 @@ class ChainConfig(Table, frozen=True):
     poll_s: float = 0.5  # how often a new head is looked for
 
 
+class NodeChainConfig(ChainConfig, frozen=True):
+    max_gas_gwei: float = 500.0  # per gas, what a transaction of the hot key may cost; above it, it waits
+    max_tip_gwei: float = 50.0  # … and the most that an RPC's suggestion makes of the tip in it
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_tip_gwei <= self.max_gas_gwei <= 10**6:
+            raise ValueError("max_tip_gwei must be positive and no more than max_gas_gwei, which 1000000 bounds")
+
+
 class KeyConfig(Table, frozen=True):
     keystore: Path  # keystore v3
     password_file: Path  # or a systemd credential's path
@@ -166,7 +175,7 @@ class NodeConfig(Table, frozen=True):
     """`node.toml`: all a node operator decides."""
 
     state_dir: Path
-    chain: ChainConfig
+    chain: NodeChainConfig
     hot_key: KeyConfig
     model: ModelConfig
     storage: StorageConfig

@@ -16,6 +16,8 @@ rpc_urls = [{rpc_url}]                  # tried in order; each must serve this c
 deployment = {deployment}               # the JSON file that names the contracts
 confirmations = {confirmations}         # blocks before a claim or commit counts, its own included
 poll_s = {poll_s}                       # how often a new head is looked for
+max_gas_gwei = 500.0                    # per gas, what a transaction may cost; one that would cost more waits
+max_tip_gwei = 50.0                     # the most that an RPC's suggestion makes of the tip in it
 
 [hot_key]                               # claims, commits and signs; can never move stake
 keystore = {keystore}                   # keystore v3

@@ -24,6 +24,7 @@
     │   ├── RpcError *            an RPC answered with an error; carries its code and data
     │   ├── RpcBehind *           an RPC shows less than another did, or than it did itself
     │   ├── WrongChain            the RPC serves another chain id
+    │   ├── GasTooDear *          gas costs more than the operator allows; may pass
     │   └── Reverted              a call or transaction reverted; carries the decoded contract error; exit code 3
     ├── JournalError              the journal contradicts the chain or another agent holds it
     │   └── JournalUnwritable *   the disk is full or failing; may pass
@@ -148,6 +149,12 @@ class RpcBehind(ChainError):
 
 class WrongChain(ChainError):
     """The RPC serves another chain id than the configuration names."""
+
+
+class GasTooDear(ChainError):
+    """Gas costs more than the operator allows now."""
+
+    exit_code = TEMPORARY
 
 
 class Reverted(ChainError):

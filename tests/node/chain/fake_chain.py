@@ -73,7 +73,7 @@ class FakeChain:
 
     def __init__(self, *, automine: bool = False) -> None:
         self.automine = automine
-        self.base_fee = GWEI
+        self.base_fee = self.tip = GWEI
         self.block_s = 1
         self.balance = 10**18
         self.reverting: set[bytes] = set()  # calldata
@@ -192,7 +192,7 @@ class FakeChain:
         return "0x60" if address.lower() == QUEUE else "0x"
 
     def eth_maxPriorityFeePerGas(self) -> str:
-        return hex(GWEI)
+        return hex(self.tip)
 
     def eth_call(self, transaction: dict[str, str], tag: str) -> str:
         data = bytes.fromhex(transaction["data"][2:])

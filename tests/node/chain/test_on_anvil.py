@@ -195,7 +195,7 @@ async def test_after_a_restart_the_same_bytes_go_again(stage: Stage) -> None:
 
 async def test_a_rising_base_fee_is_outbid(stage: Stage) -> None:
     await stage.chain.rpc("evm_setAutomine", False)
-    stage.options = SenderOptions(poll_s=0.05, bump_after_s=0.5)
+    stage.options = SenderOptions(poll_s=0.05, outbid_after_s=0.5)
     async with stage.agent() as (sender, journal):
         sending = asyncio.create_task(sender.send("mint", stage.mint()))
         async with asyncio.timeout(30):

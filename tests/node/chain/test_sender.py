@@ -10,8 +10,9 @@ from aiohttp import ClientConnectionError
 
 from openlora.node.chain.outbox import IntentState
 from openlora.node.chain.sender import SenderOptions
-from openlora.node.chain.transaction import FeePolicy
+from openlora.node.chain.transaction import FeePolicy, Fees
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind
+from openlora.node.job import Wei
 from tests.node.chain.fake_chain import GWEI, QUEUE, FakeChain, Refusal, effect
 from tests.node.chain.world import World, foreign
 
@@ -138,9 +139,16 @@ async def test_the_balance_must_cover_what_is_in_flight(world: World) -> None:
 
 async def test_gas_above_the_cap_is_said_before_signing(world: World) -> None:
     world.chain.base_fee = 600 * GWEI
-    with pytest.raises(ChainError, match=r"gas costs 601\.000 gwei, above the cap of 500\.000"):
+    with pytest.raises(ChainError, match=r"gas costs 601\.000 gwei, and chain\.max_gas_gwei is 500\.000"):
         await world.sender.send("claim", effect("claim"))
     assert world.outbox.find("claim") is None
+
+
+async def test_a_suggested_tip_is_followed_to_its_cap_alone(world: World) -> None:
+    world.chain.tip = 400 * GWEI
+    world.send("claim")
+    await world.settle()
+    assert world.outbox.attempts("claim")[0].signed.fees == Fees(Wei(52 * GWEI), Wei(50 * GWEI))
 
 
 async def test_nothing_is_signed_before_start(tmp_path: Path) -> None:
@@ -285,6 +293,33 @@ async def test_the_cap_ends_the_bumping(tmp_path: Path) -> None:
     await world.tick(20, later_s=31)
     assert [attempt.signed.fees.max_fee_wei <= 4 * GWEI for attempt in world.outbox.attempts("claim")] == [True] * 3
     await world.kill()
+
+
+async def test_what_does_not_pay_the_base_fee_is_replaced_soon(world: World) -> None:
+    sent = world.send("claim")
+    await world.settle()
+    world.chain.base_fee *= 50
+    world.chain.mine()
+    await world.tick()
+    await world.tick(later_s=4)
+    world.chain.mine()
+    await world.tick()
+    assert sent.result().succeeded
+
+
+async def test_gas_above_the_cap_is_waited_out_and_nothing_else_waits(world: World) -> None:
+    first = world.send("first")
+    await world.settle()
+    world.chain.mine()
+    second = world.send("second")
+    await world.settle()
+    world.chain.base_fee = 600 * GWEI
+    await world.tick(3, later_s=31)
+    assert first.result().succeeded
+    world.chain.base_fee = GWEI
+    world.chain.mine()
+    await world.tick()
+    assert second.result().succeeded
 
 
 async def test_only_the_next_in_line_is_bumped(world: World) -> None:

@@ -16,6 +16,7 @@ from openlora.node.adapters.modules import Layout
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.sender import Sender, SenderOptions
+from openlora.node.chain.transaction import GWEI, FeePolicy
 from openlora.node.config import NodeConfig
 from openlora.node.deployment import load_deployment
 from openlora.node.engine.models.config import DecoderConfig
@@ -66,7 +67,8 @@ async def opened_ground(config: NodeConfig) -> AsyncIterator[Ground]:
             log.warning("event=no_encryption_key operator=%s", operator)
         identity = Identity.of(deployment, hot_key.address, operator)
         journal = stack.enter_context(Journal(config.state_dir, identity))
-        options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s)
+        fees = FeePolicy(int(config.chain.max_gas_gwei * GWEI), int(config.chain.max_tip_gwei * GWEI))
+        options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s, fees=fees)
         sender = Sender(chain, journal, hot_key, identity.contracts, options)
         await sender.start()
         facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)

@@ -17,7 +17,7 @@ from openlora.node.chain.client import ChainClient
 from openlora.node.chain.outbox import Attempt, Intent, Outbox
 from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
-from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
+from openlora.node.errors import ChainError, GasTooDear, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
 from openlora.node.job import Wei
 from openlora.node.journal import FIRST_NONCE, Journal
 
@@ -32,7 +32,7 @@ PATIENCE_TICKS = 10  # with a server that shows no sense, before another is aske
 class SenderOptions:
     """`confirmations` is the default depth at which `send` returns: 1 is inclusion. A mined transaction is watched
     until it is `final_depth` blocks deep. One that is not mined is sent again every `resend_after_s` and replaced by a
-    dearer one every `bump_after_s`."""
+    dearer one every `bump_after_s`, or `outbid_after_s` where it does not pay a block's base fee."""
 
     confirmations: int = 1
     final_depth: int = 64
@@ -40,6 +40,7 @@ class SenderOptions:
     poll_s: float = 0.5
     resend_after_s: float = 15.0
     bump_after_s: float = 30.0
+    outbid_after_s: float = 3.0
     fees: FeePolicy = field(default_factory=FeePolicy)
 
 
@@ -266,7 +267,7 @@ class Sender:
             elif intent.nonce < used:
                 await self._find(intent, head)
             else:
-                await self._push(intent, used)
+                await self._push(intent, used, head)
         await self._find_foreign(used, head)
         await self._fill_gap(used)
         self._head = head
@@ -316,18 +317,23 @@ class Sender:
         log.warning("event=nonce_taken intent=%s nonce=%d new_nonce=%d", intent.key, intent.nonce, signed.nonce)
         await self._broadcast(intent.key, signed)
 
-    async def _push(self, intent: Intent, used: int) -> None:
+    async def _push(self, intent: Intent, used: int, head: Block) -> None:
         """Not mined: the same bytes again now and then, and dearer ones when it is next in line and has waited long."""
         newest, now = self._newest(intent), self._journal.now()
         waited_s = now - self._waiting_since.setdefault(intent.key, now)
-        if intent.nonce == used and waited_s >= self._options.bump_after_s:
+        outbid = newest.signed.fees.max_fee_wei < head.base_fee_wei
+        patience_s = self._options.outbid_after_s if outbid else self._options.bump_after_s
+        if intent.nonce == used and waited_s >= patience_s:
             await self._bump(intent, newest)
         elif now - self._sent_at.get(intent.key, -float("inf")) >= self._options.resend_after_s:
             await self._broadcast(intent.key, newest.signed)
 
     async def _bump(self, intent: Intent, newest: Attempt) -> None:
         self._waiting_since[intent.key] = self._journal.now()
-        fees = self._options.fees.bump(newest.signed.fees, await self._options.fees.quote(self._client))
+        try:
+            fees = self._options.fees.bump(newest.signed.fees, await self._options.fees.quote(self._client))
+        except GasTooDear:
+            fees = None
         if fees is None:
             log.warning("event=fee_cap_reached intent=%s nonce=%d", intent.key, intent.nonce)
             return

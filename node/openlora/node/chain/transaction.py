@@ -9,7 +9,7 @@ from eth_typing import HexStr
 from eth_utils.address import to_checksum_address
 
 from openlora.node.chain.client import ChainClient
-from openlora.node.errors import ChainError
+from openlora.node.errors import GasTooDear
 from openlora.node.job import Wei
 
 GWEI = 10**9
@@ -32,20 +32,20 @@ class Fees:
 
 @dataclass(frozen=True, slots=True)
 class FeePolicy:
-    """Bids twice the base fee plus the suggested tip, which holds through five full blocks, and never above the cap."""
+    """Bids twice the base fee plus the suggested tip, which holds through five full blocks, and never above the caps:
+    a server's suggestion is no reason to give away the purse."""
 
     cap_wei: int = 500 * GWEI  # per gas, all included
+    tip_cap_wei: int = 50 * GWEI
     min_tip_wei: int = 1
 
     async def quote(self, client: ChainClient) -> Fees:
-        """Raises ChainError when the present base fee leaves no room under the cap."""
+        """Raises GasTooDear when the present base fee leaves no room under the cap."""
         block, suggested = await asyncio.gather(client.block("latest"), client.suggested_tip())
-        base, tip = block.base_fee_wei, max(suggested, self.min_tip_wei)
+        base, tip = block.base_fee_wei, min(max(suggested, self.min_tip_wei), self.tip_cap_wei)
         if base + tip > self.cap_wei:
-            needed = (base + tip) / GWEI
-            raise ChainError(
-                f"gas costs {needed:.3f} gwei, above the cap of {self.cap_wei / GWEI:.3f}; wait or raise the cap"
-            )
+            needed, cap = (base + tip) / GWEI, self.cap_wei / GWEI
+            raise GasTooDear(f"gas costs {needed:.3f} gwei, and chain.max_gas_gwei is {cap:.3f}; wait, or raise it")
         return Fees(Wei(min(2 * base + tip, self.cap_wei)), Wei(tip))
 
     def bump(self, old: Fees, fresh: Fees) -> Fees | None:
