@@ -89,6 +89,13 @@ MISTAKES = (
         "test_stake_that_claims_hold_is_slashed_as_they_end",
     ),
     Mutant(
+        "slashing spares what a node loses to its accomplices",
+        "NodeRegistry.sol",
+        "uint256 paid = _takeDebt(self, amount);",
+        "uint256 paid = _takeDebt(self, amount - lost);",
+        "test_bonds_that_are_lost_pay_what_a_slashing_is_owed_first",
+    ),
+    Mutant(
         "a string is an identity",
         "AdapterRegistry.sol",
         "        if (_adapters[digest].owner != address(0)) revert AlreadyRegistered(digest);\n",
@@ -189,7 +196,7 @@ FAULTS = (
         "        self.bonded -= amount.toUint96();\n        self.liveClaims -= claims",
         "        self.liveClaims -= claims",
     ),
-    Mutant("a lost bond stays stake", "NodeRegistry.sol", "        self.active -= lost.toUint96();\n", ""),
+    Mutant("a lost bond stays stake", "NodeRegistry.sol", "        self.active -= forfeited;\n", ""),
     Mutant(
         "the exit has no delay",
         "NodeRegistry.sol",
@@ -659,10 +666,10 @@ FAULTS = (
     Mutant(
         "debts are paid twice",
         "NodeRegistry.sol",
-        "Math.min(owed_ - paid, self.bonded)",
-        "Math.min(owed_, self.bonded)",
+        "        self.owed = owed_ - paid;\n",
+        "",
     ),
-    Mutant("debts outlive their bonds", "NodeRegistry.sol", "Math.min(owed_ - paid, self.bonded)", "(owed_ - paid)"),
+    Mutant("debts are burnt and kept", "NodeRegistry.sol", "        self.active -= paid;\n", ""),
     Mutant(
         "debts count twice",
         "NodeRegistry.sol",

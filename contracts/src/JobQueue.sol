@@ -216,13 +216,13 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     }
 
     /// @inheritdoc IJobQueue
-    function condemn(uint64 jobId, Settlement calldata settlement) external onlyJudge returns (uint96 bond) {
+    function condemn(uint64 jobId, Settlement calldata settlement) external onlyJudge returns (uint96 forfeited) {
         Record storage self = _held(jobId);
         address node = self.node;
-        bond = _params[self.paramsVersion].bond;
+        uint96 bond = _params[self.paramsVersion].bond;
         emit JobSlashed(jobId, node, settlement.fee + settlement.refund, bond);
         _refundHeld(jobId, self, settlement, State.Slashed);
-        nodes.forfeitBond(node, bond, bond);
+        return nodes.forfeitBond(node, bond, bond);
     }
 
     /// @inheritdoc IJobQueue
@@ -372,11 +372,10 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         self.paramsVersion = 0;
         self.moment = 0;
         self.claimBlock = 0;
-        if (lost > 0) {
-            self.hasForfeits = true;
-            _forfeits[jobId] += lost;
-        }
-        nodes.forfeitBond(node, bond, lost);
+        uint96 forfeited = nodes.forfeitBond(node, bond, lost);
+        if (forfeited == 0) return;
+        self.hasForfeits = true;
+        _forfeits[jobId] += forfeited;
     }
 
     /// @dev The registry and the vault, which are fixed at deployment, call nobody: there is no re-entering.

@@ -139,18 +139,20 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         Record storage self = _nodes[operator];
         self.bonded -= amount.toUint96();
         self.liveClaims -= claims.toUint24();
-        _payDebt(operator, self, amount);
+        _burn(operator, _takeDebt(self, amount));
     }
 
     /// @inheritdoc INodeRegistry
-    function forfeitBond(address operator, uint256 amount, uint256 lost) external onlyQueue {
+    function forfeitBond(address operator, uint256 amount, uint256 lost) external onlyQueue returns (uint96 forfeited) {
         Record storage self = _nodes[operator];
         self.bonded -= amount.toUint96();
-        self.active -= lost.toUint96();
         self.liveClaims--;
-        forfeitPool += lost;
-        emit BondForfeited(operator, lost);
-        _payDebt(operator, self, amount - lost);
+        uint256 paid = _takeDebt(self, amount);
+        forfeited = Math.min(lost, amount - paid).toUint96();
+        self.active -= forfeited;
+        forfeitPool += forfeited;
+        emit BondForfeited(operator, forfeited);
+        _burn(operator, paid);
     }
 
     /// @inheritdoc INodeRegistry
@@ -172,8 +174,7 @@ contract NodeRegistry is INodeRegistry, EIP712 {
     function payForfeit(address beneficiary, uint256 amount) external {
         if (msg.sender != queue && msg.sender != outputs && msg.sender != disputes) revert NotAModule(msg.sender);
         forfeitPool -= amount;
-        emit ForfeitPaid(beneficiary, amount);
-        _credit(beneficiary, amount);
+        _pay(beneficiary, amount);
     }
 
     /// @inheritdoc INodeRegistry
@@ -208,21 +209,26 @@ contract NodeRegistry is INodeRegistry, EIP712 {
         return self.active - self.bonded;
     }
 
-    /// @dev Of stake that its claims give free, what a slashing found held by them.
-    function _payDebt(address operator, Record storage self, uint256 freed) private {
-        uint256 owed_ = self.owed;
-        if (owed_ == 0) return;
-        uint256 paid = Math.min(owed_, freed);
-        self.owed = Math.min(owed_ - paid, self.bonded).toUint96(); // a bond that was lost owes nothing more
-        self.active -= paid.toUint96();
-        emit Slashed(operator, paid);
-        _credit(Spoils.BURNT, paid);
+    /// @dev Takes what slashings are owed out of bonds that are not locked any more.
+    function _takeDebt(Record storage self, uint256 unlocked) private returns (uint96 paid) {
+        uint96 owed_ = self.owed;
+        if (owed_ == 0) return 0;
+        paid = Math.min(owed_, unlocked).toUint96();
+        self.owed = owed_ - paid;
+        self.active -= paid;
     }
 
-    function _credit(address account, uint256 amount) private {
+    function _burn(address operator, uint256 amount) private {
+        if (amount == 0) return;
+        emit Slashed(operator, amount);
+        _pay(Spoils.BURNT, amount);
+    }
+
+    function _pay(address beneficiary, uint256 amount) private {
+        emit ForfeitPaid(beneficiary, amount);
         address[] memory accounts = new address[](1);
         uint256[] memory amounts = new uint256[](1);
-        (accounts[0], amounts[0]) = (account, amount);
+        (accounts[0], amounts[0]) = (beneficiary, amount);
         vault.credit(accounts, amounts);
     }
 

@@ -71,7 +71,7 @@ contract DisputesTest is MarketTest {
     }
 
     /// @dev Or a node would lock all it has for one job, and cheat in the signed lane for nothing: proven by itself, the
-    /// work could not even be proven again. The bond stays whole for the job that holds it.
+    /// work could not even be proven again. The bond stays whole until the job that holds it has ended.
     function test_stake_that_claims_hold_is_slashed_as_they_end() public {
         IJobQueue.Params memory params = defaultParams();
         params.bond = 4_000 ether;
@@ -92,6 +92,29 @@ contract DisputesTest is MarketTest {
         assertEq(nodes.node(alice.cold).bonded, 0);
         assertEq(nodes.owed(alice.cold), 0);
         assertEq(vault.creditsOf(BURNT), burnt + 1_500 ether);
+    }
+
+    /// @dev Or its accomplices would open jobs for all it has, let their leases lapse once it is caught, and take the bonds.
+    function test_bonds_that_are_lost_pay_what_a_slashing_is_owed_first() public {
+        IJobQueue.Params memory params = defaultParams();
+        params.bond = 2_500 ether;
+        setParams(params);
+        IJobQueue.JobSpec[2] memory specs = [newSpec(), newSpec()];
+        uint64[2] memory jobIds = [submit(specs[0]), submit(specs[1])];
+        for (uint256 i = 0; i < 2; i++) {
+            claim(jobIds[i], specs[i], alice);
+        }
+        _prove();
+        assertEq(nodes.owed(alice.cold), 2_500 ether, "nothing was free");
+        skip(specs[0].leaseSecs + 1);
+        for (uint256 i = 0; i < 2; i++) {
+            vm.prank(client);
+            queue.cancel(jobIds[i], specs[i]);
+        }
+        assertEq(vault.creditsOf(BURNT), 2_500 ether, "half of the stake is gone");
+        assertEq(vault.creditsOf(client), 2_500 ether, "and the other bond is for the job that waited");
+        assertEq(nodes.node(alice.cold).stake, 0);
+        assertEq(nodes.owed(alice.cold), 0);
     }
 
     /// @dev A node that slashes itself to be out before its exit delay loses a quarter of it for good.

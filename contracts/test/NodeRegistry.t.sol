@@ -190,7 +190,7 @@ contract NodeRegistryTest is MarketTest {
         nodes.slash(alice.cold, 2);
     }
 
-    /// @dev Live bonds answer for their own jobs first: what they hold of the part due is owed, and burnt when they return.
+    /// @dev What live bonds hold of the part due is owed, and burnt out of them when they end, however they do.
     function testFuzz_slash_reaches_all_stake_and_what_is_bonded_last(
         uint96 bonded,
         uint96 leaving,
@@ -217,12 +217,14 @@ contract NodeRegistryTest is MarketTest {
         amount += again;
         assertEq(nodes.forfeitPool(), amount);
 
-        uint256 burnt = Math.min(nodes.owed(alice.cold), bonded - lost);
+        uint256 burnt = nodes.owed(alice.cold);
         vm.prank(address(queue));
-        nodes.forfeitBond(alice.cold, bonded, lost);
+        uint256 forfeited = nodes.forfeitBond(alice.cold, bonded, lost);
         assertEq(nodes.owed(alice.cold), 0, "no claim, no debt");
         assertEq(vault.creditsOf(BURNT), burnt);
-        assertEq(nodes.node(alice.cold).stake, 5_000 ether - amount - lost - burnt);
+        assertEq(forfeited, Math.min(lost, bonded - burnt));
+        assertEq(nodes.forfeitPool(), amount + forfeited);
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - amount - forfeited - burnt);
         assertEq(vault.potOf(address(nodes)), nodes.node(alice.cold).stake + 5_000 ether + nodes.forfeitPool());
     }
 

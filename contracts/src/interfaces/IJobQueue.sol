@@ -182,8 +182,9 @@ interface IJobQueue {
     /// @notice Outputs and Disputes only: the job is committed again, and its window longer by the time it was held.
     function resume(uint64 jobId, uint40 heldSecs) external;
     /// @notice Outputs and Disputes only: ends a held job for its node's fault. The client is refunded, with the bonds
-    /// forfeited over it; the claim's bond goes to the registry's forfeits, for the caller to divide.
-    function condemn(uint64 jobId, Settlement calldata settlement) external returns (uint96 bond);
+    /// forfeited over it; the claim's bond goes to the registry's forfeits.
+    /// @return forfeited What the caller has to divide: the bond, less what slashings are owed of it.
+    function condemn(uint64 jobId, Settlement calldata settlement) external returns (uint96 forfeited);
     /// @notice Disputes only: ends a held job without a verdict. As `condemn`, but the bond is free again.
     function annul(uint64 jobId, Settlement calldata settlement) external;
 

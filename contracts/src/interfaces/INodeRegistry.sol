@@ -36,7 +36,7 @@ interface INodeRegistry {
     event StakeWithdrawn(address indexed operator, uint256 amount);
     event BondForfeited(address indexed operator, uint256 amount);
     event Slashed(address indexed operator, uint256 amount);
-    /// @dev What was forfeited or slashed, once it is known who gets it.
+    /// @dev What was forfeited or slashed, once it is known who gets it: both sums are equal when nothing waits.
     event ForfeitPaid(address indexed beneficiary, uint256 amount);
 
     error AlreadyRegistered(address operator);
@@ -77,9 +77,11 @@ interface INodeRegistry {
     function unlockBonds(address operator, uint256 amount, uint256 claims) external;
     /// @notice Queue only: one live claim less. Of its bond, `lost` leaves the stake and waits here until the job has
     /// ended; the rest is free stake again.
-    function forfeitBond(address operator, uint256 amount, uint256 lost) external;
-    /// @notice Disputes only: one of `parts` of the stake is taken, what is in withdrawal included. Live bonds answer for
-    /// their own jobs first: where only they are left, the rest is `owed`, and burnt as the claims give it free.
+    /// @return forfeited What waits: `lost`, unless slashings were owed more of the bond than it leaves.
+    function forfeitBond(address operator, uint256 amount, uint256 lost) external returns (uint96 forfeited);
+    /// @notice Disputes only: one of `parts` of the stake is taken, what is in withdrawal included. Live bonds stay whole
+    /// while their claims live: where only they are left, the rest is `owed`, and burnt out of them as the claims end,
+    /// before anybody else has a part of them: a node could lose them to its own accomplices.
     /// @return amount What was taken at once, first from the stake that is not in withdrawal; it waits here to be paid out.
     function slash(address operator, uint256 parts) external returns (uint256 amount);
     /// @notice Queue, Outputs and Disputes only: what was forfeited or slashed becomes `beneficiary`'s credits.

@@ -602,7 +602,7 @@ class JobQueue:
 
     def condemn(self, job_id: int, settlement: Settlement) -> Call[int]:
         """Outputs and Disputes only: ends a held job for its node's fault. The client is refunded, with the bonds
-        forfeited over it; the claim's bond goes to the registry's forfeits, for the caller to divide.
+        forfeited over it; the claim's bond goes to the registry's forfeits.
         """
         data = encode_call(bytes.fromhex("1b2bdbcf"), ["uint64", Settlement.ABI], [job_id, settlement.to_abi()])
         return Call(self.address, data, "JobQueue.condemn", lambda output: decode_one("uint96", output))

@@ -256,12 +256,12 @@ class NodeRegistry:
             ),
         )
 
-    def forfeit_bond(self, operator: ChecksumAddress, amount: int, lost: int) -> Call[None]:
+    def forfeit_bond(self, operator: ChecksumAddress, amount: int, lost: int) -> Call[int]:
         """Queue only: one live claim less. Of its bond, `lost` leaves the stake and waits here until the job has ended;
         the rest is free stake again.
         """
         data = encode_call(bytes.fromhex("192fd5b1"), ["address", "uint256", "uint256"], [operator, amount, lost])
-        return Call(self.address, data, "NodeRegistry.forfeitBond", decode_nothing)
+        return Call(self.address, data, "NodeRegistry.forfeitBond", lambda output: decode_one("uint96", output))
 
     def forfeit_pool(self) -> Call[int]:
         """Forfeited bonds whose jobs have not ended yet, and what is being slashed."""
@@ -360,8 +360,9 @@ class NodeRegistry:
         return Call(self.address, data, "NodeRegistry.setMetadata", decode_nothing)
 
     def slash(self, operator: ChecksumAddress, parts: int) -> Call[int]:
-        """Disputes only: one of `parts` of the stake is taken, what is in withdrawal included. Live bonds answer for
-        their own jobs first: where only they are left, the rest is `owed`, and burnt as the claims give it free.
+        """Disputes only: one of `parts` of the stake is taken, what is in withdrawal included. Live bonds stay whole
+        while their claims live: where only they are left, the rest is `owed`, and burnt out of them as the claims end,
+        before anybody else has a part of them: a node could lose them to its own accomplices.
         """
         data = encode_call(bytes.fromhex("02fb4d85"), ["address", "uint256"], [operator, parts])
         return Call(self.address, data, "NodeRegistry.slash", lambda output: decode_one("uint256", output))
