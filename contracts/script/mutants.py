@@ -671,6 +671,12 @@ FAULTS = (
     ),
     Mutant("debts are burnt and kept", "NodeRegistry.sol", "        self.active -= paid;\n", ""),
     Mutant(
+        "a question that never ends",
+        "Outputs.sol",
+        " || newTerms.answerSecs >= nodes.unstakeDelaySecs()",
+        "",
+    ),
+    Mutant(
         "debts count twice",
         "NodeRegistry.sol",
         "(self.active + leaving - self.owed) / parts",

@@ -163,7 +163,7 @@ contract Outputs is IOutputs, AccessManaged {
         asked_.askedAt = uint40(block.timestamp);
         asked_.answerBy = asked_.askedAt + _terms.answerSecs;
         _questions[jobId] = asked_;
-        emit QuestionAsked(jobId, asked_.node, asked_.asker, asked_.kind, asked_.chunk, asked_.answerBy);
+        emit QuestionAsked(jobId, asked_.node, asked_.asker, asked_.kind, asked_.chunk, asked_.answerBy, asked_.bond);
     }
 
     /// @dev The bond is the node's; the job goes on.
@@ -192,8 +192,9 @@ contract Outputs is IOutputs, AccessManaged {
         }
     }
 
+    /// @dev A question holds money: it ends when an exit would.
     function _setTerms(OutputTerms memory newTerms) private {
-        if (newTerms.answerSecs == 0) revert BadTerms();
+        if (newTerms.answerSecs == 0 || newTerms.answerSecs >= nodes.unstakeDelaySecs()) revert BadTerms();
         _terms = newTerms;
         emit OutputTermsSet(newTerms);
     }

@@ -275,6 +275,13 @@ contract OutputsTest is MarketTest {
         _finalizeAfter(WINDOW);
         assertTrue(oracle.isFinal(jobId));
         assertEq(vault.balanceOf(address(oracle)), queue.escrowOf(spec) - receipt.fee);
+        uint256 before = token.balanceOf(asker);
+        vm.prank(asker);
+        oracle.ask(document, 1 ether, 3 ether);
+        assertEq(before - token.balanceOf(asker), receipt.fee, "the refund pays for the next question");
+        assertEq(vault.balanceOf(address(oracle)), 0);
+        vm.prank(asker);
+        oracle.ask(document, 0, 0); // and costs nothing where nothing is missing
         vm.expectRevert(abi.encodeWithSelector(Oracle.OnlyOutputs.selector, address(this)));
         oracle.onOutput(jobId, "forged");
     }
@@ -410,10 +417,14 @@ contract OutputsTest is MarketTest {
         vm.prank(owner);
         vm.expectRevert(IOutputs.BadTerms.selector);
         outputs.setTerms(terms);
-        terms.answerSecs = 77;
+        terms.answerSecs = UNSTAKE_DELAY;
+        vm.prank(owner);
+        vm.expectRevert(IOutputs.BadTerms.selector);
+        outputs.setTerms(terms);
+        terms.answerSecs = UNSTAKE_DELAY - 1;
         vm.prank(owner);
         outputs.setTerms(terms);
-        assertEq(outputs.terms().answerSecs, 77);
+        assertEq(outputs.terms().answerSecs, UNSTAKE_DELAY - 1);
     }
 
     function test_constructor_revertsWhen_not_wired() public {
@@ -441,6 +452,10 @@ contract OutputsTest is MarketTest {
 
     function _demand() private {
         (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory of_) = (settlementOf(spec, receipt), receipt);
+        vm.expectEmit();
+        emit IOutputs.QuestionAsked(
+            jobId, alice.cold, asker, IOutputs.Kind.Output, 0, uint40(block.timestamp + 10 minutes), QUESTION_BOND
+        );
         vm.prank(asker);
         outputs.demandOutput(jobId, settlement, of_);
     }

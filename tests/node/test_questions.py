@@ -70,7 +70,7 @@ class Scene:
         digest = await self.content.put_document(OUTPUT)
         self.chain.questions[JOB] = Question(digest, CLIENT, 5, node, 1_000, 1_010, kind, 0)
         if told:
-            self.questions.apply(QuestionAsked(JOB, node, CLIENT, kind, 0, 1_010))
+            self.questions.apply(QuestionAsked(JOB, node, CLIENT, kind, 0, 1_010, 5))
 
     async def answered(self) -> None:
         async with asyncio.timeout(5):
@@ -115,7 +115,7 @@ async def test_a_server_that_lags_hides_no_question(scene: Scene):
 
 async def test_what_is_asked_while_an_older_view_is_under_way_is_answered(scene: Scene):
     scene.chain.answers_held = asyncio.Event()
-    scene.questions.apply(QuestionAsked(JOB, OPERATOR, CLIENT, QuestionKind.OUTPUT, 0, 1_010))  # and gone already
+    scene.questions.apply(QuestionAsked(JOB, OPERATOR, CLIENT, QuestionKind.OUTPUT, 0, 1_010, 5))  # and gone already
     async with running(scene.questions.run(), "questions"):
         await asyncio.sleep(0.01)
         await scene.ask()
@@ -170,7 +170,7 @@ async def test_what_is_over_is_let_go(scene: Scene, refusal: str):
 async def test_questions_to_others_are_theirs(scene: Scene):
     await scene.ask(node=RIVAL)
     assert not scene.questions.pending
-    scene.questions.apply(QuestionAsked(JOB, OPERATOR, CLIENT, QuestionKind.OUTPUT, 0, 1_010))  # an RPC that lies
+    scene.questions.apply(QuestionAsked(JOB, OPERATOR, CLIENT, QuestionKind.OUTPUT, 0, 1_010, 5))  # an RPC that lies
     async with running(scene.questions.run(), "questions"):
         await scene.answered()
     assert scene.transactions.sent == []

@@ -37,8 +37,9 @@ contract Oracle is IOutputReceiver {
         (queue, outputs, recipeId) = (queue_, outputs_, recipeId_);
     }
 
-    /// @notice Submits `document`, an input document of at most 4 KiB, at a bid per 1,000 tokens. What it may cost is
-    /// taken from the caller's tokens, which must be approved for this contract.
+    /// @notice Submits `document`, an input document of at most 4 KiB, at a bid per 1,000 tokens. What earlier questions
+    /// had back pays for it; the rest of what it may cost is taken from the caller's tokens, which must be approved for
+    /// this contract.
     function ask(bytes calldata document, uint96 inPricePerK, uint96 outPricePerK) external returns (uint64 jobId) {
         IJobQueue.JobSpec memory spec = specFor(document, inPricePerK, outPricePerK);
         (uint96 escrow, uint96 useFee, uint32 flags) = queue.quote(spec);
@@ -85,9 +86,11 @@ contract Oracle is IOutputReceiver {
 
     function _fund(uint256 amount) private {
         IVault vault = queue.vault();
+        uint256 held = vault.balanceOf(address(this));
+        if (held >= amount) return;
         IERC20 token = IERC20(vault.token());
-        token.safeTransferFrom(msg.sender, address(this), amount);
-        token.forceApprove(address(vault), amount);
-        vault.deposit(address(this), amount);
+        token.safeTransferFrom(msg.sender, address(this), amount - held);
+        token.forceApprove(address(vault), amount - held);
+        vault.deposit(address(this), amount - held);
     }
 }

@@ -32,14 +32,21 @@ interface IOutputs {
     }
 
     struct OutputTerms {
-        uint32 answerSecs;
+        uint32 answerSecs; // less than the registry's exit delay
         uint96 bond; // of a question
         uint96 bondPerToken; // and for each token put out, since publishing costs gas by the byte
         uint32 maxOutTokens; // of a job whose output may be demanded: calldata has a limit
     }
 
+    /// @dev `bond` is the node's once it has answered, and returns to the asker when it has not.
     event QuestionAsked(
-        uint64 indexed jobId, address indexed node, address indexed asker, Kind kind, uint32 chunk, uint40 answerBy
+        uint64 indexed jobId,
+        address indexed node,
+        address indexed asker,
+        Kind kind,
+        uint32 chunk,
+        uint40 answerBy,
+        uint96 bond
     );
     /// @dev `received` tells whether a client's contract took the output; false when there was none to call.
     event OutputPublished(uint64 indexed jobId, bytes32 indexed digest, bytes output, bool received);

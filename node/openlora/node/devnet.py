@@ -41,7 +41,7 @@ ASK_IN_WEI_PER_K: Final = OLRA // 10
 ASK_OUT_WEI_PER_K: Final = OLRA // 5
 STAKE_WEI: Final = 100 * OLRA
 PARAMS: Final = Params(bond=OLRA, max_live_claims=32, window_secs=3, max_lease_secs=3_600, max_duration_secs=86_400)
-OUTPUT_TERMS: Final = OutputTerms(answer_secs=60, bond=OLRA, bond_per_token=OLRA // 1_000, max_out_tokens=8_192)
+OUTPUT_TERMS: Final = OutputTerms(answer_secs=50, bond=OLRA, bond_per_token=OLRA // 1_000, max_out_tokens=8_192)
 DISPUTE_TERMS: Final = DisputeTerms(
     challenge_bond=20 * OLRA,
     verifier_stake=100 * OLRA,

@@ -137,7 +137,7 @@ class OutputTermsSet:
 
 @dataclass(frozen=True, slots=True)
 class QuestionAsked:
-    TOPIC: ClassVar[bytes] = bytes.fromhex("4fa75b330bb2fd7b9288181c92171969db9926a2927c45e4863909917b34f4e1")
+    TOPIC: ClassVar[bytes] = bytes.fromhex("8840005bc9759c378b6ccf17fec30cab2d0a9449ba3c1ee49ae9e30455c664b2")
 
     job_id: int
     node: ChecksumAddress
@@ -145,11 +145,12 @@ class QuestionAsked:
     kind: QuestionKind
     chunk: int
     answer_by: int
+    bond: int
 
     @classmethod
     def from_log(cls, topics: Sequence[bytes], data: bytes) -> "QuestionAsked":
         indexed = decode_topics(["uint64", "address", "address"], topics)
-        plain = decode_values(["uint8", "uint32", "uint40"], data)
+        plain = decode_values(["uint8", "uint32", "uint40", "uint96"], data)
         return cls(
             job_id=indexed[0],
             node=to_checksum_address(indexed[1]),
@@ -157,6 +158,7 @@ class QuestionAsked:
             kind=QuestionKind(plain[0]),
             chunk=plain[1],
             answer_by=plain[2],
+            bond=plain[3],
         )
 
 
