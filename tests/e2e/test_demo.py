@@ -6,6 +6,8 @@ import subprocess
 import psutil
 import pytest
 
+from openlora.node.devnet import OLRA
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
 
@@ -25,6 +27,8 @@ def test_everyone_is_paid_and_nothing_is_left_behind(openlora, model_dir, tmp_pa
     assert result["tokens"] > 23
     assert (result["session_receipts"], result["published"]) == (3, 2)
     assert slashed > 0
+    assert result["refused_proofs"] == 1
+    assert OLRA < int(result["lost_bond_wei"]) < 2 * OLRA, "of the visitor, to the node that it accused"
     assert result["first_paid_job_s"] <= result["seconds"]
     left = [process for process in psutil.process_iter(["cmdline", "ppid"]) if process.pid not in before]
     assert not [process for process in left if str(tmp_path) in " ".join(process.info["cmdline"] or [])]

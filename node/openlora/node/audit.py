@@ -1,6 +1,6 @@
 """Whether every wei that the Vault holds is somebody's: tokens = balances + credits + the modules' pots."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +19,12 @@ class VaultAudit:
 
     held_wei: int  # what the token says the Vault has
     balances_wei: int
-    credits_wei: int
+    credits: Mapping[ChecksumAddress, int]
     pots_wei: int  # in jobs, sessions, stakes and bonds
+
+    @property
+    def credits_wei(self) -> int:
+        return sum(self.credits.values())
 
     @property
     def balanced(self) -> bool:
@@ -39,6 +43,6 @@ async def audit_vault(desk: Desk, people: Iterable[ChecksumAddress]) -> VaultAud
     return VaultAudit(
         held_wei=await total([desk.token.balance_of(vault.address)]),
         balances_wei=await total(vault.balance_of(account) for account in accounts),
-        credits_wei=await total(vault.credits_of(account) for account in accounts),
+        credits={account: await desk.chain.call(vault.credits_of(account), block=block) for account in accounts},
         pots_wei=await total(vault.pot_of(module) for module in (*modules, deployment.disputes)),
     )

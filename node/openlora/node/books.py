@@ -41,6 +41,9 @@ class Books:
         """Whether escrow = payments + refunds + what is still held, and payments = fees, to the wei."""
         return self.escrow_wei == self.paid_wei + self.refunded_wei + self.open_wei
 
+    def earned_by(self, account: str) -> int:
+        return sum(wei for (_, payee), wei in self.earned.items() if payee == account)
+
     @classmethod
     def of(cls, events: Iterable[object]) -> "Books":
         """Reads the events since the deployment, the registry's before the queue's of the same blocks. Passes over what

@@ -29,7 +29,7 @@ from openlora.contracts import (
 from openlora.node.audit import VaultAudit, audit_vault
 from openlora.node.base_model import pull
 from openlora.node.books import Books
-from openlora.node.chain.history import events, market_events
+from openlora.node.chain.history import market_events
 from openlora.node.config import EngineConfig
 from openlora.node.config_files import ENGINE
 from openlora.node.content import BlockContent, adapter_cid
@@ -53,6 +53,7 @@ from openlora.node.network.client import NetworkClient
 from openlora.node.network.participant import Participant, participant
 from openlora.node.network.replication import replicate
 from openlora.node.network.watching import follow_answer
+from openlora.node.penalties import Penalties
 from openlora.node.tasks import task_group
 from openlora.node.wei import tokens
 
@@ -148,8 +149,19 @@ class Ledger:
     """The books of the demonstration and who is who in them."""
 
     books: Books
+    penalties: Penalties
     vault: VaultAudit
     name_of: Callable[[str], str]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether nothing is open or missing, and all credits in the Vault are what the events say, to the wei."""
+        books, penalties = self.books, self.penalties
+        as_told = all(
+            wei == books.earned_by(account) + penalties.won_by(account) for account, wei in self.vault.credits.items()
+        )
+        nothing_open = not books.open_wei and not penalties.waiting_wei
+        return books.balanced and self.vault.balanced and as_told and nothing_open
 
 
 async def run_demo(
@@ -247,12 +259,13 @@ class _Demo:
         books = Books.of(self.history)
         use_fees_wei = sum(wei for (role, _), wei in books.earned.items() if role is Role.USE)
         vault = await audit_vault(self.client.market.desk, [key.address for key in self.net.people.values()])
+        ledger = Ledger(books, Penalties.of(self.history), vault, self.net.name_of)
         travelled_bytes = sum(
             [await self._fetched(node) - self.fetched_before.get(node.name, 0) for node in self.nodes]
         )
         result = DemoResult(
             ok=(
-                (books.balanced and vault.balanced and not books.open_wei)
+                ledger.balanced
                 and (books.finalized == len(self.jobs) and self.requeued > 0)  # one is cancelled, the cheat's is more
                 and self.played.ok
                 and use_fees_wei > 0
@@ -276,7 +289,7 @@ class _Demo:
             first_paid_job_s=round(self.first_paid_s, 1),
             seconds=round(time.monotonic() - self.started_s, 1),
         )
-        return result, Ledger(books, vault, self.net.name_of)
+        return result, ledger
 
     async def _fetched(self, node: NodeProcess) -> int:
         """Bytes of blocks that the node had from others in this life."""
@@ -423,10 +436,9 @@ class _Demo:
         market, deployment = self.client.market, self.net.deployment
         head = (await market.chain.block("latest")).number
         new = await market_events(market.chain, deployment, self.next_block, head)
-        bonds = await events(market.chain, deployment.node_registry, self.next_block, head)
         self.next_block = head + 1
         self.history += new
-        return [*new, *(event for event in bonds if isinstance(event, ForfeitPaid))]
+        return new
 
 
 def _sees(watcher: NetworkClient, peers: Set[str]) -> bool:

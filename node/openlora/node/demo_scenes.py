@@ -1,4 +1,4 @@
-"""What else happens on the demonstration's chain: a session, a fraud that is proven, an accusation that is lost.
+"""What else happens on the demonstration's chain: a session, a dispute that is won and one that is lost.
 
 A visitor with money of its own plays against everybody else. The nodes know nothing of it; the one whom it catches is
 a fourth operator, which has a hot key and no engine, and lives in this module.
@@ -20,6 +20,7 @@ from openlora.contracts import (
     Domain,
     EquivocationProven,
     JobSpec,
+    QuestionAsked,
     QuestionKind,
     Receipt,
     Settlement,
@@ -37,7 +38,6 @@ from openlora.node.devnet import (
     CHEAT,
     CHEATS_KEY,
     OLRA,
-    OUTPUT_TERMS,
     VISITOR,
     Devnet,
 )
@@ -72,7 +72,7 @@ class Played:
     slashed_wei: int = 0
     published: int = 0  # outputs that a demand brought to light
     refused_proofs: int = 0  # of what an honest node never did
-    lost_bond_wei: int = 0  # of the demand that it answered
+    lost_bond_wei: int = 0  # of the demand that such a node answered
     cheats_job: int = 0
 
     @property
@@ -95,7 +95,7 @@ class Scenes:
 
     async def play(self, honest_job: Callable[[], Awaitable[int]]) -> None:
         """`honest_job` gives a job that an honest node has just committed, another one each time."""
-        await self._false_accusation(honest_job)
+        await self._lost_dispute(honest_job)
         session = await self._session()
         await self._fraud()
         await self._end_of(session)
@@ -214,15 +214,16 @@ class Scenes:
         await self._until_block(lambda head: head.timestamp > at_s)
         await visitor.transact(visitor.queue.finalize_batch([job_id], [settlement]))
 
-    # ---- a false accusation ----
+    # ---- a dispute with an honest node ----
 
-    async def _false_accusation(self, honest_job: Callable[[], Awaitable[int]]) -> None:
-        """An honest node is said to withhold its output and to have signed another: what the contracts make of it costs
-        the accuser alone."""
+    async def _lost_dispute(self, honest_job: Callable[[], Awaitable[int]]) -> None:
+        """An honest node is said to withhold its output, with a bond, and to have signed another. It knows of no scene:
+        it answers because it is asked, and what the contracts make of that costs the accuser alone."""
         visitor = self._as(VISITOR)
-        job_id, receipt, settlement = await self._demand_some(visitor, honest_job)
-        name = self.net.name_of(receipt.node)
-        self.told(f"the visitor accuses {name}: that it withholds the output of job {job_id}, and has signed another")
+        asked, receipt, settlement = await self._demand_some(visitor, honest_job)
+        job_id, name, bond = asked.job_id, self.net.name_of(asked.node), tokens(asked.bond)
+        self.told(f"the visitor disputes job {job_id} with a bond of {bond} OLRA:")
+        self.told(f"  {name} withholds its output, it says, and has signed another")
         hot_key = (await visitor.chain.call(visitor.nodes.node(receipt.node))).hot_key
         spec = await visitor.spec(job_id)
         try:
@@ -238,21 +239,21 @@ class Scenes:
 
         await _until(is_answered)
         self.played.published += 1
-        self.played.lost_bond_wei = OUTPUT_TERMS.bond + OUTPUT_TERMS.bond_per_token * receipt.out_tokens
-        lost = tokens(self.played.lost_bond_wei)
-        self.told(f"{name} has published its output: the accusation is lost, and its bond of {lost} OLRA is {name}'s")
+        self.played.lost_bond_wei = asked.bond
+        self.told(f"{name} has published it on chain: the dispute is lost, and the {bond} OLRA are {name}'s")
 
     async def _demand_some(
         self, visitor: Market, honest_job: Callable[[], Awaitable[int]]
-    ) -> tuple[int, Receipt, Settlement]:
+    ) -> tuple[QuestionAsked, Receipt, Settlement]:
         while True:
             job_id = await honest_job()
             try:
                 receipt, settlement = await committed(visitor.desk, job_id)
-                await visitor.carry_out(await visitor.desk.demand_output(job_id, receipt, settlement))
+                mined = await visitor.carry_out(await visitor.desk.demand_output(job_id, receipt, settlement))
             except (Reverted, ChainError):  # its window was over first; there are more
                 continue
-            return job_id, receipt, settlement
+            (asked,) = (event for event in events_of(mined[-1].logs) if isinstance(event, QuestionAsked))
+            return asked, receipt, settlement
 
     # ---- who acts, and when ----
 

@@ -41,11 +41,14 @@ def topic(indexed: int | str) -> bytes:
 async def market_events(
     chain: ChainClient, deployment: Deployment, first: int | None = None, last: int | None = None
 ) -> Sequence[Event]:
-    """What registry, queue and sessions said in blocks `first` (the deployment's) to `last` (the head), one contract's
-    after the other's: what `Books` reads. Raises RpcDown, RpcError."""
+    """What was said in blocks `first` (the deployment's) to `last` (the head), one contract's events after the other's,
+    the adapters' registry first: what `Books` and `Penalties` read. Raises RpcDown, RpcError."""
     first = deployment.block if first is None else first
     last = (await chain.block("latest")).number if last is None else last
-    contracts = (deployment.adapter_registry, deployment.job_queue, deployment.sessions)
+    contracts = (
+        *(deployment.adapter_registry, deployment.job_queue, deployment.sessions),
+        *(deployment.node_registry, deployment.outputs),
+    )
     return [event for address in contracts for event in await events(chain, address, first, last)]
 
 

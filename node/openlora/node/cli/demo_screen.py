@@ -4,6 +4,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from openlora.node.audit import BURNT
 from openlora.node.cli.output import Output, printable, tokens
 from openlora.node.demo import ENDED, DemoJob, DemoResult, DemoView, Ledger
 
@@ -12,11 +13,21 @@ STYLES = {"paid": "green", "committed": "cyan", "running": "magenta", "cancelled
 
 def show_books(output: Output, result: DemoResult, ledger: Ledger) -> None:
     books = ledger.books
+
+    def named(account: str) -> str:
+        return "burnt" if account == BURNT else ledger.name_of(account)
+
     rows = [(role, ledger.name_of(payee), tokens(wei)) for (role, payee), wei in books.earned.items()]
     rows.sort(key=lambda row: row[:2])
     shown = [(role.name.lower(), who, amount) for role, who, amount in rows]
     output.say("")
     output.table(("for", "who", "OLRA"), shown, title="Who earned what")
+    output.say("")
+    lost = sorted(
+        (penalty.reason, named(penalty.loser), named(penalty.winner), tokens(wei))
+        for penalty, wei in ledger.penalties.moved.items()
+    )
+    output.table(("for", "from", "to", "OLRA"), lost, title="Who lost what, and to whom")
     output.say("")
     paid, refunded = tokens(books.paid_wei), tokens(books.refunded_wei)
     output.say(
