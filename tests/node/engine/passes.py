@@ -10,8 +10,12 @@ from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.prefix_cache import root_key
+from openlora.node.engine.sampling import confirmed
 from openlora.node.engine.scheduler import Scheduler
 from openlora.node.engine.sequence import Chunk, Sequence
+from tests.node.engine.drafts import Told
+
+VOCABULARY = 7
 
 
 def request(
@@ -22,17 +26,24 @@ def request(
     tenant: str = "",
     line: tuple[str, ...] = (),
     shared: bool = False,
+    wrong: float | None = None,
 ) -> Sequence:
-    """A prompt of given tokens, or of as many; `shared`: found in, and offered to, the prefix cache."""
+    """A prompt of given tokens, or of as many; `shared`: found in, and offered to, the prefix cache; `wrong`: how often
+    a draft's token is (None: there are no drafts)."""
     tokens = list(range(prompt)) if isinstance(prompt, int) else list(prompt)
     root = root_key(b"base", tenant, [(key.encode(), 1.0) for key in line]) if shared else None
-    return Sequence(name, tokens, len(tokens), Sampling(max_tokens=output), tenant=tenant, line=line, root=root)
+    sequence = Sequence(name, tokens, len(tokens), Sampling(max_tokens=output), tenant=tenant, line=line, root=root)
+    if wrong is not None:
+        sequence.lookup = Told(
+            tokens, lambda so_far: pasts(sequence, so_far)[-1] % VOCABULARY, wrong=wrong, vocabulary=VOCABULARY
+        )
+    return sequence
 
 
-def pasts(sequence: Sequence) -> list[int]:
+def pasts(sequence: Sequence, tokens: list[int]) -> list[int]:
     """For each position, a hash of what its key depends on: the tokens up to it, tenant and adapters."""
     past, found = hash((sequence.tenant, sequence.line)), []
-    for token in sequence.tokens:
+    for token in tokens:
         past = hash((past, token))
         found.append(past)
     return found
@@ -40,7 +51,7 @@ def pasts(sequence: Sequence) -> list[int]:
 
 def pass_s(chunks: list[Chunk]) -> float:
     """What a pass of a small model takes on two cores."""
-    return 0.005 + 0.0007 * sum(chunk.length for chunk in chunks)
+    return 0.005 + 0.0007 * sum(chunk.length + len(chunk.draft) for chunk in chunks)
 
 
 class Passes:
@@ -78,9 +89,12 @@ class Passes:
                 self._compute(chunk)
         self.scheduler.computed(chunks)
         self.scheduler.pace.learn(chunks, self._seconds(chunks))
-        for chunk in chunks:
-            if chunk.outputs:
-                self._append(chunk.sequence)
+        answering = [chunk for chunk in chunks if chunk.outputs]
+        for chunk in answering:
+            chunk.sequence.tokens.extend(confirmed(chunk.draft, self._drawn(chunk)))
+        self.scheduler.confirmed([chunk for chunk in answering if chunk.draft])
+        for chunk in answering:
+            self._finish(chunk.sequence)
         if self._check_all:
             self.scheduler.check_integrity()
         return chunks
@@ -95,25 +109,34 @@ class Passes:
 
     def _check(self, chunks: list[Chunk]) -> None:
         assert chunks or not self.scheduler.waiting
-        assert sum(chunk.length for chunk in chunks) <= self.limits.max_batch_tokens
+        assert sum(len(chunk.tokens) for chunk in chunks) <= self.limits.max_batch_tokens
         assert len(self.scheduler.running) <= self.limits.max_running
         assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
         for chunk in chunks:
             assert chunk.length >= 1
             assert chunk.start == chunk.sequence.computed
-            assert chunk.end <= len(chunk.sequence.pages) * self.limits.page_tokens
+            assert chunk.end + len(chunk.draft) <= len(chunk.sequence.pages) * self.limits.page_tokens
+            assert not chunk.draft or chunk.end == len(chunk.sequence.tokens)
 
     def _compute(self, chunk: Chunk) -> None:
         size = self.limits.page_tokens
-        for position, past in enumerate(pasts(chunk.sequence)[: chunk.end]):
+        tokens = [*chunk.sequence.tokens[: chunk.end], *chunk.draft]
+        for position, past in enumerate(pasts(chunk.sequence, tokens)):
             slot = chunk.sequence.pages[position // size], position % size
             if position >= chunk.start:
                 self._cache[slot] = past
             assert self._cache[slot] == past, f"{chunk.sequence.request_id} reads what is not its own"
 
-    def _append(self, sequence: Sequence) -> None:
-        sequence.tokens.append(pasts(sequence)[-1] % 7 if self._check_all else 0)
+    def _drawn(self, chunk: Chunk) -> list[int]:
+        """The token after each of the chunk's output rows."""
+        if not self._check_all:
+            return [0] * chunk.outputs
+        known = pasts(chunk.sequence, [*chunk.sequence.tokens, *chunk.draft])
+        return [past % VOCABULARY for past in known[-chunk.outputs :]]
+
+    def _finish(self, sequence: Sequence) -> None:
         assert sequence.sampling is not None
+        assert sequence.generated <= sequence.sampling.max_tokens
         if sequence.generated == sequence.sampling.max_tokens:
             self.finished.append(sequence.request_id)
             self.scheduler.remove(sequence)

@@ -1,92 +1,29 @@
 """A request's tokens and log-probabilities are the same, bit for bit, whatever the engine does beside it or to it."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 
-from openlora.kernels.errors import KernelsUnavailable
-from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
-from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import Checkpoint, load_weights
-from openlora.node.engine.messages import (
-    AdapterLoaded,
-    AdapterUse,
-    Cancel,
-    GetStatus,
-    LoadAdapter,
-    Sampling,
-    Status,
-    Submit,
-    Token,
-    UnloadAdapter,
+from openlora.node.engine.messages import AdapterUse, Cancel, Submit
+from tests.node.engine.drafts import always_draft
+from tests.node.engine.machines import (
+    KEYS,
+    TINY,
+    UNITS,
+    Answer,
+    Machine,
+    Machines,
+    machines_of,
+    run,
+    status,
+    step,
+    submit,
 )
-from openlora.node.engine.models.config import DecoderConfig
-from tests.node.engine.tiny import write_adapter, write_model
-
-UNITS = ("amx", "avx512", "avx2", "plain")
-RANKS = (1, 4, 8, 17, 33)
-KEYS = tuple(f"rank{rank}" for rank in RANKS)
-KV_TOKENS = 4096
-TINY = {
-    "vocab_size": 211,
-    "hidden_size": 64,
-    "intermediate_size": 136,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 1024,
-}
-Answer = list[tuple[int, float | None, tuple[tuple[int, float], ...]]]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A model on one unit, and adapters for it; engines that are opened on it one after another share both."""
-
-    checkpoint: Checkpoint
-    config: DecoderConfig
-    runner: CompiledRunner
-    adapters: Path
-
-    @contextmanager
-    def engine(self, **limits: int | bool) -> Iterator[Engine]:
-        engine = Engine(self.config, self.runner, EngineLimits(**{"kv_tokens": KV_TOKENS, **limits}), self.checkpoint)
-        for key in KEYS:
-            (loaded,) = engine.handle(LoadAdapter(key=key, path=str(self.adapters / key)))
-            assert isinstance(loaded, AdapterLoaded), loaded
-        yield engine
-        assert not engine.has_work
-        engine.check_integrity()
-        for key in KEYS:
-            engine.handle(UnloadAdapter(key=key))
-
-
-Machines = Callable[[str], Machine]
-
-
-def machines_of(model: Path, adapters: Path, kernels: Path) -> Machines:
-    config = DecoderConfig.from_path(model)
-    for number, (key, rank) in enumerate(zip(KEYS, RANKS, strict=True)):
-        write_adapter(adapters / key, config, number, rank=rank)
-
-    def machine(unit: str) -> Machine:
-        torch.set_num_threads(2)
-        try:
-            limits = EngineLimits(kv_tokens=KV_TOKENS)
-            runner = CompiledRunner(config, load_weights(model, config, "bfloat16"), limits, kernels, unit)
-            return Machine(Checkpoint(model, config), config, runner, adapters)
-        except KernelsUnavailable as error:
-            pytest.skip(str(error))
-        finally:
-            torch.set_num_threads(1)
-
-    return machine
+from tests.node.engine.tiny import write_model
 
 
 @pytest.fixture(scope="module")
@@ -98,39 +35,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, kernels: Path, one_thread: No
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, kernels: Path, model_dir: Path, one_thread: None) -> Machines:
     return machines_of(model_dir, tmp_path_factory.mktemp("adapters"), kernels)
-
-
-def submit(
-    name: str, prompt: Iterable[int], recipe: Sequence[AdapterUse], tenant: str = "", **sampling: float | None
-) -> Submit:
-    settings = {"max_tokens": 6, "temperature": 0.8, "seed": 7, "logprobs": 20, "ignore_eos": True, **sampling}
-    return Submit(
-        request_id=name, prompt=tuple(prompt), sampling=Sampling(**settings), adapters=tuple(recipe), tenant=tenant
-    )
-
-
-def step(engine: Engine, answers: dict[str, Answer]) -> list[Token]:
-    done = engine.step()
-    assert engine.take_refused() == []
-    tokens = list(done.tokens) if done else []
-    for token in tokens:
-        answers.setdefault(token.request_id, []).append((token.token_id, token.logprob, token.top))
-    return tokens
-
-
-def run(engine: Engine, submits: Iterable[Submit]) -> dict[str, Answer]:
-    for one in submits:
-        assert engine.handle(one) == []
-    answers: dict[str, Answer] = {}
-    while engine.has_work:
-        step(engine, answers)
-    return answers
-
-
-def status(engine: Engine) -> Status:
-    (answer,) = engine.handle(GetStatus())
-    assert isinstance(answer, Status)
-    return answer
 
 
 # ---- one request, whatever happens beside it and to it --------------------------------------------------------------
@@ -274,6 +178,7 @@ def assert_mixtures_change_nothing(machine: Machine, batches: int) -> None:
         ((4096, 512, 40), (640, 48, 12), (4096, 16, 16), (640, 100, 24), (640, 33, 6))
     ):
         with machine.engine(kv_tokens=kv_tokens, max_batch_tokens=rows, max_running=running, max_waiting=64) as engine:
+            always_draft(engine)
             mixture = Mixture(engine, random.Random(seed))
             for _ in range(batches // 5):
                 mixture.advance()
@@ -283,8 +188,9 @@ def assert_mixtures_change_nothing(machine: Machine, batches: int) -> None:
             states.append(status(engine))
     assert sum(state.preemptions for state in states) > 0
     assert sum(state.cache_hit_tokens for state in states) > 0
+    assert sum(state.drafted_tokens for state in states) > 0
     assert sum(len(mixture.finished) for mixture in mixtures) >= batches // 10
-    with machine.engine(prefix_cache=False) as alone:
+    with machine.engine(prefix_cache=False, speculation=False) as alone:
         for mixture in mixtures:
             for one in mixture.finished:
                 assert run(alone, [one])[one.request_id] == mixture.answers[one.request_id], one

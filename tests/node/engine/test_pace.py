@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.pace import LEAST_ROWS, LOOK_EVERY, LOOKS, Pace
+from openlora.node.engine.pace import BLOCK, FORGET, LEAST_ROWS, LOOK_EVERY, LOOK_RARELY, LOOKS, Pace
 from openlora.node.engine.sequence import Chunk
 from tests.node.engine.passes import Passes, request
 
@@ -18,7 +18,7 @@ def machine(fixed_ms: float, decode_ms: float, prompt_ms: float, thousand_keys_m
     """A pass's seconds: reading the weights, a row of each kind, and a row's attention to a thousand tokens."""
 
     def seconds(chunks: list[Chunk]) -> float:
-        decoding = sum(chunk.length == 1 for chunk in chunks)
+        decoding = sum(1 + len(chunk.draft) for chunk in chunks if chunk.length == 1)
         prompts = [chunk for chunk in chunks if chunk.length > 1]
         attention = sum(chunk.length * chunk.end / 1000 * thousand_keys_ms for chunk in prompts)
         rows = decoding * decode_ms + sum(chunk.length for chunk in prompts) * prompt_ms
@@ -59,10 +59,10 @@ def test_answers_slow_down_to_the_half_and_the_prompt_to_a_third_at_most(seconds
         assert sum(beside_s) <= 3 * alone_s
 
 
-def run(pace: Pace, decoding: int, rows: int, seconds: float) -> None:
+def run(pace: Pace, decoding: int, rows: int, seconds: float, drafts: int = 0) -> None:
     answering = request("r", 5, 9)
-    chunks = [Chunk(answering, 5, 1)] * decoding + ([Chunk(answering, 0, rows)] if rows else [])
-    pace.learn(chunks, seconds)
+    chunks = [Chunk(answering, 5, 1)] * (decoding - 1) + [Chunk(answering, 5, 1, (0,) * drafts)] * (decoding > 0)
+    pace.learn(chunks + ([Chunk(answering, 0, rows)] if rows else []), seconds)
 
 
 def learnt(calm_s: float = 0.02, row_s: float = 0.0005) -> Pace:
@@ -128,3 +128,62 @@ def test_many_prompts_do_not_wait_for_a_few_readers() -> None:
     assert pace.prompt_rows(1, 24) == 6_000
     assert pace.prompt_rows(24, 8) == 120
     assert pace.prompt_rows(28, 4) == pace.prompt_rows(31, 1)
+
+
+# ---- drafts ---------------------------------------------------------------------------------------------------------
+
+
+def drafting(
+    pace: Pace, decoding: int, chances: list[float], seconds: Callable[[int], float], passes: int
+) -> list[int]:
+    """How many rows of drafts each pass has, that lasts as many `seconds` as its rows say."""
+    found = []
+    for _ in range(passes):
+        found.append(pace.draft_rows(decoding, chances))
+        run(pace, decoding, 0, seconds(decoding + found[-1]), found[-1])
+    return found
+
+
+def test_rows_that_cost_nothing_are_filled_with_what_is_halfway_likely() -> None:
+    rows = drafting(Pace(), 1, [0.9, 0.7, 0.5, 0.3], lambda rows: 0.01 + 0.0001 * rows, 100)
+    assert rows[0] == 0
+    assert set(rows[1:]) == {4}
+
+
+def test_rows_as_dear_as_passes_are_not_drafted() -> None:
+    for chance in (0.5, 0.8, 0.99):
+        rows = drafting(Pace(), 16, [chance] * 32, lambda rows: 0.001 * rows, 1_000)
+        assert sum(rows) / sum(rows + [16] * 1_000) < 0.02
+
+
+def test_rows_are_drafted_up_to_the_end_of_a_block_if_at_all() -> None:
+    def seconds(rows: int) -> float:
+        return 0.005 + 0.005 * -(-rows // BLOCK)
+
+    likely, unlikely = [0.95] * 40, [0.4] * 40
+    assert set(drafting(Pace(), 24, likely[:7], seconds, 50)) == {0, 7}  # in the block begun
+    assert drafting(Pace(), 24, likely, seconds, 50)[-1] == 40
+    assert drafting(Pace(), 24, likely[:4] + unlikely, seconds, 50)[-1] == 8
+
+
+def test_a_look_at_decode_rows_alone_is_due_now_and_then() -> None:
+    rows = drafting(Pace(), 1, [0.9] * 4, lambda rows: 0.01, 3 * (LOOK_RARELY + LOOKS))
+    assert rows.count(0) == 1 + 3 * LOOKS - 1
+
+
+def test_what_made_drafts_dear_is_forgotten() -> None:
+    pace = Pace()
+    drafting(pace, 8, [0.9] * 8, lambda rows: 0.01 if rows == 8 else 0.1, 20)
+    assert pace.draft_rows(8, [0.9] * 8) == 0
+    assert 8 in drafting(pace, 8, [0.9] * 8, lambda rows: 0.01, 3 * FORGET)
+
+
+def test_drafts_do_not_change_what_prompts_are_given() -> None:
+    pace = learnt()
+    for _ in range(10):
+        run(pace, 31, 0, 0.03, 33)
+    for _ in range(10):
+        run(pace, 31, 40, 0.03 + 40 * 0.0005, 33)
+    for _ in range(LOOKS):
+        run(pace, 31, 0, 0.02)
+    assert pace.prompt_rows(31, 1) in (33, 34)

@@ -42,6 +42,7 @@ class Histories(RuleBasedStateMachine):
         tenant=st.sampled_from("abc"),
         line=st.sampled_from(LINES),
         shared=st.booleans(),
+        wrong=st.sampled_from((None, 0.0, 0.3, 1.0)),
     )
     def submit(
         self,
@@ -52,10 +53,11 @@ class Histories(RuleBasedStateMachine):
         tenant: str,
         line: tuple[str, ...],
         shared: bool,
+        wrong: float | None,
     ) -> object:
         self.count += 1
         prompt = beginning[:length] + [self.count % 5] * own
-        sequence = request(str(self.count), prompt, output, tenant=tenant, line=line, shared=shared)
+        sequence = request(str(self.count), prompt, output, tenant=tenant, line=line, shared=shared, wrong=wrong)
         try:
             self.passes.add(sequence)
         except Overloaded:
@@ -75,6 +77,12 @@ class Histories(RuleBasedStateMachine):
     def cancel(self, sequence: Sequence) -> None:
         if self.live.pop(sequence.request_id, None) is not None:
             self.passes.scheduler.remove(sequence)
+
+    @precondition(lambda self: self.passes.scheduler.running)
+    @rule(which=st.integers(0, 5))
+    def compute_again(self, which: int) -> None:
+        running = self.passes.scheduler.running
+        self.passes.scheduler.recompute(running[which % len(running)])
 
     @precondition(lambda self: self.passes.scheduler.running)
     @rule(which=st.integers(0, 5))

@@ -27,6 +27,11 @@ class BlockAllocator:
         return len(self._free) + len(self._idle)
 
     @property
+    def free(self) -> int:
+        """Those of them that nobody would find."""
+        return len(self._free)
+
+    @property
     def idle(self) -> int:
         return len(self._idle)
 

@@ -25,6 +25,8 @@ _GREEDY = Sampling(max_tokens=1, temperature=0.0)
 class CompiledRunner:
     """bfloat16 on this machine's processor."""
 
+    exact = True
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -63,7 +65,7 @@ class CompiledRunner:
         drawn = any(p is not None and p.temperature for p in params)
         tokens, logits = self._decoder.step(
             [_rows(chunk) for chunk in chunks],
-            [_sampling(chunk) for chunk in chunks for _ in range(chunk.outputs)] if drawn else None,
+            [_sampling(chunk, row) for chunk in chunks for row in range(chunk.outputs)] if drawn else None,
             want_logits=any(p is None or p.logprobs is not None for p in params),
         )
         return Outputs([token if token >= 0 else None for token in tokens], logits)
@@ -166,7 +168,7 @@ def _place(module: str, names: Names) -> tuple[int, str]:
 def _rows(chunk: Chunk) -> cpu.Rows:
     sequence = chunk.sequence
     return cpu.Rows(
-        tokens=sequence.tokens[chunk.start : chunk.end],
+        tokens=chunk.tokens,
         start=chunk.start,
         pages=sequence.pages,
         adapters=[(adapter.slot, weight) for adapter, weight in sequence.adapters],
@@ -174,6 +176,7 @@ def _rows(chunk: Chunk) -> cpu.Rows:
     )
 
 
-def _sampling(chunk: Chunk) -> cpu.Sampling:
+def _sampling(chunk: Chunk, row: int) -> cpu.Sampling:
+    """Of the chunk's output row of that number."""
     p = chunk.sequence.sampling or _GREEDY
-    return cpu.Sampling(p.temperature, p.top_k, p.top_p, p.seed, position=len(chunk.sequence.tokens))
+    return cpu.Sampling(p.temperature, p.top_k, p.top_p, p.seed, position=len(chunk.sequence.tokens) + row)

@@ -15,6 +15,7 @@ from openlora.node.engine.admission import check_adapters, check_prompt, check_r
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.loader import Checkpoint, load_weights
+from openlora.node.engine.lookup import Lookup
 from openlora.node.engine.messages import (
     AdapterLoaded,
     AdapterRefused,
@@ -38,7 +39,7 @@ from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.prefix_cache import root_key
 from openlora.node.engine.runner import Outputs, Runner
 from openlora.node.engine.runners import best_device, best_runner
-from openlora.node.engine.sampling import to_events
+from openlora.node.engine.sampling import Run, confirmed, to_events
 from openlora.node.engine.scheduler import Scheduler
 from openlora.node.engine.sequence import Chunk, Sequence
 from openlora.node.errors import AdapterError, RequestError
@@ -144,7 +145,7 @@ class Engine:
         if not chunks:
             return None
         started_s = time.perf_counter()
-        tokens = self._take([chunk.sequence for chunk in chunks if chunk.outputs], self._forward(chunks))
+        tokens = self._take([chunk for chunk in chunks if chunk.outputs], self._forward(chunks))
         self._scheduler.pace.learn(chunks, time.perf_counter() - started_s)
         for token in tokens:
             if token.finish_reason is not None:
@@ -221,6 +222,8 @@ class Engine:
             if self._limits.prefix_cache and sequence.sampling is not None:  # scoring wants every position computed
                 recipe = [(adapter.content, weight) for adapter, weight in held]
                 sequence.root = root_key(self._base, sequence.tenant, recipe)
+            if self._limits.speculation and self._runner.exact:
+                sequence.lookup = Lookup(sequence.tokens, sequence.prompt_length)
             self._scheduler.add(sequence)
         except RequestError:
             for adapter, _ in held:
@@ -258,6 +261,8 @@ class Engine:
             kv_tokens_cached=self._blocks.idle * self._blocks.page_tokens,
             cache_hit_tokens=self._scheduler.cache.hit_tokens,
             preemptions=self._scheduler.preemptions,
+            drafted_tokens=self._scheduler.speculation.drafted,
+            accepted_tokens=self._scheduler.speculation.accepted,
         )
 
     # ---- a step -----------------------------------------------------------------------------------------------------
@@ -267,18 +272,24 @@ class Engine:
         self._scheduler.computed(chunks)
         return outputs
 
-    def _take(self, sequences: list[Sequence], outputs: Outputs) -> list[Token]:
-        """The pass's tokens, one a sequence; those whose logits were not finite are refused and freed."""
-        drawn = list(zip(sequences, outputs.tokens, strict=True))
-        sound = [(sequence, token) for sequence, token in drawn if token is not None]
-        logits = outputs.logits
-        if len(sound) < len(drawn):
-            for sequence, token in drawn:
-                if token is None:
-                    self._refuse_poisoned(sequence)
-            if logits is not None:
-                logits = logits[[row for row, (_, token) in enumerate(drawn) if token is not None]]
-        return to_events([sequence for sequence, _ in sound], [token for _, token in sound], logits, self._eos)
+    def _take(self, chunks: list[Chunk], outputs: Outputs) -> list[Token]:
+        """The tokens that a pass has brought the chunks' sequences. One whose logits were not finite is refused and
+        freed, unless a draft may have made them so."""
+        runs, drafted, row = [], [], 0
+        for chunk in chunks:
+            drawn = [token for token in outputs.tokens[row : row + chunk.outputs] if token is not None]
+            if len(drawn) == chunk.outputs:
+                runs.append(Run(chunk.sequence, row, confirmed(chunk.draft, drawn)))
+                if chunk.draft:
+                    drafted.append(chunk)
+            elif chunk.draft:
+                self._scheduler.recompute(chunk.sequence)
+            else:
+                self._refuse_poisoned(chunk.sequence)
+            row += chunk.outputs
+        tokens = to_events(runs, outputs.logits, self._eos)
+        self._scheduler.confirmed(drafted)
+        return tokens
 
     def _refuse_poisoned(self, sequence: Sequence) -> None:
         message = "the model's numbers became infinite or NaN under this prompt and these adapters"

@@ -18,13 +18,15 @@ class EngineLimits:
     max_adapters: int = 16  # in one request's recipe
     adapter_bytes: int = 2 << 30  # of all adapters, those kept for running requests included
     prefix_cache: bool = True  # requests of one tenant that begin alike share what was computed for the beginning
+    speculation: bool = True  # tokens that a request's own text suggests are computed ahead, where that is exact
 
     @property
     def pages(self) -> int:
         return self.kv_tokens // self.page_tokens
 
     def __post_init__(self) -> None:
-        wrong = [name for name in self.__slots__ if name != "prefix_cache" and getattr(self, name) < 1]
+        switches = ("prefix_cache", "speculation")
+        wrong = [name for name in self.__slots__ if name not in switches and getattr(self, name) < 1]
         if wrong:
             raise ConfigError(f"engine limits must be positive: {', '.join(wrong)}")
         if self.max_running > self.max_batch_tokens:

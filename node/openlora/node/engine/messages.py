@@ -7,7 +7,7 @@ whenever a message does; the child announces it in `Ready`.
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -132,7 +132,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(Message, frozen=True):
-    """All tokens of one forward pass, at most one a request."""
+    """All tokens of one forward pass; those of a request, of which there may be several, in their order."""
 
     tokens: tuple[Token, ...]
 
@@ -170,6 +170,8 @@ class Status(Message, frozen=True):
     kv_tokens_cached: int = 0  # of the free ones, those that a request with an equal beginning could use
     cache_hit_tokens: int = 0  # prompt tokens that were not computed, since the start
     preemptions: int = 0  # since the start
+    drafted_tokens: int = 0  # that were computed ahead on a guess, since the start
+    accepted_tokens: int = 0  # of them, those that were right
 
 
 Event = Ready | Failed | Step | Refused | AdapterLoaded | AdapterUnloaded | AdapterRefused | Status

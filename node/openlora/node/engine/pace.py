@@ -1,4 +1,4 @@
-"""How much of prompts a pass may take along, so that those who read their answers notice little of it."""
+"""How many rows of prompts and of drafts a pass may hold, so that those who read their answers do well by it."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -11,27 +11,41 @@ LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
 LOOK_EVERY = 32  # passes: then LOOKS go without prompts, to see again what decoding takes by itself
 LOOK_AGAIN = 4  # passes: as soon if one of them took much longer than foreseen, for then the machine may be another
 LOOKS = 2  # the majority of what is remembered of passes without prompts
+LOOK_RARELY = 128  # passes, if nothing but drafts stands beside the decode rows
+BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
+MARGIN = 1.5  # times the time it takes that a draft must be expected to save: all wait for it, and one gains
+UNTRIED = 0.3  # of a decode row's part of a pass: what a row of a draft is taken to add before any was seen
+FORGET = 256  # passes after which the oldest of what drafts have added is forgotten
+_ALIKE = 8  # numbers of rows differ by less than an eighth
+_LEAST_ADDED = 0.01  # of calm: it is never free
 _SURPRISE = 1.4  # times what was foreseen
-_CALM_SEEN, _ROWS_SEEN = 3, 5  # what is remembered; of it the median counts, so that one odd pass changes nothing
+_CALM_SEEN, _ROWS_SEEN, _DRAFTS_SEEN = 3, 5, 3  # remembered; the median counts, so that one odd pass changes nothing
 
 
 class Pace:
     """Learns from passes what the next one may hold: machine, model and adapters are known by their times alone.
 
-    A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds; calm is what passes without
-    prompts have lasted, one figure a power of two of rows. Both are medians of the last few, since single passes are
+    A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds; calm is what passes of decode
+    rows alone have lasted, one figure a power of two of rows. Both are medians of the last few, since single passes are
     late for reasons of the machine's own. Beside w prompts, begun or ready to begin, the next pass may last
     calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)), for w prompts one after another wait 1 + 2 + … + w times as
     long as one, and whoever waits counts as two readers. So one prompt beside many readers less than doubles the time
     between their tokens and takes about twice its time alone, and many prompts do not wait for a few readers.
+
+    A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. What drafts add to a pass is learnt
+    for each number of blocks of rows, and falls into oblivion, for a single odd pass may end their use.
     """
 
     def __init__(self) -> None:
         self._calm_s: dict[int, deque[float]] = {}  # by the bit length of the number of decode rows
         self._row_s: deque[float] = deque(maxlen=_ROWS_SEEN)  # what a row of a prompt adds
+        self._drafts: dict[tuple[int, int], deque[float]] = {}  # what they added to calm, by its size and all blocks
+        self._calm_rows: dict[int, int] = {}  # the last calm pass's
         self._passes_with_prompts = 0  # since the last look
+        self._passes_with_drafts = 0  # since then
+        self._passes = 0
         self._surprised = False  # since then
-        self._looks = 0  # passes without prompts that are due
+        self._looks = 0  # passes of decode rows alone that are due
 
     def prompt_rows(self, decoding: int, prompts: int) -> int:
         """How many rows of `prompts` prompts may stand beside `decoding` > 0 decode rows in the next pass. None where a
@@ -43,21 +57,68 @@ class Pace:
         spare_s = calm_s * max(LEAST_SHARE, prompts * (prompts + 1) / decoding)
         return max(LEAST_ROWS, int(spare_s / row_s) if row_s else 0)
 
+    def draft_rows(self, decoding: int, chances: Sequence[float]) -> int:
+        """How many rows of drafts should stand beside `decoding` > 0 decode rows in the next pass, to save most: the
+        first ones of those that are right with `chances`, which fall. None where a look at the decode rows alone is
+        due."""
+        calm_s = _median(self._calm_s.get(decoding.bit_length()))
+        if not calm_s or self._looks:
+            return 0
+        best, most, saved = 0, 0.0, 0.0
+        for rows, chance in enumerate(chances, 1):
+            saved += chance / decoding
+            if (decoding + rows) % BLOCK == 0 or rows == len(chances):
+                gain = saved - MARGIN * self._added(decoding, rows)
+                if gain > most:
+                    best, most = rows, gain
+        return best
+
     def learn(self, chunks: Sequence[Chunk], seconds: float) -> None:
         """A pass over `chunks` has taken `seconds`."""
         decoding = sum(chunk.length == 1 for chunk in chunks)
         prompt_rows = sum(chunk.length for chunk in chunks) - decoding
+        draft_rows = sum(len(chunk.draft) for chunk in chunks)
         size = max(decoding, 1).bit_length()  # without decode rows the weights are read all the same
-        if not prompt_rows:
+        if prompt_rows:
+            added = self._added(decoding, draft_rows) if draft_rows else 0.0
+            self._learn_prompts(_median(self._calm_s.get(size)) * (1 + added), prompt_rows, seconds)
+        elif draft_rows:
+            self._learn_drafts(decoding, draft_rows, seconds)
+        else:
+            self._calm_rows[size] = decoding
             self._look(self._calm_s.setdefault(size, deque(maxlen=_CALM_SEEN)), seconds)
-            return
-        calm_s, row_s = _median(self._calm_s.get(size)), _median(self._row_s)
-        if prompt_rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
-            self._surprised |= row_s > 0 and seconds > _SURPRISE * (calm_s + row_s * prompt_rows)
-            self._row_s.append(max(seconds - calm_s, 0.0) / prompt_rows)
+        self._passes += 1
+        if self._passes % FORGET == 0:
+            for added_before in self._drafts.values():
+                added_before.popleft()
+            self._drafts = {key: kept for key, kept in self._drafts.items() if kept}
+
+    def _added(self, decoding: int, rows: int) -> float:
+        """What `rows` rows of drafts add to a pass, as a share of calm."""
+        return _median(self._drafts.get(_blocks(decoding, rows))) or UNTRIED * rows / decoding
+
+    def _learn_drafts(self, decoding: int, rows: int, seconds: float) -> None:
+        size, calm_s = decoding.bit_length(), _median(self._calm_s.get(decoding.bit_length()))
+        if calm_s and abs(decoding - self._calm_rows[size]) * _ALIKE < decoding:
+            seen = self._drafts.setdefault(_blocks(decoding, rows), deque(maxlen=_DRAFTS_SEEN))
+            seen.append(max(seconds / calm_s - 1, _LEAST_ADDED))
+        self._passes_with_drafts += 1
+        if self._passes_with_drafts >= LOOK_RARELY:
+            self._look_again()
+
+    def _learn_prompts(self, rest_s: float, rows: int, seconds: float) -> None:
+        """A pass of `rows` rows of prompts, whose other rows take `rest_s`."""
+        row_s = _median(self._row_s)
+        if rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
+            self._surprised |= row_s > 0 and seconds > _SURPRISE * (rest_s + row_s * rows)
+            self._row_s.append(max(seconds - rest_s, 0.0) / rows)
         self._passes_with_prompts += 1
         if self._passes_with_prompts >= (LOOK_AGAIN if self._surprised else LOOK_EVERY):
-            self._passes_with_prompts, self._surprised, self._looks = 0, False, LOOKS
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._passes_with_prompts = self._passes_with_drafts = 0
+        self._surprised, self._looks = False, LOOKS
 
     def _look(self, calm: deque[float], seconds: float) -> None:
         """A machine that now takes longer for decode rows is taken to do so for prompts."""
@@ -66,6 +127,11 @@ class Pace:
         if before_s:
             self._row_s = deque((row_s * _median(calm) / before_s for row_s in self._row_s), maxlen=_ROWS_SEEN)
         self._looks = max(0, self._looks - 1)
+
+
+def _blocks(decoding: int, drafts: int) -> tuple[int, int]:
+    """What passes with drafts are alike by."""
+    return decoding.bit_length(), -(-(decoding + drafts) // BLOCK)
 
 
 def _median(seen: Sequence[float] | None) -> float:

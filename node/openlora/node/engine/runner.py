@@ -50,6 +50,12 @@ class Runner(Protocol):
     @property
     def factors(self) -> FactorStore: ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether a row has the same logits, bit for bit, however its sequence is cut into chunks. Only then may chunks
+        have drafts."""
+        ...
+
     def run(self, chunks: Sequence[Chunk]) -> Outputs:
         """Compute the chunks into the cache. Logits are there if a chunk's sequence samples nothing, or reports
         log-probabilities."""
@@ -58,6 +64,8 @@ class Runner(Protocol):
 
 class OpsRunner:
     """The model written in ops, a call each: every dtype, device and model that is served."""
+
+    exact = False  # torch's products sum in an order that depends on their shapes
 
     def __init__(self, model: Decoder, ops: Ops, pages: int, page_tokens: int) -> None:
         config = model.config

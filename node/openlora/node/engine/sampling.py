@@ -1,7 +1,9 @@
 """From logits to the tokens that leave the engine."""
 
 from collections import abc
+from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,35 +24,43 @@ def choose(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence]) -> list[
     return [token if usable else None for token, usable in zip(chosen, finite, strict=True)]
 
 
-def to_events(
-    sequences: abc.Sequence[Sequence],
-    chosen: abc.Sequence[int],
-    logits: Tensor | None,
-    eos_token_ids: frozenset[int],
-) -> list[Token]:
-    """Append each sequence's chosen token to it, and tell of it. `logits` [N, vocabulary] are needed where
-    log-probabilities are to be reported."""
-    params = [_sampling(sequence) for sequence in sequences]
-    logprobs = _logprobs(logits, chosen, params) if logits is not None else {}
-    tokens = []
-    for row, (sequence, sampling, token_id) in enumerate(zip(sequences, params, chosen, strict=True)):
-        sequence.tokens.append(token_id)
-        logprob, top = logprobs.get(row, (None, ()))
-        tokens.append(
-            Token(
-                request_id=sequence.request_id,
-                token_id=token_id,
-                logprob=logprob,
-                top=top,
-                finish_reason=_finish_reason(sequence, sampling, token_id, eos_token_ids),
-            )
-        )
+class Run(NamedTuple):
+    """The next tokens of a sequence that a pass has found; the first was drawn from the logits' row `row`."""
+
+    sequence: Sequence
+    row: int
+    tokens: abc.Sequence[int]
+
+
+def confirmed(draft: abc.Sequence[int], drawn: abc.Sequence[int]) -> abc.Sequence[int]:
+    """Of `drawn`, the tokens after a sequence's last row and after each of its draft, those that would have been drawn
+    without a draft: up to the first that the draft had otherwise."""
+    right = 0
+    while right < len(draft) and draft[right] == drawn[right]:
+        right += 1
+    return drawn[: right + 1]
+
+
+def to_events(runs: abc.Iterable[Run], logits: Tensor | None, eos_token_ids: frozenset[int]) -> list[Token]:
+    """Append each run's tokens to its sequence, up to one that ends the request, and tell of them. `logits` [N,
+    vocabulary] are needed where log-probabilities are to be reported."""
+    tokens: list[Token] = []
+    reported: list[tuple[int, int, int]] = []
+    for sequence, first_row, chosen in runs:
+        sampling = sequence.sampling
+        assert sampling is not None, "nothing is sampled for this sequence"
+        for row, token_id in enumerate(chosen, first_row):
+            sequence.tokens.append(token_id)
+            reason = _finish_reason(sequence, sampling, token_id, eos_token_ids)
+            if sampling.logprobs is not None:
+                reported.append((len(tokens), row, sampling.logprobs))
+            tokens.append(Token(request_id=sequence.request_id, token_id=token_id, finish_reason=reason))
+            if reason is not None:
+                break
+    if reported:
+        assert logits is not None, "log-probabilities are wanted"
+        _report(tokens, reported, logits)
     return tokens
-
-
-def _sampling(sequence: Sequence) -> Sampling:
-    assert sequence.sampling is not None, "nothing is sampled for this sequence"
-    return sequence.sampling
 
 
 def _draw(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence]) -> list[int]:
@@ -70,23 +80,17 @@ def _draw(ops: Ops, logits: Tensor, sequences: abc.Sequence[Sequence]) -> list[i
     return [int(token) for token in chosen.tolist()]
 
 
-def _logprobs(
-    logits: Tensor, chosen: abc.Sequence[int], params: abc.Sequence[Sampling]
-) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
-    """For each row that asks: the chosen token's log-probability, and the most probable tokens with theirs."""
-    rows = [row for row, p in enumerate(params) if p.logprobs is not None]
-    if not rows:
-        return {}
-    all_logprobs = logits[rows].log_softmax(dim=-1)
-    most = max(params[row].logprobs or 0 for row in rows)
-    values, ids = (x.tolist() for x in all_logprobs.topk(most, dim=-1))
-    return {
-        row: (
-            float(all_logprobs[i, chosen[row]]),
-            tuple(zip(ids[i], values[i], strict=True))[: params[row].logprobs],
+def _report(tokens: list[Token], reported: abc.Sequence[tuple[int, int, int]], logits: Tensor) -> None:
+    """Give tokens their log-probabilities: for each of `reported` its index, its row, and how many of the most probable
+    tokens are told of beside it."""
+    logprobs = logits[[row for _, row, _ in reported]].log_softmax(dim=-1)
+    values, ids = (x.tolist() for x in logprobs.topk(max(count for _, _, count in reported), dim=-1))
+    for i, (index, _, count) in enumerate(reported):
+        tokens[index] = msgspec.structs.replace(
+            tokens[index],
+            logprob=float(logprobs[i, tokens[index].token_id]),
+            top=tuple(zip(ids[i][:count], values[i][:count], strict=True)),
         )
-        for i, row in enumerate(rows)
-    }
 
 
 def _finish_reason(sequence: Sequence, sampling: Sampling, token_id: int, eos: frozenset[int]) -> str | None:

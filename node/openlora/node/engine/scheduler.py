@@ -10,6 +10,7 @@ from openlora.node.engine.pace import Pace
 from openlora.node.engine.parts import Parts
 from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
+from openlora.node.engine.speculation import Speculation
 from openlora.node.engine.waiting import Line, WaitingLines
 
 Prompts = dict[str, dict[Line, deque[Sequence]]]  # by tenant and line, in order of arrival
@@ -19,7 +20,7 @@ class Scheduler:
     """Continuous batching under a budget of tokens a pass, evenly shared between tenants.
 
     *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: up to
-    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for.
+    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for. Drafts come last.
 
     *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
     (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
@@ -41,6 +42,7 @@ class Scheduler:
         self._blocked: Sequence | None = None  # whose turn it was in the last pass, and who did not fit
         self.cache = PrefixCache(blocks)
         self.pace = Pace()
+        self.speculation = Speculation(blocks, self.pace)
         self.waiting = WaitingLines(limits)
         self.running: list[Sequence] = []  # in order of admission
         self.preemptions = 0
@@ -74,15 +76,33 @@ class Scheduler:
         """The next pass: at most `max_batch_tokens` rows, pages provided. Empty only if there is nothing to do."""
         self._grow()
         self._give_way()
-        chunks = [self._chunk(sequence, 1) for sequence in self.running if sequence.pending == 1]
-        chunks += self._prompts(self._prompt_budget(len(chunks)))
-        return chunks
+        decoding = [self._chunk(sequence, 1) for sequence in self.running if sequence.pending == 1]
+        prompts = list(self._prompts(self._prompt_budget(len(decoding))))
+        room = self._limits.max_batch_tokens - len(decoding) - sum(chunk.length for chunk in prompts)
+        return self.speculation.extend(decoding, room) + prompts
 
     def computed(self, chunks: list[Chunk]) -> None:
-        """The pass is done: the chunks' keys and values are in the cache."""
+        """The pass is done: the chunks' keys and values are in the cache, but what those of drafts are worth is not
+        known yet."""
         for chunk in chunks:
             chunk.sequence.computed = chunk.end
             self.cache.offer(chunk.sequence)
+
+    def confirmed(self, chunks: list[Chunk]) -> None:
+        """The sequences of chunks with drafts have got their tokens, of which all but the last are in the cache."""
+        for chunk in chunks:
+            sequence = chunk.sequence
+            self.speculation.settle(chunk)
+            sequence.computed = len(sequence.tokens) - 1
+            self._charge(sequence, chunk.end, sequence.computed)
+            self.cache.offer(sequence)
+
+    def recompute(self, sequence: Sequence) -> None:
+        """Compute a running sequence again from its beginning, and without drafts: one of them may have left NaN in its
+        pages, where rows before it read it too."""
+        sequence.lookup = None
+        self.distrust(sequence)
+        self._preempt(sequence)
 
     def distrust(self, sequence: Sequence) -> None:
         """Share no more what was computed for a running sequence."""
@@ -146,11 +166,14 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int) -> Chunk:
         """The sequence's next tokens, charged to its tenant unless they were before."""
         chunk = Chunk(sequence, sequence.computed, min(sequence.pending, budget))
-        if (tokens := chunk.end - max(chunk.start, sequence.charged)) > 0:
+        self._charge(sequence, chunk.start, chunk.end)
+        return chunk
+
+    def _charge(self, sequence: Sequence, start: int, end: int) -> None:
+        if (tokens := end - max(start, sequence.charged)) > 0:
             self._tenants.charge(sequence.tenant, tokens)
             self._lines[sequence.tenant].charge(sequence.line, tokens)
-            sequence.charged = chunk.end
-        return chunk
+            sequence.charged = end
 
     # ---- places and pages -------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from openlora.node.engine.lookup import Lookup
 from openlora.node.engine.messages import Sampling
 
 if TYPE_CHECKING:  # adapters hold tensors, and scheduling needs no torch
@@ -32,6 +33,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)  # the prefix cache's, one a full page
     offered: int = 0  # pages that the prefix cache has seen
+    lookup: Lookup | None = None  # where drafts come from; None: it has none
 
     @property
     def pending(self) -> int:
@@ -44,19 +46,26 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """The tokens of one sequence that one forward pass computes: tokens[start:start + length]."""
+    """The tokens of one sequence that one forward pass computes: tokens[start:start + length], and those of `draft`
+    after its last one, which may turn out to be others."""
 
     sequence: Sequence
     start: int
     length: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
     @property
+    def tokens(self) -> list[int]:
+        """Of all its rows."""
+        return [*self.sequence.tokens[self.start : self.end], *self.draft]
+
+    @property
     def outputs(self) -> int:
         """How many of the chunk's last rows have their logits computed."""
         if self.sequence.sampling is None:
             return self.length
-        return 1 if self.end == len(self.sequence.tokens) else 0
+        return 1 + len(self.draft) if self.end == len(self.sequence.tokens) else 0

@@ -1,0 +1,60 @@
+"""Which tokens a pass computes ahead of those that are known."""
+
+from collections import Counter
+
+from openlora.node.engine.blocks import BlockAllocator
+from openlora.node.engine.lookup import Odds
+from openlora.node.engine.pace import Pace
+from openlora.node.engine.sequence import Chunk, Sequence
+
+MAX_DRAFT = 6  # tokens of a sequence in a pass
+
+
+class Speculation:
+    """Lets the row of a sequence that decodes be followed by a draft: rows for the tokens that its own text suggests.
+
+    Of the tokens drawn from all these rows those count that would have been drawn one by one: the first, and each that
+    follows a row whose token was the one drawn before it. So the answer is the same, in fewer passes. A draft goes only
+    as far as it saves more time than its rows take, and into pages that are free.
+    """
+
+    def __init__(self, blocks: BlockAllocator, pace: Pace) -> None:
+        self._blocks = blocks
+        self._pace = pace
+        self._odds = Odds()
+        self.drafted = 0  # tokens, since the start
+        self.accepted = 0
+
+    def extend(self, chunks: list[Chunk], room: int) -> list[Chunk]:
+        """The pass's decode rows, with drafts of `room` rows together at most."""
+        guesses = [self._guess(chunk.sequence) for chunk in chunks]
+        ranked = sorted((-chance, i) for i, (_, chances) in enumerate(guesses) for chance in chances)[: max(room, 0)]
+        if not ranked:
+            return chunks
+        rows = self._pace.draft_rows(len(chunks), [-chance for chance, _ in ranked])
+        lengths = Counter(i for _, i in ranked[:rows])
+        return [
+            chunk._replace(draft=self._with_pages(chunk.sequence, tokens[: lengths[i]])) if lengths[i] else chunk
+            for i, (chunk, (tokens, _)) in enumerate(zip(chunks, guesses, strict=True))
+        ]
+
+    def settle(self, chunk: Chunk) -> None:
+        """The sequence has those tokens of its draft that were right; its pages for the others are free again."""
+        sequence = chunk.sequence
+        self.drafted += len(chunk.draft)
+        self.accepted += len(sequence.tokens) - chunk.end - 1
+        needed = self._blocks.pages_for(len(sequence.tokens))
+        self._blocks.release(sequence.pages[needed:])
+        del sequence.pages[needed:]
+
+    def _guess(self, sequence: Sequence) -> tuple[list[int], list[float]]:
+        if sequence.lookup is None or sequence.sampling is None:
+            return [], []
+        return sequence.lookup.guess(self._odds, min(MAX_DRAFT, sequence.sampling.max_tokens - sequence.generated - 1))
+
+    def _with_pages(self, sequence: Sequence, draft: list[int]) -> tuple[int, ...]:
+        """The draft, or what of it fits where no page is free for it."""
+        missing = self._blocks.pages_for(len(sequence.tokens) + len(draft)) - len(sequence.pages)
+        if missing <= self._blocks.free:
+            sequence.pages += self._blocks.allocate(max(0, missing))
+        return tuple(draft[: len(sequence.pages) * self._blocks.page_tokens - len(sequence.tokens)])
