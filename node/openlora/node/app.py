@@ -98,6 +98,8 @@ class Node:
     async def _follow(self) -> None:
         async for batch in self.follower.follow(self._apply):
             self._check_hot_key(batch)
+            if batch.upto == batch.head.ref:
+                self.ground.clock.look(batch.head.timestamp)
             if batch.events or batch.unwound:
                 self.lanes.dispatcher.wake()
 

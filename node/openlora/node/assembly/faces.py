@@ -146,6 +146,7 @@ def _observer(ground: Ground, engine: InferenceEngine, lanes: Lanes, neighbours:
         claims=lanes.claims,
         purse=Purse(chain, ground.facts, ground.nodes, Vault(ground.deployment.vault), ground.operator).read,
         block_time=block_time,
+        clock_ahead_s=lambda: ground.clock.ahead_s,
         thresholds=Thresholds(disk_free_bytes=config.storage.min_free_bytes),
     )
 

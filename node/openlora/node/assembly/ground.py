@@ -15,6 +15,7 @@ from openlora.contracts import AdapterRegistry, Deployment, JobQueue, NodeRegist
 from openlora.node.adapters.modules import Layout
 from openlora.node.base_model import base_model_id
 from openlora.node.chain.client import ChainClient
+from openlora.node.chain.clock import ClockWatch
 from openlora.node.chain.sender import Sender, SenderOptions
 from openlora.node.chain.transaction import GWEI, FeePolicy
 from openlora.node.config import NodeConfig
@@ -42,6 +43,7 @@ class Ground:
     chain: ChainClient
     sender: Sender
     facts: ChainFacts
+    clock: ClockWatch
 
     @property
     def queue(self) -> JobQueue:
@@ -72,7 +74,7 @@ async def opened_ground(config: NodeConfig) -> AsyncIterator[Ground]:
         sender = Sender(chain, journal, hot_key, identity.contracts, options)
         await sender.start()
         facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
-        yield Ground(config, deployment, hot_key, operator, journal, chain, sender, facts)
+        yield Ground(config, deployment, hot_key, operator, journal, chain, sender, facts, ClockWatch())
 
 
 @dataclass(frozen=True, slots=True)

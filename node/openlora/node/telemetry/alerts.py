@@ -51,6 +51,13 @@ def _parts(facts: Facts) -> Iterator[Alert]:
         yield _critical(AlertCode.NETWORK_DOWN, "the network process is restarting; the log says why it ended")
     if not facts.chain.answers:
         yield _critical(AlertCode.CHAIN_SILENT, "no RPC answers: no job is claimed or committed; check chain.rpc_urls")
+    if facts.chain.clock_ahead_s:
+        where = "ahead of" if facts.chain.clock_ahead_s > 0 else "behind"
+        yield Alert(
+            code=AlertCode.CLOCK_OFF,
+            severity=Severity.WARNING,
+            message=f"this machine's clock is {where} the chain's: let it keep time with `timedatectl set-ntp true`",
+        )
 
 
 def _money(facts: Facts, limits: Thresholds) -> Iterator[Alert]:

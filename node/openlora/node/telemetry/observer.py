@@ -66,6 +66,7 @@ class Observer:
     purse: Callable[[], Awaitable[shown.Stake]]
     block_time: Callable[[int], Awaitable[int]]  # of a block's number, in unix seconds
     thresholds: Thresholds
+    clock_ahead_s: Callable[[], int] = lambda: 0  # of the chain's, where they have parted
     gpus: Callable[[], Collection[Gpu]] = read_gpus
     clock: Callable[[], float] = time.time
     _started_at_s: float = field(default_factory=time.time)
@@ -113,7 +114,10 @@ class Observer:
         await self._ask_children()
         cursor = self.journal.cursor
         chain = shown.Chain(
-            chain_id=self.chain_id, block_number=cursor.number if cursor else None, answers=self._chain_answers
+            chain_id=self.chain_id,
+            block_number=cursor.number if cursor else None,
+            answers=self._chain_answers,
+            clock_ahead_s=self.clock_ahead_s(),
         )
         counts = self.journal.counts()
         if self._machine is None:

@@ -36,6 +36,7 @@ class Chain(Part, frozen=True):
     chain_id: int
     block_number: int | None  # up to which events have been applied
     answers: bool  # whether the last question to an RPC was answered
+    clock_ahead_s: int = 0  # this machine's, of the chain's, where new blocks show it wrong; 0: it is right
 
 
 class Model(Part, frozen=True):
@@ -160,6 +161,7 @@ class AlertCode(StrEnum):
     LOW_GAS = "low_gas"
     LOW_STAKE = "low_stake"
     LOW_DISK = "low_disk"
+    CLOCK_OFF = "clock_off"
 
 
 class Alert(Part, frozen=True):

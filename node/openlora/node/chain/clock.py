@@ -1,0 +1,32 @@
+"""This machine's clock held against the chain's, which decides about deadlines and leases."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+MAX_SLOW_S: Final = 15.0  # no block comes from further in the future
+MAX_FAST_S: Final = 60.0  # a block that is new has been under way for no longer
+BLOCKS: Final = 3  # in a row
+
+
+class ClockWatch:
+    """Warns once when the clocks part. Nothing is changed: the agent goes by the chain's clock where it can."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.ahead_s = 0  # of the chain's, when they parted; negative where ours is behind, 0 while they agree
+        self._clock = clock
+        self._ahead: deque[float] = deque(maxlen=BLOCKS)
+
+    def look(self, block_at_s: int) -> None:
+        """`block_at_s`: the time of a block that has just come to be the chain's newest."""
+        self._ahead.append(self._clock() - block_at_s)
+        least = min(self._ahead, key=abs)
+        if len(self._ahead) < BLOCKS or -MAX_SLOW_S <= least <= MAX_FAST_S:
+            self.ahead_s = 0
+        elif not self.ahead_s:
+            self.ahead_s = round(least)
+            log.warning("event=clock_off ahead_s=%d", self.ahead_s)
