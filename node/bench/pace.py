@@ -1,9 +1,10 @@
 """How flat answers flow while a long prompt is computed beside them.
 
     python node/bench/pace.py MODEL [--decoding 31] [--prompt 2000] [--dtype bfloat16] [--cache-dir DIR]
+        [--no-speculation]
 
-Prints one JSON line: inter-token times of the decoding requests without and with the prompt, and the prompt's time to
-first token beside them and alone.
+Prints one JSON line: the times between passes, each of which brings every decoding request a token or several, without
+and with the prompt, and the prompt's time to first token beside them and alone.
 """
 
 import argparse
@@ -55,15 +56,16 @@ def main() -> None:
     parser.add_argument(
         "--cache-dir", type=Path, help="where compiled kernels are kept; without it the reference serves"
     )
+    parser.add_argument("--no-speculation", action="store_true")
     arguments = parser.parse_args()
-    limits = EngineLimits(prefix_cache=False)
+    limits = EngineLimits(prefix_cache=False, speculation=not arguments.no_speculation)
     engine = Engine.load(arguments.model, dtype=arguments.dtype, limits=limits, cache_dir=arguments.cache_dir)
     submit(engine, "warm-up", 600, 2)
     until_first_token(engine, "warm-up")
     submit(engine, "alone", arguments.prompt, 1)
     alone_s = sum(until_first_token(engine, "alone"))
     for number in range(arguments.decoding):
-        submit(engine, f"d{number}", 64, 1_000)
+        submit(engine, f"d{number}", 64, 1_900)
     for _ in range(SETTLE):
         pass_s(engine)
     while len(pass_s(engine)[1]) < arguments.decoding:
@@ -75,6 +77,7 @@ def main() -> None:
     result = {
         "engine": f"openlora-{engine.info.backend}",
         "dtype": engine.info.dtype,
+        "speculation": limits.speculation,
         "decoding": arguments.decoding,
         "prompt": arguments.prompt,
         "inter_token_median_ms": round(statistics.median(calm_ms), 1),

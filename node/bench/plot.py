@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.results import LARGE, OURS, SMALL, TITLES, Line
+from bench.results import LARGE, OURS, SMALL, SPECULATING, TITLES, Line
 
 WIDTH, HEIGHT, TOP, BOTTOM = 900, 440, 92, 386
 PANELS = {SMALL: (60, 380), LARGE: (600, 740)}  # left and right end of the lines; names stand beyond the right one
@@ -14,6 +14,7 @@ COLOURS = {  # on a light page, on a dark one
     "llama.cpp": ("#15803d", "#4ade80"),
     "transformers + PEFT": ("#7e22ce", "#c084fc"),
     "OpenVINO GenAI": ("#0e7490", "#22d3ee"),
+    SPECULATING: ("#b45309", "#fbbf24"),
 }
 NAME_GAP = 16
 

@@ -7,7 +7,7 @@ from typing import Any
 
 Line = Mapping[str, Any]
 COMMITTED = Path(__file__).parent / "results/beside.jsonl"
-OURS = "OpenLoRA"
+OURS, SPECULATING = "OpenLoRA", "OpenLoRA with speculation"
 SMALL, LARGE = "smollm2-135m", "llama-3.2-1b-shape"
 TITLES = {SMALL: "SmolLM2-135M, ranks 8 to 32", LARGE: "Llama-3.2-1B's shape, rank 16"}
 

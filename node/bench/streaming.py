@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache-dir", type=Path, default=Path("var/cache"), help="where compiled kernels are kept")
     arguments = parser.parse_args()
-    engine = load(arguments.model, arguments.dtype, "auto", "best", arguments.cache_dir)
+    engine = load(arguments.model, arguments.dtype, "auto", "best", arguments.cache_dir, speculation=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         home = cache_home(folder, arguments.cache_dir)

@@ -1,14 +1,15 @@
 """The engine's throughput: 32 requests of 64 prompt and 64 output tokens, greedy, request i on adapter i mod N.
 
     python node/bench/throughput.py MODEL [--adapters 0 1 8 32] [--dtype bfloat16] [--weights auto] [--runs 3]
-        [--kernels best]
+        [--kernels best] [--no-speculation]
 
-Prints one JSON line for each N: the median of the runs after a warm-up, and what is kept of the base model's tokens a
-second: the median over rounds of one run a case, since a machine's speed is not the same for long. The adapters are
-drawn at random, ranks 8, 16, 16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that each changes the
-output. With --steps, lines for single steps follow: decoding at several batch sizes and contexts, prefilling whole
-prompts. Beside every figure stand the machine's load and what its memory gave to a plain sum just then: on a shared
-machine both vary by a factor.
+Prints two JSON lines for each N, without and with speculation: the median of the runs after a warm-up, and what is kept
+of the base model's tokens a second: the median over rounds of one run a case, since a machine's speed is not the same
+for long. What speculation gives depends on how much answers repeat themselves; greedy ones to random prompts do so
+soon. The adapters are drawn at random, ranks 8, 16, 16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that
+each changes the output. With --steps, lines for single steps follow: decoding at several batch sizes and contexts,
+prefilling whole prompts. Beside every figure stand the machine's load and what its memory gave to a plain sum just
+then: on a shared machine both vary by a factor.
 """
 
 import argparse
@@ -63,9 +64,9 @@ def write_adapter(folder: Path, model: Path, number: int, ranks: Sequence[int] =
     return path
 
 
-def load(model: Path, dtype: str, form: str, kernels: str, cache: Path) -> Engine:
+def load(model: Path, dtype: str, form: str, kernels: str, cache: Path, *, speculation: bool = False) -> Engine:
     """`kernels`: "best", "reference", or an instruction set of the compiled decoder. Nothing is cached between runs."""
-    config, limits = DecoderConfig.from_path(model), EngineLimits(prefix_cache=False)
+    config, limits = DecoderConfig.from_path(model), EngineLimits(prefix_cache=False, speculation=speculation)
     weights = load_weights(model, config, dtype, form)
     runner: Runner
     match kernels:
@@ -167,24 +168,33 @@ def main() -> None:
     parser.add_argument("--weights", default="auto", choices=FORMS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--kernels", default="best")
+    parser.add_argument("--no-speculation", action="store_true", help="only without")
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--cache", type=Path, default=Path("var/cache"))
     arguments = parser.parse_args()
-    engine = load(arguments.model, arguments.dtype, arguments.weights, arguments.kernels, arguments.cache)
+    ways = (False,) if arguments.no_speculation else (False, True)
+    engines = {
+        way: load(
+            arguments.model, arguments.dtype, arguments.weights, arguments.kernels, arguments.cache, speculation=way
+        )
+        for way in ways
+    }
     with tempfile.TemporaryDirectory() as folder:
         for number in range(max(arguments.adapters)):
             path = write_adapter(Path(folder), arguments.model, number)
-            (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(path)))
-            assert isinstance(loaded, AdapterLoaded), loaded
-    rounds = [{n: run_once(engine, n) for n in arguments.adapters} for _ in range(1 + arguments.runs)][1:]
-    for n in arguments.adapters:
-        kept = (
-            {"kept": round(statistics.median(one[0] / one[n] for one in rounds), 3)} if 0 in arguments.adapters else {}
-        )
-        seconds = [one[n] for one in rounds]
-        report(engine, seconds, REQUESTS * OUTPUT, adapters=n, requests=REQUESTS, prompt=PROMPT, output=OUTPUT, **kept)
+            for engine in engines.values():
+                (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(path)))
+                assert isinstance(loaded, AdapterLoaded), loaded
+    cases = [(n, way) for n in arguments.adapters for way in ways]
+    rounds = [{case: run_once(engines[case[1]], case[0]) for case in cases} for _ in range(1 + arguments.runs)][1:]
+    for n, way in cases:
+        what: dict[str, float] = {"adapters": n, "requests": REQUESTS, "prompt": PROMPT, "output": OUTPUT}
+        if 0 in arguments.adapters:
+            what["kept"] = round(statistics.median(one[0, way] / one[n, way] for one in rounds), 3)
+        report(engines[way], [one[n, way] for one in rounds], REQUESTS * OUTPUT, speculation=way, **what)
     if not arguments.steps:
         return
+    engine = engines[False]
     for context in (100, 1_000):
         for batch in (1, 8, 32):
             seconds = [decode_once(engine, batch, context, 0) for _ in range(arguments.runs)]

@@ -48,6 +48,8 @@ BUSY = shown.Snapshot(
         kv_cached_tokens=0,
         cache_hit_tokens=64,
         preemptions_total=0,
+        drafted_tokens=0,
+        accepted_tokens=0,
         generated_tokens=12_345,
         steps_total=100,
     ),

@@ -12,7 +12,7 @@ from openlora.node.engine.messages import AdapterLoaded, AdapterUse, LoadAdapter
 
 def main() -> None:
     work = workload.Workload.from_arguments(__doc__)
-    limits = EngineLimits(prefix_cache=False)
+    limits = EngineLimits(prefix_cache=False, speculation=work.speculation)
     engine = Engine.load(work.model, dtype="bfloat16", limits=limits, cache_dir=Path("var/cache"))
     for number in range(work.adapters):
         (loaded,) = engine.handle(LoadAdapter(key=f"a{number}", path=str(work.adapter_path(number))))
@@ -32,7 +32,8 @@ def main() -> None:
         assert generated == work.requests * output, generated
 
     settings = f"bfloat16, {engine.info.backend}, prefix cache off"
-    workload.measure(work, "OpenLoRA", version("openlora"), settings, once)
+    name = "OpenLoRA with speculation" if work.speculation else "OpenLoRA"
+    workload.measure(work, name, version("openlora"), settings, once)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Workload:
     prompt: int
     output: int
     runs: int
+    speculation: bool = False  # of an engine that can
 
     @classmethod
     def from_arguments(cls, description: str) -> "Workload":
@@ -36,6 +37,7 @@ class Workload:
         parser.add_argument("--prompt", type=int, default=64)
         parser.add_argument("--output", type=int, default=64)
         parser.add_argument("--runs", type=int, default=3)
+        parser.add_argument("--speculation", action="store_true")
         return cls(**vars(parser.parse_args()))
 
     @property

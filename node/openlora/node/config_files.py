@@ -35,6 +35,7 @@ kv_tokens = {kv_tokens}                 # capacity of the paged KV cache, in tok
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass
 prefix_cache = true                     # requests of one tenant that begin alike compute the beginning once
+speculation = true                      # compute ahead what a request's own text suggests (CPU); answers stay equal
 adapter_bytes = 2147483648              # memory for loaded adapters
 
 [engine.vllm]                           # read where backend is "vllm"

@@ -53,6 +53,8 @@ def _engine(state: Snapshot) -> Iterator[Metric]:
     yield _counter("vllm:num_preemptions", "Requests that gave way to others.", engine.preemptions_total, name)
     yield _counter("vllm:generation_tokens", "Tokens generated.", engine.generated_tokens, name)
     yield _counter("vllm:prefix_cache_hits", "Prompt tokens taken from the cache.", engine.cache_hit_tokens, name)
+    yield _counter("vllm:spec_decode_num_draft_tokens", "Tokens computed on a guess.", engine.drafted_tokens, name)
+    yield _counter("vllm:spec_decode_num_accepted_tokens", "Right guesses.", engine.accepted_tokens, name)
     yield _gauge("openlora_engine_up", "1 while there is an engine.", engine.alive)
 
 

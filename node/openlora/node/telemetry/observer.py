@@ -187,6 +187,8 @@ class Observer:
             kv_cached_tokens=status.kv_tokens_cached,
             cache_hit_tokens=status.cache_hit_tokens,
             preemptions_total=status.preemptions,
+            drafted_tokens=status.drafted_tokens,
+            accepted_tokens=status.accepted_tokens,
             generated_tokens=status.generated_tokens,
             steps_total=status.steps,
         )

@@ -73,6 +73,8 @@ class Engine(Part, frozen=True):
     kv_cached_tokens: int
     cache_hit_tokens: int  # prompt tokens that were not computed, since the engine's start
     preemptions_total: int
+    drafted_tokens: int  # computed ahead on a guess, since the engine's start
+    accepted_tokens: int  # of them, those that were right
     generated_tokens: int  # since the engine's start
     steps_total: int
 
