@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
+from openlora.node.cli.hand import Hand, parse_address, signed
 from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens
 from openlora.node.errors import ConfigError
 
@@ -98,18 +98,15 @@ def list_adapters(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> N
 
 
 @app.command()
+@signed(CLIENT_TOML)
 def access(
+    hand: Hand,
     adapter: AdapterName,
     to: Annotated[AccessChoice | None, typer.Option(help="Who may have jobs done with it from now on.")] = None,
     use_fee: Annotated[str, typer.Option(help="With pay-per-use: tokens a job, on top of the node's fee.")] = "0",
     allow: Annotated[list[str] | None, typer.Option(help="Address to put on its list. Repeatable.")] = None,
     deny: Annotated[list[str] | None, typer.Option(help="Address to take off its list. Repeatable.")] = None,
     take_down: Annotated[bool, typer.Option("--take-down", help="For good: no new job may use it.")] = False,
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
     """Say who may use an adapter of yours. It binds new jobs; those that are claimed run on."""
@@ -127,7 +124,7 @@ def access(
         deeds += desk.allow(digest, denied, False) if denied else []
         return [*deeds, *(desk.take_down(digest) if take_down else ())]
 
-    Hand(client, operator_keystore, password_file, unsigned, sender).carry_out(draw, Output(json), {"adapter": adapter})
+    hand.carry_out(draw, Output(json), {"adapter": adapter})
 
 
 def checked_fee(access: AccessChoice, text: str) -> int:

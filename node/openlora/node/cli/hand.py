@@ -1,7 +1,9 @@
 """Whose hand signs a command's transactions: a configuration's key, an operator's keystore, or somebody elsewhere."""
 
 import asyncio
+import functools
 import getpass
+import inspect
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openlora.node.cli.output import Output
+from openlora.node.cli.output import ClientFile, Output
 from openlora.node.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,13 +39,13 @@ Drawn = Callable[["Desk"], Awaitable[Sequence["Deed"]]]
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """The options that every money command takes."""
+    """The options that every money command takes: see `signed`."""
 
-    client: Path
-    keystore: Path | None = None
-    password_file: Path | None = None
-    unsigned: bool = False
-    sender: str | None = None
+    client: ClientFile
+    operator_keystore: OperatorKeystore = None
+    password_file: PasswordFile = None
+    unsigned: UnsignedFlag = False
+    sender: FromAddress = None
 
     def carry_out(self, draw: Drawn, output: Output, said: Mapping[str, Any] | None = None) -> None:
         """Has the deeds that `draw` draws up sent one after another, or prints them unsigned.
@@ -92,12 +94,38 @@ class Hand:
     def _key(self, configured: Any) -> "LocalAccount":
         from openlora.node.keys import load_key
 
-        return load_key(configured) if self.keystore is None else unlocked(self.keystore, self.password_file)
+        if self.operator_keystore is None:
+            return load_key(configured)
+        return unlocked(self.operator_keystore, self.password_file)
 
     def _address(self, configured: Any) -> "ChecksumAddress":
         from openlora.node.keys import address_in
 
-        return parse_address(self.sender) if self.sender else address_in(self.keystore or configured.keystore)
+        return parse_address(self.sender) if self.sender else address_in(self.operator_keystore or configured.keystore)
+
+
+def signed(client: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command, whose first parameter is a Hand, the options that make one; they are shown before its last.
+
+    `client` is the configuration that acts unless another is named. typer reads options from a function's signature.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        _, *own, last = inspect.signature(command).parameters.values()
+        configuration, *others = inspect.signature(Hand).parameters.values()
+        options = [configuration.replace(default=client), *others]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            hand = Hand(**{option.name: given.pop(option.name) for option in options})
+            command(hand, **given)
+
+        signature = inspect.Signature([*own, *options, last])
+        vars(run)["__signature__"] = signature
+        run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        return run
+
+    return decorate
 
 
 def unlocked(keystore: Path, password_file: Path | None) -> "LocalAccount":

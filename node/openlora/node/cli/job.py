@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
+from openlora.node.cli.hand import Hand, parse_address, signed
 from openlora.node.cli.output import ClientFile, Ink, JsonFlag, Output, parse_tokens, tokens
 from openlora.node.content import document_cid
 from openlora.node.documents import MAX_INLINE_BYTES, ChatMessage, InputDocument, JobSampling, encode
@@ -130,11 +130,7 @@ def submit(
 
 
 @app.command()
-def watch(
-    job_id: JobNumber,
-    client: ClientFile = CLIENT_TOML,
-    json: JsonFlag = False,
-) -> None:
+def watch(job_id: JobNumber, client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
     """Print a job's answer as it is generated, whichever node holds the job."""
     from openlora.node.network.participant import participant
 
@@ -146,11 +142,7 @@ def watch(
 
 
 @app.command()
-def result(
-    job_id: JobNumber,
-    client: ClientFile = CLIENT_TOML,
-    json: JsonFlag = False,
-) -> None:
+def result(job_id: JobNumber, client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
     """Print a committed job's answer, checked against the digest on chain."""
     from openlora.node.job_report import job_report
     from openlora.node.network.participant import participant
@@ -223,15 +215,8 @@ def status(
 
 
 @app.command()
-def cancel(
-    job_id: JobNumber,
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(CLIENT_TOML)
+def cancel(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
     """Take back a job that no node holds, and all that it has put up; after its deadline anybody may."""
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
@@ -239,20 +224,12 @@ def cancel(
 
         return await desk.take_back(job_id, await spec_of(desk, job_id))
 
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, Output(json), {"job_id": job_id})
 
 
 @app.command()
-def demand(
-    job_id: JobNumber,
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(CLIENT_TOML)
+def demand(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
     """Demand an answer that the node withholds: it publishes it on chain in time and has the bond, or loses its own."""
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
@@ -260,7 +237,6 @@ def demand(
 
         return await desk.demand_output(job_id, *await committed(desk, job_id))
 
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, Output(json), {"job_id": job_id})
 
 

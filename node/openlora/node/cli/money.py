@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
+from openlora.node.cli.hand import Hand, parse_address, signed
 from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, parse_tokens, tokens
 from openlora.node.config import KeyConfig
 
@@ -26,14 +26,11 @@ Amount = Annotated[str, typer.Argument(help="Tokens, such as 12.5.")]
 Receiver = Annotated[str | None, typer.Option(help="Address that receives the tokens; the key's own by default.")]
 
 
+@signed(OPERATOR_TOML)
 def register(
+    hand: Hand,
     stake: Annotated[str, typer.Option(help="Tokens to put at stake; a claim locks a part of them.")],
     config: NodeFile = Path("node.toml"),
-    client: ClientFile = OPERATOR_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
     """Make the operator's key an operator whose hot key is the node's, and stake."""
@@ -46,101 +43,62 @@ def register(
     hot_key = load_key(load(config, NodeConfig).hot_key)
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
-        consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S)
+        consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if hand.unsigned else CONSENT_S)
         return await desk.register(consent, public_key(bytes(hot_key.key)), stake_wei)
 
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, Output(json), {"hot_key": hot_key.address, "stake_wei": stake_wei})
 
 
-def stake(
-    amount: Amount,
-    client: ClientFile = OPERATOR_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(OPERATOR_TOML)
+def stake(hand: Hand, amount: Amount, json: JsonFlag = False) -> None:
     """Add tokens to the operator's stake, from its Vault balance first."""
     amount_wei = parse_tokens(amount, "AMOUNT")
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(lambda desk: desk.stake(amount_wei), Output(json), {"amount_wei": amount_wei})
 
 
-def unstake(
-    amount: Amount,
-    client: ClientFile = OPERATOR_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(OPERATOR_TOML)
+def unstake(hand: Hand, amount: Amount, json: JsonFlag = False) -> None:
     """Begin to take tokens out of the stake; `withdraw stake` fetches them once the exit delay is over."""
     amount_wei = parse_tokens(amount, "AMOUNT")
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(lambda desk: desk.unstake(amount_wei), Output(json), {"amount_wei": amount_wei})
 
 
 @withdraw.command("stake")
-def withdraw_stake(
-    client: ClientFile = OPERATOR_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(OPERATOR_TOML)
+def withdraw_stake(hand: Hand, json: JsonFlag = False) -> None:
     """Move what has left the stake to the Vault balance; `withdraw balance` sends it on."""
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(lambda desk: desk.withdraw_stake(), Output(json))
 
 
 @withdraw.command("credits")
-def withdraw_credits(
-    to: Receiver = None,
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(CLIENT_TOML)
+def withdraw_credits(hand: Hand, to: Receiver = None, json: JsonFlag = False) -> None:
     """Send everything earned to an address."""
     receiver = parse_address(to) if to else None
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(lambda desk: desk.withdraw_credits(receiver or desk.address), Output(json))
 
 
 @withdraw.command("balance")
+@signed(CLIENT_TOML)
 def withdraw_balance(
+    hand: Hand,
     amount: Annotated[str | None, typer.Option(help="Tokens; all of the balance if none is given.")] = None,
     to: Receiver = None,
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
     """Send the Vault balance, which is neither in a job nor in a session nor at stake, to an address."""
     receiver = parse_address(to) if to else None
     amount_wei = None if amount is None else parse_tokens(amount, "--amount")
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(lambda desk: desk.withdraw_balance(receiver or desk.address, amount_wei), Output(json))
 
 
+@signed(OPERATOR_TOML)
 def rotate_hot_key(
+    hand: Hand,
     new_hot_key: Annotated[Path, typer.Option(help="Keystore v3 file of the key that takes over; made if not there.")],
     new_password_file: Annotated[
         Path | None, typer.Option(help="Its password; the .password file beside it by default.")
     ] = None,
-    client: ClientFile = OPERATOR_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
     """Give the operator another, unused hot key. The node stops; with the key in its configuration it goes on."""
@@ -155,12 +113,11 @@ def rotate_hot_key(
     hot_key = load_key(KeyConfig(keystore=new_hot_key, password_file=password_of_new))
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
-        consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if unsigned else CONSENT_S)
+        consent = await desk.consent(hot_key, UNSIGNED_CONSENT_S if hand.unsigned else CONSENT_S)
         return await desk.rotate_hot_key(consent, public_key(bytes(hot_key.key)))
 
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, output, {"hot_key": hot_key.address})
-    if not unsigned:
+    if not hand.unsigned:
         output.say(f"now send coin to {hot_key.address}, name {new_hot_key} in [hot_key], and start the node again")
 
 

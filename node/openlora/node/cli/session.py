@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openlora.node.cli.hand import FromAddress, Hand, OperatorKeystore, PasswordFile, UnsignedFlag, parse_address
+from openlora.node.cli.hand import Hand, parse_address, signed
 from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, tokens
 
 if TYPE_CHECKING:
@@ -23,14 +23,11 @@ SessionId = Annotated[str, typer.Argument(help="The session's id, or how it begi
 
 
 @app.command("open")
+@signed(CLIENT_TOML)
 def open_session(
+    hand: Hand,
     node: Annotated[str, typer.Option(help="Operator's address, as `openlora network` shows it.")],
     deposit: Annotated[str, typer.Option(help="Tokens; what is not spent comes back.")],
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
     """Deposit tokens for a node."""
@@ -42,20 +39,17 @@ def open_session(
         said["session"] = f"0x{session_id.hex()}"
         return deeds
 
-    Hand(client, operator_keystore, password_file, unsigned, sender).carry_out(draw, output, said)
-    if not unsigned:
+    hand.carry_out(draw, output, said)
+    if not hand.unsigned:
         output.say(f"session {said['session']}")
 
 
 @app.command()
+@signed(CLIENT_TOML)
 def topup(
+    hand: Hand,
     session: SessionId,
     amount: Annotated[str, typer.Argument(help="Tokens to add.")],
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
     json: JsonFlag = False,
 ) -> None:
     """Add to a session's deposit."""
@@ -66,20 +60,12 @@ def topup(
 
         return await desk.top_up_session((await Deposits(desk).named(session)).id, amount_wei)
 
-    hand = Hand(client, operator_keystore, password_file, unsigned, sender)
     hand.carry_out(draw, Output(json), {"amount_wei": amount_wei})
 
 
 @app.command()
-def close(
-    session: SessionId,
-    client: ClientFile = CLIENT_TOML,
-    operator_keystore: OperatorKeystore = None,
-    password_file: PasswordFile = None,
-    unsigned: UnsignedFlag = False,
-    sender: FromAddress = None,
-    json: JsonFlag = False,
-) -> None:
+@signed(CLIENT_TOML)
+def close(hand: Hand, session: SessionId, json: JsonFlag = False) -> None:
     """Ask for the rest of a deposit; after the delay in which the node can settle, the same again brings it back."""
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
@@ -88,7 +74,7 @@ def close(
         deposits = Deposits(desk)
         return await deposits.closing(await deposits.named(session))
 
-    Hand(client, operator_keystore, password_file, unsigned, sender).carry_out(draw, Output(json))
+    hand.carry_out(draw, Output(json))
 
 
 @app.command()
