@@ -389,6 +389,10 @@ class Pass {
       for (int head = 0; !alone(sequence_[row]) && head < s_.kv_heads; ++head) rotate(member, layer, row, head);
   }
 
+  void rotate_alone(int member, int layer, const Item& item) {
+    if (alone(item.sequence)) rotate(member, layer, item.first_row, item.kv_head);
+  }
+
   // A key-value head's queries and keys turned to the row's position; its key and value into the cache.
   void rotate(int member, int layer, int row, int kv_head) {
     const std::vector<float>&q_norm = d_.layers[layer].q_norm, &k_norm = d_.layers[layer].k_norm;
@@ -439,8 +443,11 @@ class Pass {
     for (const Item& item : items) add_pages(item, layer, pages);
     const bf16* const *own = pages.data(), *const *end = own + pages.size();
     k_.enter_attention();
-    for (const Item& item : items) {
-      if (alone(item.sequence)) rotate(member, layer, item.first_row, item.kv_head);
+    if (!items.empty()) rotate_alone(member, layer, items[0]);
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      // One item ahead: a register cannot be loaded from stores that are on their way.
+      if (i + 1 < items.size()) rotate_alone(member, layer, items[i + 1]);
+      const Item& item = items[i];
       const int first = first_page(item, layer);
       int count = 0;
       for (int row = item.first_row; row < item.first_row + item.rows; ++row) {
