@@ -89,9 +89,7 @@ class EngineConfig(Table, frozen=True):
     max_running: int = 64  # requests in one batch
     max_batch_tokens: int = 512  # tokens of one forward pass
     prefix_cache: bool = True  # requests of one tenant that begin alike compute the beginning once
-    speculation: bool = (
-        True  # compute ahead what a request's own text suggests; our engine on a CPU, answers stay equal
-    )
+    speculation: bool = True  # compute ahead what a request's own text suggests (CPU); answers stay equal
     adapter_bytes: int = 2 << 30  # memory for loaded adapters
     vllm: VllmConfig = VllmConfig()
 
