@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.pace import BLOCK, FORGET, LEAST_ROWS, LOOK_EVERY, LOOK_RARELY, LOOKS, Pace
+from openlora.node.engine.pace import BLOCK, FORGET, LEAST_ROWS, LOOK_EVERY, LOOKS, Pace
 from openlora.node.engine.sequence import Chunk
 from tests.node.engine.passes import Passes, request
 
@@ -147,13 +147,13 @@ def drafting(
 def test_rows_that_cost_nothing_are_filled_with_what_is_halfway_likely() -> None:
     rows = drafting(Pace(), 1, [0.9, 0.7, 0.5, 0.3], lambda rows: 0.01 + 0.0001 * rows, 100)
     assert rows[0] == 0
-    assert set(rows[1:]) == {4}
+    assert rows.count(4) == 100 - 1 - 99 // (LOOK_EVERY + 1)
 
 
 def test_rows_as_dear_as_passes_are_not_drafted() -> None:
     for chance in (0.5, 0.8, 0.99):
         rows = drafting(Pace(), 16, [chance] * 32, lambda rows: 0.001 * rows, 1_000)
-        assert sum(rows) / sum(rows + [16] * 1_000) < 0.02
+        assert sum(rows) / sum(rows + [16] * 1_000) < 0.03
 
 
 def test_rows_are_drafted_up_to_the_end_of_a_block_if_at_all() -> None:
@@ -167,8 +167,8 @@ def test_rows_are_drafted_up_to_the_end_of_a_block_if_at_all() -> None:
 
 
 def test_a_look_at_decode_rows_alone_is_due_now_and_then() -> None:
-    rows = drafting(Pace(), 1, [0.9] * 4, lambda rows: 0.01, 3 * (LOOK_RARELY + LOOKS))
-    assert rows.count(0) == 1 + 3 * LOOKS - 1
+    rows = drafting(Pace(), 1, [0.9] * 4, lambda rows: 0.01, 3 * (LOOK_EVERY + 1) + 1)
+    assert rows.count(0) == 1 + 3
 
 
 def test_what_made_drafts_dear_is_forgotten() -> None:
@@ -178,12 +178,6 @@ def test_what_made_drafts_dear_is_forgotten() -> None:
     assert 8 in drafting(pace, 8, [0.9] * 8, lambda rows: 0.01, 3 * FORGET)
 
 
-def test_drafts_do_not_change_what_prompts_are_given() -> None:
-    pace = learnt()
-    for _ in range(10):
-        run(pace, 31, 0, 0.03, 33)
-    for _ in range(10):
-        run(pace, 31, 40, 0.03 + 40 * 0.0005, 33)
-    for _ in range(LOOKS):
-        run(pace, 31, 0, 0.02)
-    assert pace.prompt_rows(31, 1) in (33, 34)
+def test_drafts_do_not_slow_down_those_who_have_none_without_end() -> None:
+    rows = drafting(Pace(), 8, [0.999] * 48, lambda rows: 0.001 if rows == 8 else 0.0001 * rows, 40)
+    assert max(rows[10:]) == 8  # with 24 a pass takes 3.2 times as long, and they would save more than that

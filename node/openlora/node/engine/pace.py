@@ -11,12 +11,11 @@ LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
 LOOK_EVERY = 32  # passes: then LOOKS go without prompts, to see again what decoding takes by itself
 LOOK_AGAIN = 4  # passes: as soon if one of them took much longer than foreseen, for then the machine may be another
 LOOKS = 2  # the majority of what is remembered of passes without prompts
-LOOK_RARELY = 128  # passes, if nothing but drafts stands beside the decode rows
 BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
+MOST_ADDED = 1.5  # times calm that drafts may add to a pass, for those who have none
 MARGIN = 1.5  # times the time it takes that a draft must be expected to save: all wait for it, and one gains
 UNTRIED = 0.3  # of a decode row's part of a pass: what a row of a draft is taken to add before any was seen
-FORGET = 256  # passes after which the oldest of what drafts have added is forgotten
-_ALIKE = 8  # numbers of rows differ by less than an eighth
+FORGET = 128  # passes after which the oldest of those with drafts are forgotten
 _LEAST_ADDED = 0.01  # of calm: it is never free
 _SURPRISE = 1.4  # times what was foreseen
 _CALM_SEEN, _ROWS_SEEN, _DRAFTS_SEEN = 3, 5, 3  # remembered; the median counts, so that one odd pass changes nothing
@@ -39,10 +38,10 @@ class Pace:
     def __init__(self) -> None:
         self._calm_s: dict[int, deque[float]] = {}  # by the bit length of the number of decode rows
         self._row_s: deque[float] = deque(maxlen=_ROWS_SEEN)  # what a row of a prompt adds
-        self._drafts: dict[tuple[int, int], deque[float]] = {}  # what they added to calm, by its size and all blocks
+        self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same, and by the number of blocks of rows
         self._calm_rows: dict[int, int] = {}  # the last calm pass's
         self._passes_with_prompts = 0  # since the last look
-        self._passes_with_drafts = 0  # since then
+        self._passes_with_drafts = 0  # since one for their sake
         self._passes = 0
         self._surprised = False  # since then
         self._looks = 0  # passes of decode rows alone that are due
@@ -61,15 +60,15 @@ class Pace:
         """How many rows of drafts should stand beside `decoding` > 0 decode rows in the next pass, to save most: the
         first ones of those that are right with `chances`, which fall. None where a look at the decode rows alone is
         due."""
-        calm_s = _median(self._calm_s.get(decoding.bit_length()))
-        if not calm_s or self._looks:
+        if decoding.bit_length() not in self._calm_s or self._looks:
             return 0
         best, most, saved = 0, 0.0, 0.0
         for rows, chance in enumerate(chances, 1):
             saved += chance / decoding
             if (decoding + rows) % BLOCK == 0 or rows == len(chances):
-                gain = saved - MARGIN * self._added(decoding, rows)
-                if gain > most:
+                added = self._added(decoding, rows)
+                gain = saved - MARGIN * added
+                if gain > most and added <= MOST_ADDED:
                     best, most = rows, gain
         return best
 
@@ -80,52 +79,54 @@ class Pace:
         draft_rows = sum(len(chunk.draft) for chunk in chunks)
         size = max(decoding, 1).bit_length()  # without decode rows the weights are read all the same
         if prompt_rows:
-            added = self._added(decoding, draft_rows) if draft_rows else 0.0
-            self._learn_prompts(_median(self._calm_s.get(size)) * (1 + added), prompt_rows, seconds)
+            self._learn_prompts(_median(self._calm_s.get(size)), prompt_rows, seconds)
         elif draft_rows:
             self._learn_drafts(decoding, draft_rows, seconds)
         else:
-            self._calm_rows[size] = decoding
-            self._look(self._calm_s.setdefault(size, deque(maxlen=_CALM_SEEN)), seconds)
+            self._look(decoding, seconds)
         self._passes += 1
         if self._passes % FORGET == 0:
-            for added_before in self._drafts.values():
-                added_before.popleft()
-            self._drafts = {key: kept for key, kept in self._drafts.items() if kept}
+            for passes_s in self._drafts_s.values():
+                passes_s.popleft()
+            self._drafts_s = {key: passes_s for key, passes_s in self._drafts_s.items() if passes_s}
 
     def _added(self, decoding: int, rows: int) -> float:
-        """What `rows` rows of drafts add to a pass, as a share of calm."""
-        return _median(self._drafts.get(_blocks(decoding, rows))) or UNTRIED * rows / decoding
+        """What `rows` rows of drafts add to a pass, as a share of calm: the median of what was seen and of a guess."""
+        size = decoding.bit_length()
+        growth = (1 + decoding / self._calm_rows[size]) / 2  # half of a pass is taken to grow with its rows
+        calm_s = _median(self._calm_s[size]) * growth
+        seen = (seconds / calm_s - 1 for seconds in self._drafts_s.get(_blocks(decoding, rows), ()))
+        return max(median([*seen, UNTRIED * rows / decoding]), _LEAST_ADDED)
 
     def _learn_drafts(self, decoding: int, rows: int, seconds: float) -> None:
-        size, calm_s = decoding.bit_length(), _median(self._calm_s.get(decoding.bit_length()))
-        if calm_s and abs(decoding - self._calm_rows[size]) * _ALIKE < decoding:
-            seen = self._drafts.setdefault(_blocks(decoding, rows), deque(maxlen=_DRAFTS_SEEN))
-            seen.append(max(seconds / calm_s - 1, _LEAST_ADDED))
+        self._drafts_s.setdefault(_blocks(decoding, rows), deque(maxlen=_DRAFTS_SEEN)).append(seconds)
         self._passes_with_drafts += 1
-        if self._passes_with_drafts >= LOOK_RARELY:
-            self._look_again()
+        if self._passes_with_drafts >= LOOK_EVERY:
+            self._passes_with_drafts, self._looks = 0, 1
 
-    def _learn_prompts(self, rest_s: float, rows: int, seconds: float) -> None:
-        """A pass of `rows` rows of prompts, whose other rows take `rest_s`."""
+    def _learn_prompts(self, calm_s: float, rows: int, seconds: float) -> None:
         row_s = _median(self._row_s)
         if rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
-            self._surprised |= row_s > 0 and seconds > _SURPRISE * (rest_s + row_s * rows)
-            self._row_s.append(max(seconds - rest_s, 0.0) / rows)
+            self._surprised |= row_s > 0 and seconds > _SURPRISE * (calm_s + row_s * rows)
+            self._row_s.append(max(seconds - calm_s, 0.0) / rows)
         self._passes_with_prompts += 1
         if self._passes_with_prompts >= (LOOK_AGAIN if self._surprised else LOOK_EVERY):
-            self._look_again()
+            self._passes_with_prompts, self._surprised, self._looks = 0, False, LOOKS
 
-    def _look_again(self) -> None:
-        self._passes_with_prompts = self._passes_with_drafts = 0
-        self._surprised, self._looks = False, LOOKS
-
-    def _look(self, calm: deque[float], seconds: float) -> None:
-        """A machine that now takes longer for decode rows is taken to do so for prompts."""
+    def _look(self, decoding: int, seconds: float) -> None:
+        """A machine that now takes longer for decode rows is taken to do so for prompts, and one that takes less also
+        for drafts: these are only known by being tried."""
+        size = max(decoding, 1).bit_length()
+        calm = self._calm_s.setdefault(size, deque(maxlen=_CALM_SEEN))
         before_s = _median(calm)
         calm.append(seconds)
+        self._calm_rows[size] = decoding
         if before_s:
-            self._row_s = deque((row_s * _median(calm) / before_s for row_s in self._row_s), maxlen=_ROWS_SEEN)
+            change = _median(calm) / before_s
+            self._row_s = deque((row_s * change for row_s in self._row_s), maxlen=_ROWS_SEEN)
+            for key, passes_s in self._drafts_s.items():
+                if key[0] == size and change < 1:
+                    self._drafts_s[key] = deque((pass_s * change for pass_s in passes_s), maxlen=_DRAFTS_SEEN)
         self._looks = max(0, self._looks - 1)
 
 

@@ -20,7 +20,8 @@ class Scheduler:
     """Continuous batching under a budget of tokens a pass, evenly shared between tenants.
 
     *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: up to
-    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for. Drafts come last.
+    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for. Beside them there are no
+    drafts, which would have whoever reads wait for both.
 
     *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
     (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
@@ -78,8 +79,9 @@ class Scheduler:
         self._give_way()
         decoding = [self._chunk(sequence, 1) for sequence in self.running if sequence.pending == 1]
         prompts = list(self._prompts(self._prompt_budget(len(decoding))))
-        room = self._limits.max_batch_tokens - len(decoding) - sum(chunk.length for chunk in prompts)
-        return self.speculation.extend(decoding, room) + prompts
+        if prompts:
+            return decoding + prompts
+        return self.speculation.extend(decoding, self._limits.max_batch_tokens - len(decoding))
 
     def computed(self, chunks: list[Chunk]) -> None:
         """The pass is done: the chunks' keys and values are in the cache, but what those of drafts are worth is not
