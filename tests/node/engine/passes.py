@@ -88,7 +88,8 @@ class Passes:
             for chunk in chunks:
                 self._compute(chunk)
         self.scheduler.computed(chunks)
-        self.scheduler.pace.learn(chunks, self._seconds(chunks))
+        if chunks:
+            self.scheduler.pace.learn(chunks, self._seconds(chunks))
         answering = [chunk for chunk in chunks if chunk.outputs]
         for chunk in answering:
             chunk.sequence.tokens.extend(confirmed(chunk.draft, self._drawn(chunk)))

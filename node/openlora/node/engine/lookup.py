@@ -41,7 +41,7 @@ class Lookup:
         self._tokens = tokens
         self._prompt_length = prompt_length
         self._read = 0
-        self._after: dict[tuple[int, ...], int] = {}  # the position after the latest occurrence of one or two tokens
+        self._after: dict[int | tuple[int, int], int] = {}  # the position after the latest one or two such tokens
         self._next = 0  # where the token lies that is expected next
         self._matched = 0  # tokens before it that are also the sequence's last; 0: nothing is expected
 
@@ -63,26 +63,26 @@ class Lookup:
 
     def _read_on(self, odds: Odds) -> None:
         for position in range(self._read, len(self._tokens)):
+            token = self._tokens[position]
+            pair = self._tokens[position - 1] if position else -1, token
             if position >= self._prompt_length - 1:
-                self._follow(position, odds)
-            self._after[self._last(1, position)] = self._after[self._last(2, position)] = position + 1
+                self._follow(position, pair, odds)
+            self._after[token] = self._after[pair] = position + 1
         self._read = len(self._tokens)
 
-    def _follow(self, position: int, odds: Odds) -> None:
+    def _follow(self, position: int, pair: tuple[int, int], odds: Odds) -> None:
+        """The token at `position`, with the one before it, is known now."""
         if self._matched:
-            right = self._tokens[self._next] == self._tokens[position]
+            right = self._tokens[self._next] == pair[1]
             odds.see(self._matched, right)
             if right:
                 self._next += 1
                 self._matched += 1
                 return
-        self._next = self._after.get(self._last(2, position)) or self._after.get(self._last(1, position), 0)
+        self._next = self._after.get(pair) or self._after.get(pair[1], 0)
         self._matched = 0
         while (
             self._matched < min(self._next, LONGEST)
             and self._tokens[self._next - 1 - self._matched] == self._tokens[position - self._matched]
         ):
             self._matched += 1
-
-    def _last(self, count: int, position: int) -> tuple[int, ...]:
-        return tuple(self._tokens[max(0, position + 1 - count) : position + 1])
