@@ -439,7 +439,13 @@ FAULTS = (
     Mutant(
         "answers too late", "Outputs.sol", "if (block.timestamp > asked_.answerBy) revert TooLate(asked_.answerBy);", ""
     ),
-    Mutant("questions without end", "Outputs.sol", "        _asked[jobId][kind] = true;\n", ""),
+    Mutant("questions without end", "Outputs.sol", "        _asked[jobId][kind][asked_.chunk] = true;\n", ""),
+    Mutant(
+        "one chunk opened spares the others",
+        "Outputs.sol",
+        "_asked[jobId][kind][asked_.chunk])",
+        "_asked[jobId][kind][0])",
+    ),
     Mutant(
         "a question stays open",
         "Outputs.sol",

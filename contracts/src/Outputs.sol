@@ -30,7 +30,7 @@ contract Outputs is IOutputs, AccessManaged {
 
     OutputTerms private _terms;
     mapping(uint64 jobId => Question) private _questions;
-    mapping(uint64 jobId => mapping(Kind => bool)) private _asked;
+    mapping(uint64 jobId => mapping(Kind => mapping(uint32 chunk => bool))) private _asked;
 
     constructor(INodeRegistry nodes_, IJobQueue queue_, address authority_, OutputTerms memory terms_)
         AccessManaged(authority_)
@@ -128,8 +128,8 @@ contract Outputs is IOutputs, AccessManaged {
     }
 
     /// @inheritdoc IOutputs
-    function asked(uint64 jobId, Kind kind) external view returns (bool) {
-        return _asked[jobId][kind == Kind.Publication ? Kind.Output : kind];
+    function asked(uint64 jobId, Kind kind, uint32 chunk) external view returns (bool) {
+        return _asked[jobId][kind == Kind.Publication ? Kind.Output : kind][chunk];
     }
 
     /// @inheritdoc IOutputs
@@ -158,8 +158,8 @@ contract Outputs is IOutputs, AccessManaged {
 
     function _record(uint64 jobId, Question memory asked_) private {
         Kind kind = asked_.kind == Kind.Publication ? Kind.Output : asked_.kind;
-        if (_asked[jobId][kind]) revert AlreadyAsked(jobId, kind);
-        _asked[jobId][kind] = true;
+        if (_asked[jobId][kind][asked_.chunk]) revert AlreadyAsked(jobId, kind);
+        _asked[jobId][kind][asked_.chunk] = true;
         asked_.askedAt = uint40(block.timestamp);
         asked_.answerBy = asked_.askedAt + _terms.answerSecs;
         _questions[jobId] = asked_;

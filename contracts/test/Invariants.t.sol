@@ -173,31 +173,36 @@ contract MarketHandler is MarketTest {
             uint32(bound(outTokens, 0, ghost.spec.maxOutTokens))
         );
         ghost.receipt.outputDigest = sha256(OUTPUT);
+        ghost.receipt.fingerprintRoot = keccak256(bytes.concat(keccak256(abi.encode(uint32(0), OUTPUT))));
         commit(jobId, ghost.spec, ghost.receipt, _operator(jobId));
         ghost.state = IJobQueue.State.Committed;
         (ghost.committedAt, ghost.until) = (block.timestamp, block.timestamp + WINDOW);
         if (ghost.spec.flags & JobFlags.PUBLISH != 0) _hold(ghost, Holder.Outputs);
     }
 
-    function demand(uint256 pick) external {
+    function demand(uint256 pick, bool aChunk) external {
         (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Committed);
         Ghost storage ghost = _ghosts[jobId];
-        if (!found || block.timestamp >= ghost.until || outputs.asked(jobId, IOutputs.Kind.Output)) return;
+        IOutputs.Kind kind = aChunk ? IOutputs.Kind.Chunk : IOutputs.Kind.Output;
+        if (!found || block.timestamp >= ghost.until || outputs.asked(jobId, kind, 0)) return;
         (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory receipt) = _papers(ghost);
+        if (aChunk && receipt.outTokens == 0) return;
         vm.prank(challenger);
-        outputs.demandOutput(jobId, settlement, receipt);
+        if (aChunk) outputs.demandChunk(jobId, settlement, receipt, 0);
+        else outputs.demandOutput(jobId, settlement, receipt);
         ghost.questionBond = 1 ether + uint256(receipt.outTokens) * 0.001 ether;
         _hold(ghost, Holder.Outputs);
     }
 
-    /// @dev In time the output is published, by whomever; later the node is at fault.
+    /// @dev In time the answer is given, by whomever; later the node is at fault.
     function answerOrCondemn(uint256 pick, bool late) external {
         (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Held, Holder.Outputs);
         Ghost storage ghost = _ghosts[jobId];
         if (!found) return;
         if (late && block.timestamp <= ghost.heldAt + 10 minutes) vm.warp(ghost.heldAt + 10 minutes + 1);
         if (block.timestamp <= ghost.heldAt + 10 minutes) {
-            outputs.publishOutput(jobId, OUTPUT);
+            if (outputs.question(jobId).kind != IOutputs.Kind.Chunk) outputs.publishOutput(jobId, OUTPUT);
+            else outputs.openChunk(jobId, OUTPUT, new bytes32[](0));
             _resume(ghost);
         } else {
             (IJobQueue.Settlement memory settlement,) = _papers(ghost);

@@ -160,8 +160,8 @@ contract OutputsTest is MarketTest {
         vm.prank(asker);
         vm.expectRevert(abi.encodeWithSelector(IOutputs.AlreadyAsked.selector, jobId, IOutputs.Kind.Output));
         outputs.demandOutput(jobId, settlement, of_);
-        assertTrue(outputs.asked(jobId, IOutputs.Kind.Publication));
-        assertFalse(outputs.asked(jobId, IOutputs.Kind.Chunk));
+        assertTrue(outputs.asked(jobId, IOutputs.Kind.Publication, 0));
+        assertFalse(outputs.asked(jobId, IOutputs.Kind.Chunk, 0));
     }
 
     function test_publish_revertsWhen_it_is_not_the_answer() public {
@@ -211,6 +211,28 @@ contract OutputsTest is MarketTest {
         emit IOutputs.ChunkOpened(jobId, 3, "three");
         outputs.openChunk(jobId, "three", proof);
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Committed));
+    }
+
+    /// @dev Or a node would have an accomplice ask for a chunk that it has ready, and keep the others to itself.
+    function test_a_chunk_that_was_opened_spares_no_other() public {
+        bytes32[2] memory leaves = [_leaf(0, "zero"), _leaf(1, "one")];
+        bool inOrder = leaves[0] < leaves[1];
+        _commitWith(
+            sha256(OUTPUT), keccak256(inOrder ? abi.encode(leaves[0], leaves[1]) : abi.encode(leaves[1], leaves[0]))
+        );
+        bytes32[] memory proof = new bytes32[](1);
+        proof[0] = leaves[1];
+        _demandChunk(0);
+        outputs.openChunk(jobId, "zero", proof);
+        assertTrue(outputs.asked(jobId, IOutputs.Kind.Chunk, 0));
+        (IJobQueue.Settlement memory settlement, IJobQueue.Receipt memory of_) = (settlementOf(spec, receipt), receipt);
+        vm.prank(asker);
+        vm.expectRevert(abi.encodeWithSelector(IOutputs.AlreadyAsked.selector, jobId, IOutputs.Kind.Chunk));
+        outputs.demandChunk(jobId, settlement, of_, 0);
+        _demandChunk(1);
+        skip(10 minutes + 1);
+        outputs.resolve(jobId, settlement);
+        assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Slashed));
     }
 
     function test_a_proof_is_no_longer_than_any_tree_is_high() public {

@@ -10,7 +10,8 @@ import {IVault} from "./IVault.sol";
 /// commit. Meanwhile the job is held. What answers is checked here against the receipt's digests; then the bond is the
 /// node's, for its gas, and the window goes on from where it stood. Where nothing answers in time, anyone may `resolve`:
 /// the node loses the claim's bond and its fee, the client is refunded, and the question's bond returns.
-/// @dev Each kind is asked at most once of a job, so a job is held for a bounded time.
+/// @dev The output, and each chunk, is asked for at most once, so a job is held for a bounded time: as long as its node
+/// takes to answer, and whoever asks again pays again.
 interface IOutputs {
     enum Kind {
         None,
@@ -105,8 +106,8 @@ interface IOutputs {
     function terms() external view returns (OutputTerms memory);
     /// @notice The open question about a job; of kind None when there is none.
     function question(uint64 jobId) external view returns (Question memory);
-    /// @notice Whether a job was ever asked that; an output counts however it was asked for.
-    function asked(uint64 jobId, Kind kind) external view returns (bool);
+    /// @notice Whether a job was ever asked that; an output counts however it was asked for, with a `chunk` of zero.
+    function asked(uint64 jobId, Kind kind, uint32 chunk) external view returns (bool);
     /// @notice What a question about a job with so many tokens costs.
     function bondFor(uint32 outTokens) external view returns (uint96);
     /// @notice Gas that a client's contract has for an output.

@@ -196,9 +196,9 @@ class Outputs:
         data = encode_call(bytes.fromhex("9779ea46"), [], [])
         return Call(self.address, data, "Outputs.CALLBACK_GAS", lambda output: decode_one("uint256", output))
 
-    def asked(self, job_id: int, kind: QuestionKind) -> Call[bool]:
-        """Whether a job was ever asked that; an output counts however it was asked for."""
-        data = encode_call(bytes.fromhex("a1d30c85"), ["uint64", "uint8"], [job_id, kind])
+    def asked(self, job_id: int, kind: QuestionKind, chunk: int) -> Call[bool]:
+        """Whether a job was ever asked that; an output counts however it was asked for, with a `chunk` of zero."""
+        data = encode_call(bytes.fromhex("7f6dc085"), ["uint64", "uint8", "uint32"], [job_id, kind, chunk])
         return Call(self.address, data, "Outputs.asked", lambda output: decode_one("bool", output))
 
     def authority(self) -> Call[ChecksumAddress]:
