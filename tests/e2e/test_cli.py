@@ -80,6 +80,8 @@ def test_a_job_from_the_command_line_pays_its_operator(openlora, net: Devnet, mo
         human = openlora("status", "--config", net.nodes[0].config)
         assert state["node"]["operator"] in human.stdout
 
+        second = openlora("run", "--config", net.nodes[0].config)
+        assert (second.returncode, "another agent (process" in second.stderr) == (2, True), second.stderr
         wait_until(lambda: int(result("earnings", *operator)["withdrawable_wei"]), "the fee")
     earned = result("earnings", *operator)
     assert earned["earned_wei"] == {"node": earned["withdrawable_wei"]}

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from openlora.contracts import JobClaimed, JobCommitted, JobFinalized, JobSubmitted
+from openlora.node.anvil import anvil
 from openlora.node.chain.history import events
 from openlora.node.devnet import ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K, Devnet
 from openlora.node.documents import ChatMessage, InputDocument
@@ -61,3 +64,28 @@ def test_a_node_behind_a_faulty_rpc_is_paid_once_for_every_job(net: Devnet) -> N
     for kind in (JobClaimed, JobCommitted, JobFinalized):
         assert told(net, kind) == dict.fromkeys(submitted, 1), kind.__name__
     assert len(rpc.faults) >= 8, rpc.faults
+
+
+def test_a_node_goes_by_the_other_rpc_when_one_turns_to_another_chain(net: Devnet, tmp_path: Path) -> None:
+    node = net.nodes[1]
+    before = set(told(net, JobSubmitted))
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(anvil(tmp_path / "other.log")) as other,
+        faulty_rpc(net.chain.rpc_url, seed=0, share=0.0) as rpc,
+    ):
+        node.config.write_text(
+            node.config.read_text().replace(f'"{net.chain.rpc_url}"', f'"{rpc.url}", "{net.chain.rpc_url}"')
+        )
+        portal.call(other.rpc, "anvil_setNonce", net.people["hot key 2"].address, hex(99))
+        portal.call(other.rpc, "anvil_mine", hex(300))
+        with agent(node.folder) as process:
+            submit(net)
+            submitted = set(told(net, JobSubmitted)) - before
+            wait_until(lambda: submitted & set(told(net, JobClaimed)), "the first claim")
+            rpc.turn_to(other.rpc_url)
+            wait_until(lambda: submitted <= set(told(net, JobFinalized)), "the jobs' end")
+            assert process.poll() is None
+    for kind in (JobClaimed, JobCommitted, JobFinalized):
+        assert {job_id: told(net, kind)[job_id] for job_id in submitted} == dict.fromkeys(submitted, 1), kind.__name__
+    assert "event=rpc_doubted" in (node.folder / "node.log").read_text()
