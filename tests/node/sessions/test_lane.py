@@ -277,6 +277,19 @@ async def test_a_contract_signs_by_erc1271(scene: Scene):
         await answer(conversation, msgspec.structs.replace(order, signature=b"no"))
 
 
+async def test_nothing_is_signed_while_another_agent_runs_as_this_node(scene: Scene):
+    """A client that sent both one order would hold two receipts for it."""
+    conversation = scene.conversation()
+    await conversation.start(scene.now_s)
+    _, order = signed(conversation, scene.now_s)
+    scene.lane.alone = lambda: False
+    with pytest.raises(PeerRefused, match="another agent runs as this node"):
+        await answer(conversation, order)
+    assert scene.engine.generated == 0
+    scene.lane.alone = lambda: True
+    assert (await answer(conversation, order))[1].receipt.fee == FEE
+
+
 async def test_an_order_that_fails_costs_nothing_and_may_be_asked_again(scene: Scene):
     conversation = scene.conversation()
     await conversation.start(scene.now_s)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openlora.p2p.errors import GossipRefused
@@ -15,10 +15,11 @@ LIMITS = BookLimits()
 
 
 class Table:
-    def __init__(self, limits: BookLimits = LIMITS) -> None:
+    def __init__(self, limits: BookLimits = LIMITS, made: Callable[[Presence], bool] = lambda record: True) -> None:
         self.clock, self.registry = Clock(), Registry()
         self.own = Node("own")
-        self.book = PresenceBook(CHAIN_ID, self.registry, self.clock, own=self.own.identity.peer_id, limits=limits)
+        own = self.own.identity.peer_id
+        self.book = PresenceBook(CHAIN_ID, self.registry, self.clock, own=own, made=made, limits=limits)
         self.changes: list[tuple[str, bool]] = []
         self.book.on_change(lambda operator, record: self.changes.append((operator, record is not None)))
 
@@ -101,6 +102,15 @@ def test_our_own_record_is_no_news() -> None:
     assert table.code(table.own.record()) == "own"
 
 
+def test_a_record_that_our_key_signed_and_we_did_not_is_anothers() -> None:
+    """An agent on a copy of this node's state folder."""
+    table = Table(made=lambda record: record.sequence == 7)
+    assert table.code(table.own.record(sequence=7)) == "own"
+    assert table.code(encode(table.own.presence(sequence=8), Node("another").identity.sign)) == "forged"
+    twin = table.book.accept(table.own.record(sequence=8))
+    assert table.book.get(table.own.operator) == twin
+
+
 def test_an_operator_may_send_a_burst_and_then_one_in_two_seconds() -> None:
     table, node = Table(), Node("a")
     for _ in range(5):
@@ -168,6 +178,7 @@ def test_whoever_loses_its_stake_leaves_the_table() -> None:
     assert table.changes[-1] == (a.operator, False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 6), st.integers(0, 30)), max_size=30))
 def test_the_last_accepted_of_each_is_what_the_table_shows(steps: list[tuple[str, int, int]]) -> None:
     table = Table(BookLimits(burst=1000))

@@ -1,10 +1,13 @@
 """Sequence numbers never repeat, whatever crashes and whatever the clock says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from openlora.p2p.presence.announcer import Announcer
 from openlora.p2p.presence.sequence import SequenceCounter
+from tests.p2p.presence.people import CHAIN_ID, NOW, Node
 
 
 def test_numbers_rise_across_crashes_and_clocks_set_back(tmp_path: Path) -> None:
@@ -41,3 +44,20 @@ def test_a_damaged_file_is_as_good_as_a_lost_one(tmp_path: Path, damaged: bytes)
     path = tmp_path / "sequence"
     path.write_bytes(damaged)
     assert SequenceCounter(path, lambda: 7.0).next() == 7_000
+
+
+def test_an_announcer_knows_its_own_records_and_those_of_its_earlier_lives(tmp_path: Path) -> None:
+    """Whatever else its key has signed was signed by another process: started later, or earlier and still alive."""
+    now = float(NOW)
+    network: Any = None
+    announcer = Announcer(
+        network, CHAIN_ID, counter := SequenceCounter(tmp_path / "sequence", lambda: now), lambda: now
+    )
+    node, mine = Node("us"), counter.next()
+    for sequence, issued_at, made in (
+        (mine, NOW, True),
+        (mine + 1, NOW, False),
+        (mine - 5, NOW - 1, True),
+        (mine - 5, NOW + 1, False),
+    ):
+        assert announcer.made(node.presence(at=issued_at, sequence=sequence)) is made, (sequence, issued_at)

@@ -34,9 +34,10 @@ class Peer:
         self.node = Node(name)
         self.network = hub.network(name)
         self.registry = Registry()
-        self.book = PresenceBook(CHAIN_ID, self.registry, clock, own=self.network.peer_id)
         sequence = SequenceCounter(folder / f"{name}.sequence", clock)
         self.announcer = Announcer(self.network, CHAIN_ID, sequence, clock)
+        own, made = self.network.peer_id, self.announcer.made
+        self.book = PresenceBook(CHAIN_ID, self.registry, clock, own=own, made=made)
         self.service = PresenceService(self.network, self.book, self.announcer)
 
     def enter(self, state: Status | None = None) -> None:

@@ -24,6 +24,7 @@ from openlora.node.network.client import NetworkClient
 from openlora.node.network.content import NetworkContent
 from openlora.node.network.rivals import is_crowded, rivals
 from openlora.node.network.showing import INFER, Showing
+from openlora.node.network.twin import TwinWatch
 from openlora.node.private.brought import BroughtKeys
 from openlora.node.private.sealing import encryption_key
 from openlora.node.questions import Questions
@@ -47,6 +48,7 @@ class Lanes:
     settle     committed jobs whose window has passed → paid
     questions  outputs that the chain asks for → published in time
     sessions   orders that clients send directly → answered, and their vouchers → paid
+    twin       presence → a word in the log where another agent runs as this node
     """
 
     terms: Terms
@@ -60,6 +62,7 @@ class Lanes:
     finalizer: Finalizer
     questions: Questions
     sessions: SignedLane
+    twin: TwinWatch
 
     def loops(self) -> Loops:
         return {
@@ -67,6 +70,7 @@ class Lanes:
             "settle": self.finalizer.run,
             "questions": self.questions.run,
             "sessions": self.sessions.run,
+            "twin": self.twin.run,
         }
 
     def apply(self, occurrence: Occurrence) -> None:
@@ -102,6 +106,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
     questions = Questions(outputs, ground.chain, journal, sender, content, ground.operator)
     private = encryption_key(bytes(ground.hot_key.key))
     keys = BroughtKeys(private, domain, ground.operator, lambda job_id: dispatcher.look_again(job_id))
+    twin = TwinWatch(network, ground.operator)
     worker = Worker(
         queue=queue,
         journal=journal,
@@ -126,6 +131,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         signer=signer,
         confirmations=config.chain.confirmations,
         config=config.sessions,
+        alone=lambda: twin.alone,
     )
     network.handle(INFER, by_lane(Showing(journal, streams, domain, keys).answer, sessions.lane.answer))
     return Lanes(
@@ -140,6 +146,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         finalizer=Finalizer(worker.settlement, ground.chain, ground.facts, config.chain.poll_s),
         questions=questions,
         sessions=sessions,
+        twin=twin,
     )
 
 

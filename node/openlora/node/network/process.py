@@ -107,8 +107,8 @@ def make_peer(
 ) -> Peer:
     """What runs on top of a network. `registry` is the domain that operators sign their bindings for."""
     trusted: dict[str, str] = {}
-    book = PresenceBook(registry.chain_id, authoriser(registry, trusted), own=network.peer_id)
     announcer = Announcer(network, registry.chain_id, sequence)
+    book = PresenceBook(registry.chain_id, authoriser(registry, trusted), own=network.peer_id, made=announcer.made)
     bitswap = Bitswap(network, blocks)
     return Peer(
         network=network,

@@ -1,5 +1,6 @@
 """The signed lane: orders that clients send directly, paid from a deposit for this node by cumulative vouchers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from openlora.contracts import Domain, Sessions
@@ -43,11 +44,12 @@ def signed_lane(
     signer: Signer,
     confirmations: int,
     config: SessionsConfig,
+    alone: Callable[[], bool],
 ) -> SignedLane:
     """`signer` may be the queue lane's: its domain is set to this contract's. `answerer` has streams of its own."""
     signer = replace(signer, domain=Domain(signer.domain.chain_id, contract.address))
     ledger, on_chain = SessionLedger(journal), SessionFacts(chain, contract, confirmations)
     settler = Settler(contract, on_chain, ledger, sender, config)
     cashier = Cashier(ledger, Checks(on_chain), signer, config, settler.wake)
-    lane = SessionLane(ledger, cashier, facts, answerer.admission, answerer, signer, config)
+    lane = SessionLane(ledger, cashier, facts, answerer.admission, answerer, signer, config, alone)
     return SignedLane(lane, settler)

@@ -8,7 +8,7 @@ journal before the engine has it, and its one receipt before it is signed.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -65,6 +65,7 @@ class SessionLane:
     answerer: Answerer  # with streams of this lane's own
     signer: Signer  # in Sessions' domain
     config: SessionsConfig
+    alone: Callable[[], bool] = lambda: True  # whether no other agent runs as this node
     rates: PeerRates = field(default_factory=lambda: PeerRates(RateLimits(per_s=20.0, burst=200)))
     _tasks: asyncio.TaskGroup | None = None
     _running: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
@@ -178,6 +179,8 @@ class SessionLane:
             raise RequestError("too_many_recipes", f"a session pays for at most {MAX_LINES} recipes; open another one")
 
     def _check_room(self) -> None:
+        if not self.alone():
+            raise RequestError("not_alone", "another agent runs as this node, whose operator must stop one; ask others")
         if self._tasks is None or len(self._running) >= self.config.max_orders:
             raise RequestError("busy", "the node answers as many orders as it can; ask again soon, or another node")
 

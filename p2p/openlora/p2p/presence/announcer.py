@@ -58,11 +58,19 @@ class Announcer:
         self._chain_id = chain_id
         self._sequence = sequence
         self._clock = clock
+        self._born_at = clock()
         self._pace = pace
         self._membership: Membership | None = None
         self._status: Status | None = None
         self._told: tuple[Membership, Status] | None = None
         self._changed = trio.Event()
+
+    def made(self, record: Presence) -> bool:
+        """Whether a record that names this node's peer was made in this life or an earlier one; if not, another process
+        has this node's key."""
+        if record.sequence in self._sequence.given:
+            return True
+        return record.sequence < self._sequence.given.start and record.issued_at <= self._born_at
 
     def join(self, membership: Membership) -> None:
         """From now on this is `membership`'s node."""

@@ -50,7 +50,7 @@ _DEFAULTS: Final = BookLimits()
 class PresenceBook:
     """Live records by operator. `authorise` raises GossipRefused (unstaked, binding_forged) for a record whose operator
     does not stand behind its peer; it must be cheap for what it has seen before. `own` is this node's peer, whose
-    records others need not tell us."""
+    records others need not tell us, but for those that it has not `made`."""
 
     def __init__(
         self,
@@ -59,13 +59,14 @@ class PresenceBook:
         clock: Callable[[], float] = time.time,
         *,
         own: PeerId | None = None,
+        made: Callable[[Presence], bool] = lambda record: True,
         limits: BookLimits = _DEFAULTS,
     ) -> None:
         self.refused: Final[Counter[str]] = Counter()
         self.chain_id = chain_id
         self._authorise = authorise
         self._clock = clock
-        self._own = own
+        self._own, self._made = own, made
         self._limits = limits
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the longest unheard of first
         self._past: OrderedDict[str, _Past] = OrderedDict()
@@ -137,7 +138,7 @@ class PresenceBook:
             raise GossipRefused("from_the_future", f"a record issued {record.issued_at - now:.0f} s from now")
         if record.expires_at <= now:
             raise GossipRefused("expired", f"a record that expired {now - record.expires_at:.0f} s ago")
-        if record.peer == self._own:
+        if record.peer == self._own and self._made(record):
             raise GossipRefused("own", "a record of this node itself")
 
     def _check_history(self, record: Presence, now: float) -> float:

@@ -21,7 +21,13 @@ class SequenceCounter:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._next = max(self._stored(), int(clock() * 1000))
+        self._first = self._next  # of this life
         self._end = self._next  # of the reserved range
+
+    @property
+    def given(self) -> range:
+        """The numbers of this life."""
+        return range(self._first, self._next)
 
     def next(self) -> int:
         """Above every number before. Raises OSError if a new range cannot be made durable."""
