@@ -228,6 +228,14 @@ async def test_an_endpoint_that_does_not_answer_cannot_say_otherwise(clock: Cloc
     assert not rpc.doubt(0)
 
 
+async def test_an_endpoint_that_is_behind_cannot_say_otherwise(clock: Clock) -> None:
+    first, late = FakeProvider(FakeChain()), FakeProvider(FakeChain())
+    first.chain.mine(40)
+    rpc = pool(clock, first, late)
+    await rpc.request(str, "eth_blockNumber")
+    assert not rpc.doubt(0)
+
+
 @pytest.mark.parametrize("nonsense", [None, 7, [], {}, "latest", "0x", "-0x1", "0x" + "f" * 65])
 async def test_an_answer_that_makes_no_sense_is_no_answer(clock: Clock, nonsense: object) -> None:
     class Mad(FakeChain):

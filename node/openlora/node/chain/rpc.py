@@ -240,14 +240,14 @@ class RpcPool:
 
     def doubt(self, doubts: int) -> bool:
         """What was shown since `self.doubts` was `doubts` contradicts what we know. True where another endpoint can be
-        asked, which comes first from now on; False where all that answer were doubted in the last minute, so that it
-        must be true."""
+        asked, which comes first from now on; False where all that answer, and are not behind, were doubted in the last
+        minute: then it must be true."""
         if doubts != self.doubts:
             return True  # another one is asked already
         now, fit = self._clock(), self._fit()
         if fit:
             fit[0].doubted_at = now
-        others = any(now - endpoint.doubted_at > DOUBT_S for endpoint in fit)
+        others = any(now - endpoint.doubted_at > DOUBT_S for endpoint in fit if not endpoint.behind)
         if others:
             log.error("event=rpc_doubted endpoint=%s", fit[0].name)
             self.doubts, self._checked_at = self.doubts + 1, -float("inf")
