@@ -50,9 +50,11 @@ class _Request:
 
 @dataclass
 class FakeEngine:
-    """`script`: bytes that every request answers, then the end token; None: a hash. `gate`: steps wait for it."""
+    """`script`: bytes that every request answers, then the end token; None: a hash. `run`: a request's tokens a step.
+    `gate`: steps wait for it."""
 
     script: bytes | None = None
+    run: int = 1
     max_waiting: int = 1000
     step_s: float = 0.0
     gate: threading.Event = field(default_factory=threading.Event)
@@ -108,13 +110,16 @@ class FakeEngine:
         for request_id in [i for i, r in self.requests.items() if r.submit.prompt[0] == POISON and r.generated == 2]:
             del self.requests[request_id]
             self.refused.append(Refused(request_id=request_id, code="not_finite", message="the numbers became NaN"))
-        tokens = tuple(self._next(request) for request in self.requests.values())
-        for token in tokens:
-            if token.finish_reason is not None:
-                del self.requests[token.request_id]
+        tokens: list[Token] = []
+        for request in list(self.requests.values()):
+            for _ in range(self.run):
+                tokens.append(self._next(request))
+                if tokens[-1].finish_reason is not None:
+                    del self.requests[request.submit.request_id]
+                    break
         self.steps += 1
         self.generated += len(tokens)
-        return Step(tokens=tokens)
+        return Step(tokens=tuple(tokens))
 
     def take_refused(self) -> list[Refused]:
         refused, self.refused = self.refused, []

@@ -172,10 +172,11 @@ async def complete(text: TextModel, client: EngineClient, stop: Sequence[str] = 
         (("rée",), 50, "one two th", "stop", 14),
     ],
 )
+@pytest.mark.parametrize("at_once", [1, 4])
 async def test_completions_end_where_they_should(
-    text: TextModel, stop: Sequence[str], max_tokens: int, expected_text: str, reason: str, tokens: int
+    text: TextModel, at_once: int, stop: Sequence[str], max_tokens: int, expected_text: str, reason: str, tokens: int
 ) -> None:
-    async with in_process_engine(FakeEngine(script="one two thrée".encode())) as client:
+    async with in_process_engine(FakeEngine(script="one two thrée".encode(), run=at_once)) as client:
         answer = await complete(text, client, stop, max_tokens)
         assert (answer.text, answer.finish_reason, answer.usage) == (expected_text, reason, Usage(1, tokens))
         assert len(answer.token_ids) == tokens

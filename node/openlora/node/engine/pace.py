@@ -31,18 +31,18 @@ class Pace:
     long as one, and whoever waits counts as two readers. So one prompt beside many readers less than doubles the time
     between their tokens and takes about twice its time alone, and many prompts do not wait for a few readers.
 
-    A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. What drafts add to a pass is learnt
-    for each number of blocks of rows, and falls into oblivion, for a single odd pass may end their use.
+    A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. How long passes with drafts last is
+    learnt for each number of blocks of rows, and forgotten in time, since what was dear once would not be tried again.
     """
 
     def __init__(self) -> None:
         self._calm_s: dict[int, deque[float]] = {}  # by the bit length of the number of decode rows
+        self._calm_rows: dict[int, int] = {}  # of which the last one had so many
+        self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same and by the number of blocks of rows
         self._row_s: deque[float] = deque(maxlen=_ROWS_SEEN)  # what a row of a prompt adds
-        self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same, and by the number of blocks of rows
-        self._calm_rows: dict[int, int] = {}  # the last calm pass's
-        self._passes_with_prompts = 0  # since the last look
-        self._passes_with_drafts = 0  # since one for their sake
         self._passes = 0
+        self._passes_with_drafts = 0  # since a look for their sake
+        self._passes_with_prompts = 0  # since a look for theirs
         self._surprised = False  # since then
         self._looks = 0  # passes of decode rows alone that are due
 
@@ -77,18 +77,15 @@ class Pace:
         decoding = sum(chunk.length == 1 for chunk in chunks)
         prompt_rows = sum(chunk.length for chunk in chunks) - decoding
         draft_rows = sum(len(chunk.draft) for chunk in chunks)
-        size = max(decoding, 1).bit_length()  # without decode rows the weights are read all the same
         if prompt_rows:
-            self._learn_prompts(_median(self._calm_s.get(size)), prompt_rows, seconds)
+            self._learn_prompts(decoding, prompt_rows, seconds)
         elif draft_rows:
             self._learn_drafts(decoding, draft_rows, seconds)
         else:
             self._look(decoding, seconds)
         self._passes += 1
         if self._passes % FORGET == 0:
-            for passes_s in self._drafts_s.values():
-                passes_s.popleft()
-            self._drafts_s = {key: passes_s for key, passes_s in self._drafts_s.items() if passes_s}
+            self._forget()
 
     def _added(self, decoding: int, rows: int) -> float:
         """What `rows` rows of drafts add to a pass, as a share of calm: the median of what was seen and of a guess."""
@@ -104,8 +101,14 @@ class Pace:
         if self._passes_with_drafts >= LOOK_EVERY:
             self._passes_with_drafts, self._looks = 0, 1
 
-    def _learn_prompts(self, calm_s: float, rows: int, seconds: float) -> None:
-        row_s = _median(self._row_s)
+    def _forget(self) -> None:
+        for passes_s in self._drafts_s.values():
+            passes_s.popleft()
+        self._drafts_s = {key: passes_s for key, passes_s in self._drafts_s.items() if passes_s}
+
+    def _learn_prompts(self, decoding: int, rows: int, seconds: float) -> None:
+        size = max(decoding, 1).bit_length()  # without decode rows the weights are read all the same
+        calm_s, row_s = _median(self._calm_s.get(size)), _median(self._row_s)
         if rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
             self._surprised |= row_s > 0 and seconds > _SURPRISE * (calm_s + row_s * rows)
             self._row_s.append(max(seconds - calm_s, 0.0) / rows)
@@ -116,7 +119,7 @@ class Pace:
     def _look(self, decoding: int, seconds: float) -> None:
         """A machine that now takes longer for decode rows is taken to do so for prompts, and one that takes less also
         for drafts: these are only known by being tried."""
-        size = max(decoding, 1).bit_length()
+        size = decoding.bit_length()
         calm = self._calm_s.setdefault(size, deque(maxlen=_CALM_SEEN))
         before_s = _median(calm)
         calm.append(seconds)
