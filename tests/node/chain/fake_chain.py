@@ -78,6 +78,8 @@ class FakeChain:
         self.balance = 10**18
         self.reverting: set[bytes] = set()  # calldata
         self.too_early: set[bytes] = set()  # calldata that reverts where the server's latest block is an older one
+        self.estimate = 60_000  # gas, of everything
+        self.needs: dict[bytes, int] = {}  # gas, by calldata; with less it fails
         self.forgotten = -1  # states up to this block are pruned
         self.pool: dict[tuple[str, int], Tx] = {}
         self.blocks = [FakeBlock(0, _hash("genesis"), bytes(32))]
@@ -123,7 +125,7 @@ class FakeChain:
     def effects(self) -> Counter[bytes]:
         """How often each calldata was executed on the canonical chain."""
         mined = [tx for block in self.blocks for tx in block.txs]
-        return Counter(tx.data for tx in mined if tx.data not in self.reverting)
+        return Counter(tx.data for tx in mined if not self._fails(tx))
 
     # ---- JSON-RPC ---------------------------------------------------------------------------------------------------
 
@@ -202,7 +204,7 @@ class FakeChain:
 
     def eth_estimateGas(self, transaction: dict[str, str]) -> str:
         self.eth_call(transaction, "latest")
-        return hex(60_000)
+        return hex(self.estimate)
 
     def eth_sendRawTransaction(self, raw: str) -> str:
         tx = self._parse(raw)
@@ -228,8 +230,8 @@ class FakeChain:
                         "transactionHash": tx_hash,
                         "blockNumber": hex(block.number),
                         "blockHash": "0x" + block.hash.hex(),
-                        "status": "0x0" if tx.data in self.reverting else "0x1",
-                        "gasUsed": hex(50_000),
+                        "status": "0x0" if self._fails(tx) else "0x1",
+                        "gasUsed": hex(min(tx.gas, self.needs.get(tx.data, 50_000))),
                         "effectiveGasPrice": hex(self.base_fee + tx.tip),
                         "contractAddress": None,
                         "logs": [],
@@ -240,6 +242,9 @@ class FakeChain:
 
     def _nonces(self, number: int) -> Counter[str]:
         return Counter(tx.sender for block in self.blocks[: number + 1] for tx in block.txs)
+
+    def _fails(self, tx: Tx) -> bool:
+        return tx.data in self.reverting or tx.gas < self.needs.get(tx.data, 0)
 
     def _pays(self, tx: Tx) -> bool:
         return tx.max_fee >= self.base_fee

@@ -467,6 +467,38 @@ async def test_a_reorganisation_deeper_than_final_is_learnt_from_the_journal(wor
     assert len(bytes_of(world, "claim")) == 1
 
 
+async def test_what_ran_out_of_gas_is_sent_again_with_more(world: World) -> None:
+    """An RPC's estimate was too low: a commit that fails so would cost the bond."""
+    world.chain.estimate, world.chain.needs = 21_000, {b"commit": 100_000}
+    sent = world.send("commit")
+    for _ in range(4):
+        await world.settle()
+        world.chain.mine()
+        await world.tick()
+    assert sent.result().succeeded
+    assert world.chain.effects() == {b"commit": 1}
+    assert [attempt.signed.nonce for attempt in world.outbox.attempts("commit")] == [2, 1, 0]
+
+
+async def test_what_ran_out_of_gas_and_would_revert_now_is_not_sent_again(world: World) -> None:
+    world.chain.needs = {b"commit": 100_000}
+    sent = world.send("commit")
+    await world.settle()
+    world.chain.mine()
+    world.chain.reverting.add(b"commit")
+    await world.tick()
+    assert isinstance(sent.exception(), Reverted)
+    assert len(bytes_of(world, "commit")) == 1
+
+
+async def test_gas_that_no_transaction_may_have_is_said_before_signing(world: World) -> None:
+    """It would never be mined, and every later nonce would wait for it."""
+    world.chain.estimate = 10**9
+    with pytest.raises(ChainError, match="1,500,000,000 gas, and a transaction may have 16,777,216"):
+        await world.sender.send("claim", effect("claim"))
+    assert world.outbox.find("claim") is None
+
+
 # ---- other hands on the key -----------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The journal's rows of what the hot key wants done on chain.
 
 An intent is one effect, named by its key. Its attempts are signed versions of it under one nonce, so at most one of
-them is ever mined.
+them is ever mined; another nonce comes only where the old one was used up without the effect.
 """
 
 from dataclasses import dataclass
@@ -97,10 +97,10 @@ class Outbox:
             self._add(key, signed)
         return intent
 
-    def add_attempt(self, key: str, signed: SignedTransaction) -> None:
-        """A further version of a pending intent: dearer under its nonce, or under another one if that was taken."""
+    def add_attempt(self, key: str, signed: SignedTransaction, gas_limit: int) -> None:
+        """A further version of a pending intent: dearer under its nonce, or under another one if that was used."""
         with self._journal.transaction() as db:
-            db.execute("UPDATE intents SET nonce = ? WHERE key = ?", (signed.nonce, key))
+            db.execute("UPDATE intents SET nonce = ?, gas_limit = ? WHERE key = ?", (signed.nonce, gas_limit, key))
             self._add(key, signed)
 
     def set_mined(self, key: str, receipt: TxReceipt, *, final: bool) -> None:

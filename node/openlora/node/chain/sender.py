@@ -15,7 +15,7 @@ from eth_account.signers.local import LocalAccount
 from openlora.contracts import Call
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.outbox import Attempt, Intent, Outbox
-from openlora.node.chain.transaction import FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
+from openlora.node.chain.transaction import MAX_GAS, FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
 from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
 from openlora.node.errors import ChainError, GasTooDear, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
 from openlora.node.job import Wei
@@ -24,6 +24,7 @@ from openlora.node.journal import FIRST_NONCE, Journal
 log = logging.getLogger(__name__)
 
 TRANSFER_GAS = 21_000
+OUT_OF_GAS = 0.95  # of the limit: a plain revert uses no more than two thirds of it
 GAP = "gap:"  # keys of the transfers that fill holes in the nonces
 PATIENCE_TICKS = 10  # with a server that shows no sense, before another is asked or the signing stops
 
@@ -197,7 +198,10 @@ class Sender:
         except Reverted as refusal:
             await self._client.call(call, block=self._highest, sender=self._address)
             raise RpcBehind(f"{refusal}, but not at block {self._highest}: an RPC lags") from None
-        return gas_limit or gas_limit_of(estimate), fees, balance
+        gas = gas_limit or gas_limit_of(estimate)
+        if gas > MAX_GAS:
+            raise ChainError(f"{call.name} would take {gas:,} gas, and a transaction may have {MAX_GAS:,}")
+        return gas, fees, balance
 
     async def _mined(self, key: str, confirmations: int) -> TxReceipt:
         while True:
@@ -289,6 +293,11 @@ class Sender:
         attempts = self._outbox.attempts(intent.key)
         for attempt in attempts:
             receipt = await self._client.receipt(attempt.signed.hash)
+            if receipt is not None and _ran_out(receipt, intent) and await self._would_pass(intent):
+                if head.number - receipt.block.number + 1 >= self._options.confirmations:
+                    log.warning("event=out_of_gas intent=%s nonce=%d", intent.key, intent.nonce)
+                    await self._sign_anew(intent, attempt, 2 * intent.gas_limit)
+                return
             if receipt is not None:
                 self._outbox.set_mined(intent.key, receipt, final=self._is_final(receipt, head))
                 self._sent_at.pop(intent.key, None)
@@ -306,15 +315,25 @@ class Sender:
         if intent.key.startswith(GAP):
             self._outbox.discard(intent.key)
         elif head.number - taken.block.number + 1 >= self._options.confirmations:
-            await self._sign_anew(intent, attempts[0])
+            log.warning("event=nonce_taken intent=%s nonce=%d", intent.key, intent.nonce)
+            await self._sign_anew(intent, attempts[0], intent.gas_limit)
 
-    async def _sign_anew(self, intent: Intent, newest: Attempt) -> None:
-        """Under another nonce, the old one having been used by a transaction that is as deep as we ask of our own."""
+    async def _would_pass(self, intent: Intent) -> bool:
+        """Whether it would do something now: not if its effect is there, whatever a server said of its receipt."""
+        try:
+            await self._client.estimate_gas(intent.to, intent.data, self._address, name=intent.key)
+        except Reverted:
+            return False
+        return True
+
+    async def _sign_anew(self, intent: Intent, newest: Attempt, gas_limit: int) -> None:
+        """Under another nonce, the old one having been used: by somebody else's transaction that is as deep as we ask
+        of our own, or by one of ours that had too little gas."""
         fresh = await self._options.fees.quote(self._client)
         fees = self._options.fees.bump(newest.signed.fees, fresh) or fresh
-        signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, self._outbox.next_nonce())
-        self._outbox.add_attempt(intent.key, signed)
-        log.warning("event=nonce_taken intent=%s nonce=%d new_nonce=%d", intent.key, intent.nonce, signed.nonce)
+        signed = self._sign(intent.to, intent.data, gas_limit, fees, self._outbox.next_nonce())
+        self._outbox.add_attempt(intent.key, signed, gas_limit)
+        log.info("event=tx_signed intent=%s nonce=%d tx=%s", intent.key, signed.nonce, to_hex(signed.hash))
         await self._broadcast(intent.key, signed)
 
     async def _push(self, intent: Intent, used: int, head: Block) -> None:
@@ -338,7 +357,7 @@ class Sender:
             log.warning("event=fee_cap_reached intent=%s nonce=%d", intent.key, intent.nonce)
             return
         signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, intent.nonce)
-        self._outbox.add_attempt(intent.key, signed)
+        self._outbox.add_attempt(intent.key, signed, intent.gas_limit)
         log.info("event=tx_bumped intent=%s nonce=%d max_fee_wei=%d", intent.key, intent.nonce, fees.max_fee_wei)
         await self._broadcast(intent.key, signed)
 
@@ -403,6 +422,13 @@ class Sender:
     def _check_trusted(self) -> None:
         if self._stopped is not None:
             raise JournalError(str(self._stopped)) from self._stopped
+
+
+def _ran_out(receipt: TxReceipt, intent: Intent) -> bool:
+    """Of gas, and may have more: the estimate was wrong, or another's transaction came between. A call within the call
+    gets 63/64 of what is left, so that a little may remain."""
+    spent = receipt.gas_used >= OUT_OF_GAS * intent.gas_limit
+    return not receipt.succeeded and spent and 2 * intent.gas_limit <= MAX_GAS
 
 
 async def _all(*asked: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from openlora.node.job import Wei
 
 GWEI = 10**9
 GAS_MARGIN = 1.5
+MAX_GAS = 1 << 24  # of a transaction (EIP-7825): one with more is never mined, and all later nonces wait behind it
 
 
 def gas_limit_of(estimate: int) -> int:
