@@ -103,9 +103,12 @@ class Transactions:
     sent: list[str] = field(default_factory=list)
     reverts: dict[str, str] = field(default_factory=dict)  # deed → the contract's error
     head: int = 10
+    meanwhile: Callable[[], object] = lambda: None  # what the follower is told while the claim is under way
 
     async def send(self, key: str, call: Call[Any]) -> TxReceipt:
         deed = key.split(":")[0]
+        if deed == "claim":
+            self.meanwhile()
         if deed in self.reverts:
             raise Reverted(self.reverts[deed], f"{call.name}: {self.reverts[deed]}")
         self.sent.append(key)
@@ -377,6 +380,14 @@ async def test_a_claim_that_the_chain_refuses_is_lost(scene: Scene):
     scene.transactions.reverts["claim"] = "WrongState"
     assert await scene.run() is JobState.LOST
     assert scene.engine.generated == 0
+
+
+async def test_a_claim_that_the_chain_shows_is_not_lost_over_a_servers_word(scene: Scene):
+    """One that says that its transaction failed: the claim's bond would be lost for it."""
+    scene.submit()
+    scene.transactions.reverts["claim"] = "WrongState"
+    scene.transactions.meanwhile = lambda: scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+    assert await scene.run() is JobState.COMMITTED
 
 
 @pytest.mark.parametrize("trouble", [ContentError("a block does not match"), NetworkDown("it ended 3 times")])

@@ -137,7 +137,8 @@ class Worker:
             call = self.queue.claim(job_id, self._job(job_id).spec)
             receipt = await self.sender.send(self._intent("claim", job_id), call)
         except Reverted as refusal:
-            self._lose(job_id, refusal)
+            if self._job(job_id).state is not JobState.CLAIMED:  # else the chain says itself that it is ours
+                self._lose(job_id, refusal)
             return
         if self._job(job_id).state is JobState.CLAIMING:  # else the follower was told of the claim first
             self.journal.move(job_id, JobState.CLAIMED, block=receipt.block)
