@@ -1,7 +1,7 @@
 """How many rows of prompts and of drafts a pass may hold, so that those who read their answers do well by it."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from openlora.node.engine.sequence import Chunk
@@ -62,13 +62,14 @@ class Pace:
         due."""
         if decoding.bit_length() not in self._calm_s or self._looks:
             return 0
+        added = self._added_by_blocks(decoding)
         best, most, saved = 0, 0.0, 0.0
         for rows, chance in enumerate(chances, 1):
             saved += chance / decoding
             if (decoding + rows) % BLOCK == 0 or rows == len(chances):
-                added = self._added(decoding, rows)
-                gain = saved - MARGIN * added
-                if gain > most and added <= MOST_ADDED:
+                share = _expected(added, decoding, rows)
+                gain = saved - MARGIN * share
+                if gain > most and share <= MOST_ADDED:
                     best, most = rows, gain
         return best
 
@@ -87,16 +88,20 @@ class Pace:
         if self._passes % FORGET == 0:
             self._forget()
 
-    def _added(self, decoding: int, rows: int) -> float:
-        """What `rows` rows of drafts add to a pass, as a share of calm: the median of what was seen and of a guess."""
+    def _added_by_blocks(self, decoding: int) -> dict[int, list[float]]:
+        """What drafts have added to passes, as shares of calm, by the number of blocks."""
         size = decoding.bit_length()
         growth = (1 + decoding / self._calm_rows[size]) / 2  # half of a pass is taken to grow with its rows
         calm_s = _median(self._calm_s[size]) * growth
-        seen = (seconds / calm_s - 1 for seconds in self._drafts_s.get(_blocks(decoding, rows), ()))
-        return max(median([*seen, UNTRIED * rows / decoding]), _LEAST_ADDED)
+        return {
+            key[1]: [max(seconds / calm_s - 1, _LEAST_ADDED) for seconds in passes_s]
+            for key, passes_s in self._drafts_s.items()
+            if key[0] == size
+        }
 
     def _learn_drafts(self, decoding: int, rows: int, seconds: float) -> None:
-        self._drafts_s.setdefault(_blocks(decoding, rows), deque(maxlen=_DRAFTS_SEEN)).append(seconds)
+        key = decoding.bit_length(), _blocks(decoding, rows)
+        self._drafts_s.setdefault(key, deque(maxlen=_DRAFTS_SEEN)).append(seconds)
         self._passes_with_drafts += 1
         if self._passes_with_drafts >= LOOK_EVERY:
             self._passes_with_drafts, self._looks = 0, 1
@@ -133,9 +138,18 @@ class Pace:
         self._looks = max(0, self._looks - 1)
 
 
-def _blocks(decoding: int, drafts: int) -> tuple[int, int]:
-    """What passes with drafts are alike by."""
-    return decoding.bit_length(), -(-(decoding + drafts) // BLOCK)
+def _blocks(decoding: int, drafts: int) -> int:
+    return -(-(decoding + drafts) // BLOCK)
+
+
+def _expected(added: Mapping[int, Sequence[float]], decoding: int, rows: int) -> float:
+    """What `rows` rows of drafts will add: the median of what was seen for as many blocks, and of a guess by the
+    cheapest rows of other passes."""
+    own = _blocks(decoding, rows)
+    room = {blocks: blocks * BLOCK - decoding for blocks in added if blocks != own}
+    others = [median(added[blocks]) / drafts for blocks, drafts in room.items() if drafts > 0]
+    each = max(UNTRIED / decoding, min(others, default=0.0))
+    return median([*added.get(own, ()), rows * each])
 
 
 def _median(seen: Sequence[float] | None) -> float:
