@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from openlora.contracts import JobExpired
+from openlora.contracts import JobExpired, Paid
 from openlora.node.chain.follower import Batch, Follower
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, RpcBehind, RpcDown
 from openlora.node.job import BlockRef
@@ -105,8 +105,16 @@ async def test_others_logs_are_passed_over(world: World) -> None:
     assert ledger.entries() == [(1, 1)]
 
 
-async def test_a_log_that_does_not_fit_its_abi_is_not_passed_over(world: World) -> None:
-    world.chain.mine(logs=[FakeLog((JobExpired.TOPIC, bytes(32)), b"short")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        FakeLog((JobExpired.TOPIC, bytes(32)), b"short"),
+        FakeLog((Paid.TOPIC, bytes(32), (99).to_bytes(32, "big"), bytes(32)), bytes(32)),
+    ],
+    ids=["short", "a role that is none"],
+)
+async def test_a_log_that_does_not_fit_its_abi_is_not_passed_over(world: World, wrong: FakeLog) -> None:
+    world.chain.mine(logs=[wrong])
     with pytest.raises(ChainError, match="check the deployment"):
         await follower(world).step(Ledger(world).apply)
     assert world.journal.cursor is None

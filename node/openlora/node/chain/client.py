@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from openlora.contracts import AbiMismatch, Call, Deployment, decode_revert
+from openlora.contracts import Call, Deployment, decode_revert
 from openlora.node.chain.rpc import RpcPool
 from openlora.node.chain.types import Block, Log, SentTransaction, TxReceipt, quantity, to_bytes, to_hex
 from openlora.node.errors import ChainError, Reverted, RpcBehind, RpcError, WrongChain
@@ -62,7 +62,7 @@ class ChainClient:
             raise _reverted(call.name, error) from None
         try:
             return call.decode(raw)
-        except AbiMismatch:
+        except ValueError:  # AbiMismatch, or a number that is none of an enum's
             raise ChainError(
                 f"{call.name}: {call.to} answered with nothing that fits; check the deployment file"
             ) from None

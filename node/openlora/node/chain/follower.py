@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from openlora.contracts import AbiMismatch, Event, decode_log
+from openlora.contracts import Event, decode_log
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.types import Block, Log
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, RpcBehind, RpcDown, RpcError
@@ -101,7 +101,7 @@ class Follower:
             try:
                 return await self.step(apply)
             except (ChainError, JournalUnwritable) as error:
-                if isinstance(error, RpcBehind | RpcError) and tries % PATIENCE_STEPS == 0:
+                if isinstance(error, ChainError) and tries % PATIENCE_STEPS == 0:
                     self._client.doubt(doubts)
                 log.warning("event=follower_waits reason=%r", str(error))
             except JournalError as error:
@@ -213,7 +213,7 @@ def _decode(logs: Sequence[Log]) -> tuple[Occurrence, ...]:
     for entry in logs:
         try:
             event = decode_log(entry.topics, entry.data)
-        except AbiMismatch as error:
+        except ValueError as error:  # AbiMismatch, or a number that is none of an enum's
             raise ChainError(
                 f"{entry.address} logged what its ABI does not allow; check the deployment: {error}"
             ) from None

@@ -9,7 +9,6 @@ from typing import Final
 from eth_typing import ChecksumAddress
 
 from openlora.contracts import (
-    AbiMismatch,
     BondForfeited,
     Event,
     HotKeySet,
@@ -96,7 +95,7 @@ class StakeDirectory:
         for start in range(first, last + 1, MAX_RANGE):
             try:
                 found = await events(self._chain, self._registry.address, start, min(start + MAX_RANGE - 1, last))
-            except AbiMismatch as error:
+            except ValueError as error:  # AbiMismatch, or a number that is none of an enum's
                 raise ChainError(
                     f"{self._registry.address} is no NodeRegistry; check the deployment: {error}"
                 ) from None
