@@ -26,6 +26,7 @@ _X86_UNITS: dict[str, tuple[str, ...]] = {
     "amx": (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi2", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 _COMPILE_TIMEOUT_S = 300.0
+_UNDER_WAY = "cpu-build-"  # what the folder of a build begins with: nobody else's in a cache that others may use
 
 
 def library_path(cache_dir: Path) -> Path:
@@ -45,7 +46,7 @@ def library_path(cache_dir: Path) -> Path:
         with (cache_dir / "cpu.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                for left in cache_dir.glob(f"{tempfile.gettempprefix()}*"):  # by builds that were killed
+                for left in cache_dir.glob(f"{_UNDER_WAY}*"):  # by builds that were killed
                     shutil.rmtree(left)
                 _compile(compiler, units, path)
     except OSError as error:
@@ -63,7 +64,10 @@ def _fingerprint(compiler: str, units: dict[str, tuple[str, ...]]) -> str:
 
 def _compile(compiler: str, units: dict[str, tuple[str, ...]], path: Path) -> None:
     """Leaves a whole library at `path`, or nothing."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with (
+        tempfile.TemporaryDirectory(prefix=_UNDER_WAY, dir=path.parent) as folder,
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+    ):
         objects = {unit: f"{folder}/{unit}.o" for unit in units}
         commands = [
             [compiler, *_COMMON, *flags, "-c", str(_SOURCES / f"{unit}.cpp"), "-o", objects[unit]]
