@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--decoding", type=int, default=31)
     parser.add_argument("--prompt", type=int, default=2_000)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument(
-        "--cache-dir", type=Path, help="where compiled kernels are kept; without it the reference serves"
-    )
+    parser.add_argument("--cache-dir", type=Path, default=Path("var/cache"), help="where compiled kernels are kept")
     parser.add_argument("--no-speculation", action="store_true")
     arguments = parser.parse_args()
     limits = EngineLimits(prefix_cache=False, speculation=not arguments.no_speculation)

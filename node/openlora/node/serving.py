@@ -69,8 +69,11 @@ async def _load_adapters(
 
 def _without_links(folder: str, copies: Path) -> str:
     """Where the engine, which follows no link, can read the adapter in `folder`."""
-    if not any(path.is_symlink() for path in Path(folder).iterdir()):
-        return folder
+    try:
+        if not any(path.is_symlink() for path in Path(folder).iterdir()):
+            return folder
+    except OSError as error:
+        raise AdapterError(f"{folder} cannot be read: {error.strerror}") from error
     plain = tempfile.mkdtemp(dir=copies)
     copy_adapter(Path(folder), Path(plain))
     return plain
