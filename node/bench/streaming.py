@@ -3,8 +3,9 @@
     python node/bench/streaming.py MODEL [--adapters 0 32] [--runs 3] [--dtype bfloat16] [--cache-dir DIR]
 
 The workload is throughput.py's: 32 requests of 64 prompt and 64 output tokens, request i on adapter i mod N, here each
-over a connection of its own, a server-sent event a token. Prints one JSON line for each N: output tokens/s over HTTP
-and of the engine, medians of runs that alternate, and their ratio; the clients' own processor time is part of the cost.
+over a connection of its own, a server-sent event for what a step brings. Prints one JSON line for each N: output
+tokens/s over HTTP and of the engine, medians of runs that alternate, and their ratio; the clients' own processor time
+is part of the cost.
 """
 
 import argparse

@@ -39,7 +39,8 @@ def service(socket_path: Path, *arguments: str) -> Iterator[subprocess.Popen[byt
 
 
 async def answer(client: EngineClient) -> list[int]:
-    return [token.token_id async for token in client.generate([9, 3], Sampling(max_tokens=4))]
+    answer = client.generate([9, 3], Sampling(max_tokens=4))
+    return [token.token_id async for tokens in answer for token in tokens]
 
 
 async def dies(client: EngineClient) -> None:

@@ -43,4 +43,4 @@ async def _run(
     rng = random.Random(seed << 32 | number)  # noqa: S311 - nothing is secret
     prompt = [rng.randrange(engine.info.vocab_size) for _ in range(prompt_tokens)]
     sampling = Sampling(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
-    return [time.perf_counter() async for _ in engine.generate(prompt, sampling)]
+    return [time.perf_counter() async for tokens in engine.generate(prompt, sampling) for _ in tokens]

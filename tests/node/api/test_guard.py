@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from openlora.node.api.limits import Admission, Limits
-from openlora.node.api.sse import EventStream, SendEvent
+from openlora.node.api.sse import EventStream, SendEvents
 from openlora.node.engine.supervisor import EngineOptions, supervised_engine
 from openlora.node.errors import Overloaded
 from tests.node import fake_engine
@@ -231,10 +231,10 @@ async def test_a_send_that_never_returns_ends_the_work(caplog: pytest.LogCapture
     """Where the kernel does not drop the connection by itself."""
     sent, ended = 0, asyncio.Event()
 
-    async def produce(send_event: SendEvent) -> None:
+    async def produce(send_events: SendEvents) -> list[object]:
         try:
             while True:
-                await send_event({})
+                await send_events({})
         finally:
             ended.set()
 

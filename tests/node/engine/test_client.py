@@ -24,7 +24,8 @@ FAKE_ENGINE = (sys.executable, fake_engine.__file__)
 async def tokens_of(
     client: EngineClient, prompt: list[int], max_tokens: int = 8, adapters: tuple[AdapterUse, ...] = ()
 ) -> list[Token]:
-    return [token async for token in client.generate(prompt, Sampling(max_tokens=max_tokens), adapters)]
+    answer = client.generate(prompt, Sampling(max_tokens=max_tokens), adapters)
+    return [token async for tokens in answer for token in tokens]
 
 
 @asynccontextmanager
@@ -59,10 +60,14 @@ async def test_refusals_are_typed() -> None:
 async def test_a_request_that_fails_while_running_keeps_its_first_tokens_and_its_neighbours() -> None:
     async with in_process_engine(FakeEngine()) as client:
         neighbour = asyncio.create_task(tokens_of(client, [9]))
-        poisoned = client.generate([POISON], Sampling(max_tokens=8))
-        assert [(await anext(poisoned)).finish_reason for _ in range(2)] == [None, None]
+        first: list[Token] = []
+
+        async def read() -> None:
+            async for tokens in client.generate([POISON], Sampling(max_tokens=8)):
+                first.extend(tokens)
+
         with pytest.raises(RequestError, match="NaN"):
-            await anext(poisoned)
+            await read()
         assert len(await neighbour) == 8
 
 
@@ -90,8 +95,11 @@ async def test_a_slow_reader_stalls_nobody() -> None:
         async with aclosing(slow):
             first = await anext(slow)
             assert len(await tokens_of(client, [9, 9], max_tokens=500)) == 500
-            rest = [token async for token in slow]
-    assert [first.finish_reason, rest[-1].finish_reason, len(rest)] == [None, "length", 999]
+            meanwhile = await anext(slow)
+            rest = [token async for tokens in slow for token in tokens]
+    assert [first[-1].finish_reason, rest[-1].finish_reason] == [None, "length"]
+    assert len(first) + len(meanwhile) + len(rest) == 1000
+    assert len(meanwhile) > 400, "what came while nobody looked comes at once"
 
 
 async def test_adapters_are_loaded_used_and_unloaded(tmp_path: Path) -> None:
@@ -126,7 +134,7 @@ async def test_a_killed_engine_fails_what_it_ran_and_comes_back_with_its_adapter
             with pytest.raises(EngineDied, match="submit it again"):
                 await tokens_of(client, [CRASH])
             with pytest.raises(EngineDied):
-                _ = [token async for token in neighbour]
+                _ = [tokens async for tokens in neighbour]
         after = await tokens_of(client, [9], adapters=(AdapterUse("a"),))
         assert [t.token_id for t in after] == [t.token_id for t in before]
 

@@ -55,7 +55,7 @@ class Bench:
     ) -> list[Token]:
         usual = Sampling(max_tokens=output, temperature=0.0, logprobs=2)
         chosen = msgspec.structs.replace(usual, **sampling)
-        return [token async for token in self.client.generate(prompt, chosen, uses)]
+        return [token async for tokens in self.client.generate(prompt, chosen, uses) for token in tokens]
 
     def check(self, prompt: Sequence[int], uses: Sequence[AdapterUse], tokens: Sequence[Token]) -> None:
         """The tokens are greedy ones, and their log-probabilities the model's."""
@@ -114,7 +114,7 @@ async def test_tokens_stream_and_a_cancelled_request_ends(bench: Bench) -> None:
     stream = bench.client.generate(prompt_of(8), Sampling(max_tokens=400, temperature=0.0, ignore_eos=True))
     async with aclosing(stream):
         for _ in range(5):
-            assert (await anext(stream)).finish_reason is None
+            assert (await anext(stream))[-1].finish_reason is None
         assert (await bench.client.status()).running == 1
     async with asyncio.timeout(30):
         while (status := await bench.client.status()).running + status.waiting:
@@ -145,12 +145,12 @@ async def test_a_replaced_adapter_serves_whoever_started_with_it(bench: Bench) -
     await bench.client.load_adapter("churn", str(old))
     sampling = Sampling(max_tokens=40, temperature=0.0, logprobs=2, ignore_eos=True)
     running = bench.client.generate(prompt, sampling, (AdapterUse("churn"),))
-    before = [await anext(running)]
+    before = [*await anext(running)]
     for name in ("b", "c", "a", "b"):  # vLLM's slots are filled and emptied beside the running request
         await bench.generate(prompt, (AdapterUse(name, 0.5),), output=2)
     await bench.client.load_adapter("churn", str(new))
     after = await bench.generate(prompt, (AdapterUse("churn"),))
-    before += [token async for token in running]
+    before += [token async for tokens in running for token in tokens]
     bench.check(prompt, (AdapterUse("a"),), before)
     bench.check(prompt, (AdapterUse("c"),), after)
     await bench.client.unload_adapter("churn")

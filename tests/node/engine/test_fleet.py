@@ -32,7 +32,7 @@ async def fleet_of(*engines: FakeEngine) -> AsyncIterator[EngineFleet]:
 
 async def answer(fleet: EngineFleet, *keys: str, tokens: int = 4) -> list[Token]:
     uses = [AdapterUse(key) for key in keys]
-    return [token async for token in fleet.generate([9], Sampling(max_tokens=tokens), uses)]
+    return [token async for batch in fleet.generate([9], Sampling(max_tokens=tokens), uses) for token in batch]
 
 
 async def load(fleet: EngineFleet, folder: Path, *keys: str) -> None:

@@ -12,7 +12,7 @@ from openlora.node.api.openapi import answers
 from openlora.node.api.schemas import ChatRequest, CompletionRequest
 from openlora.node.api.service import Choice, TextService
 from openlora.node.api.shapes import ChatShape, CompletionShape
-from openlora.node.api.sse import EventStream, SendEvent, while_connected
+from openlora.node.api.sse import EventStream, SendEvents, while_connected
 from openlora.node.engine.text import TextDelta
 from openlora.node.errors import RequestError
 
@@ -75,7 +75,8 @@ async def _whole(
 
         await service.run(plan, keep)
         answers = [(choice, deltas[choice.index]) for choice in plan.choices]
-        return shape.whole(answers, _usage(plan.prompt_tokens, sum(map(len, deltas.values()))))
+        generated = sum(len(delta.tokens) for _, given in answers for delta in given)
+        return shape.whole(answers, _usage(plan.prompt_tokens, generated))
 
 
 async def _stream(
@@ -83,20 +84,19 @@ async def _stream(
     body: CompletionRequest | ChatRequest,
     shape: CompletionShape | ChatShape,
     tenant: str,
-    send_event: SendEvent,
-) -> None:
+    send_events: SendEvents,
+) -> list[dict[str, Any]]:
     generated = 0
 
     async def send(choice: Choice, delta: TextDelta) -> None:
         nonlocal generated
-        generated += 1
-        for chunk in shape.chunks(choice, delta):
-            await send_event(chunk)
+        generated += len(delta.tokens)
+        if chunks := shape.chunks(choice, delta):
+            await send_events(*chunks)
 
     async with service.admitted(body, tenant) as plan:
         await service.run(plan, send)
-    if body.include_usage:
-        await send_event(shape.usage_chunk(_usage(plan.prompt_tokens, generated)))
+    return [shape.usage_chunk(_usage(plan.prompt_tokens, generated))] if body.include_usage else []
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The shapes of OpenAI's answers: whole and in chunks, for completions and for chats."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -20,13 +20,14 @@ class CompletionShape:
         self._offsets: dict[int, int] = {}
         self._begun: set[int] = set()
 
-    def chunks(self, choice: Choice, delta: TextDelta) -> Iterator[dict[str, Any]]:
-        """The events that one token makes; none while its text is held back."""
+    def chunks(self, choice: Choice, delta: TextDelta) -> list[dict[str, Any]]:
+        """The events that a delta makes; none while its text is held back."""
         echo = "" if choice.index in self._begun else choice.echo
         self._begun.add(choice.index)
         body = self._choice(choice, echo, [delta], delta.finish_reason)
         if body["text"] or body["logprobs"] or delta.finish_reason:
-            yield self._envelope.chunk("text_completion", [body])
+            return [self._envelope.chunk("text_completion", [body])]
+        return []
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
         return self._envelope.usage_chunk("text_completion", usage)
@@ -39,7 +40,7 @@ class CompletionShape:
         return {
             "index": choice.index,
             "text": echo + "".join(delta.text for delta in deltas),
-            "logprobs": self._logprobs(choice, [delta.token for delta in deltas]),
+            "logprobs": self._logprobs(choice, [token for delta in deltas for token in delta.tokens]),
             "finish_reason": reason,
         }
 
@@ -79,16 +80,18 @@ class ChatShape:
         self._text = text
         self._begun: set[int] = set()
 
-    def chunks(self, choice: Choice, delta: TextDelta) -> Iterator[dict[str, Any]]:
-        """The events that one token makes; none while its text is held back."""
+    def chunks(self, choice: Choice, delta: TextDelta) -> list[dict[str, Any]]:
+        """The events that a delta makes; none while its text is held back."""
+        chunks = []
         if choice.index not in self._begun:
             self._begun.add(choice.index)
-            yield self._chunk(choice, {"role": "assistant", "content": ""})
-        logprobs = self._logprobs(choice, [delta.token])
+            chunks.append(self._chunk(choice, {"role": "assistant", "content": ""}))
+        logprobs = self._logprobs(choice, delta.tokens)
         if delta.text or logprobs:
-            yield self._chunk(choice, {"content": delta.text}, logprobs)
+            chunks.append(self._chunk(choice, {"content": delta.text}, logprobs))
         if delta.finish_reason is not None:
-            yield self._chunk(choice, {}, None, delta.finish_reason)
+            chunks.append(self._chunk(choice, {}, None, delta.finish_reason))
+        return chunks
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
         return self._envelope.usage_chunk("chat.completion.chunk", usage)
@@ -102,7 +105,7 @@ class ChatShape:
                     "content": "".join(delta.text for delta in deltas),
                     "refusal": None,
                 },
-                "logprobs": self._logprobs(choice, [delta.token for delta in deltas]),
+                "logprobs": self._logprobs(choice, [token for delta in deltas for token in delta.tokens]),
                 "finish_reason": deltas[-1].finish_reason,
             }
             for choice, deltas in answers

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import msgspec
 from starlette.responses import Response
@@ -15,7 +16,11 @@ from openlora.node.tasks import running
 
 log = logging.getLogger(__name__)
 
-SendEvent = Callable[[object], Awaitable[None]]
+
+class SendEvents(Protocol):
+    """Sends some events at once."""
+
+    def __call__(self, *events: object) -> Awaitable[None]: ...
 
 
 @asynccontextmanager
@@ -32,7 +37,8 @@ async def _until_disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Sends each event of `produce` as `data: <JSON>`, and `data: [DONE]` at the end.
+    """Sends what `produce` gives to its argument as `data: <JSON>` each, then the events that it returns, and
+    `data: [DONE]` at the end.
 
     `produce` is cancelled when the client disconnects, or takes nothing for `send_timeout_s`. What it raises before its
     first event becomes an ordinary HTTP error; later, a last event {"error": …} without [DONE].
@@ -40,42 +46,51 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, produce: Callable[[SendEvent], Awaitable[None]], send_timeout_s: float) -> None:
+    def __init__(self, produce: Callable[[SendEvents], Awaitable[Iterable[object]]], send_timeout_s: float) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._produce, self._send_timeout_s = produce, send_timeout_s
         self._started = False
         self._turn = asyncio.Lock()
+        self._sending_since_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_event(event: object) -> None:
-            await self._write(send, b"data: " + msgspec.json.encode(event) + b"\n\n")
+        async def send_events(*events: object) -> None:
+            await self._write(send, _framed(events))
 
         try:
-            async with while_connected(receive):
-                try:
-                    await self._produce(send_event)
-                except OpenLoraError as error:
-                    if not self._started:
-                        raise
-                    await send_event(describe(error)[1])
-                else:
-                    await self._write(send, b"data: [DONE]\n\n")
-            await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+            async with running(self._until_stuck(), "reader-watcher"):
+                async with while_connected(receive):
+                    try:
+                        end = _framed(await self._produce(send_events)) + b"data: [DONE]\n\n"
+                    except OpenLoraError as error:
+                        if not self._started:
+                            raise
+                        end = _framed([describe(error)[1]])
+                await self._write(send, end, last=True)
         except TimeoutError:
             log.warning("event=reader_dropped silent_s=%g", self._send_timeout_s)
         except ClientGone:
             log.debug("event=client_gone")
 
-    async def _write(self, send: Send, data: bytes) -> None:
+    async def _write(self, send: Send, data: bytes, *, last: bool = False) -> None:
         async with self._turn:
+            self._sending_since_s = asyncio.get_running_loop().time()
             if not self._started:
                 self._started = True
-                await self._send(
-                    send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                )
-            await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": data, "more_body": not last})
+            self._sending_since_s = None
 
-    async def _send(self, send: Send, message: dict[str, object]) -> None:
-        async with asyncio.timeout(self._send_timeout_s):
-            await send(message)
+    async def _until_stuck(self) -> None:
+        """One timer for all of a stream's sends, which rarely wait: a timeout around each would cost more than they."""
+        loop = asyncio.get_running_loop()
+        while True:
+            since_s = loop.time() if self._sending_since_s is None else self._sending_since_s
+            if (left_s := since_s + self._send_timeout_s - loop.time()) <= 0:
+                raise TimeoutError
+            await asyncio.sleep(left_s)
+
+
+def _framed(events: Iterable[object]) -> bytes:
+    return b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events)

@@ -58,6 +58,40 @@ log = logging.getLogger(__name__)
 
 Reply: TypeAlias = AdapterLoaded | AdapterUnloaded | Status
 ReplyKey: TypeAlias = tuple[type[Reply], str]
+Tokens: TypeAlias = Sequence[Token]  # what had come of a request when its caller looked: in order, at least one
+
+
+class _Answer:
+    """What has come of a request and was not taken yet: all its output if need be, so the reader of events never waits
+    for a slow consumer and nobody stalls another."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._room = max_tokens
+        self._tokens: list[Token] = []
+        self._error: OpenLoraError | None = None
+        self._came = asyncio.Event()
+
+    def put(self, token: Token) -> None:
+        """Raises FrameMalformed for more tokens than were asked for."""
+        if self._room == 0:
+            raise FrameMalformed("the engine sent more tokens than were asked for")
+        self._room -= 1
+        self._tokens.append(token)
+        self._came.set()
+
+    def fail(self, error: OpenLoraError) -> None:
+        self._error = error
+        self._came.set()
+
+    async def take(self) -> Tokens:
+        """Raises what the request failed with, once all its tokens are taken."""
+        await self._came.wait()
+        if not self._tokens and self._error is not None:
+            raise self._error
+        if self._error is None:
+            self._came.clear()
+        tokens, self._tokens = self._tokens, []
+        return tokens
 
 
 class Connection:
@@ -66,7 +100,7 @@ class Connection:
     def __init__(self, frames: AsyncFrames[Event], info: ModelInfo) -> None:
         self.info = info
         self._frames = frames
-        self._requests: dict[str, asyncio.Queue[Token | OpenLoraError]] = {}
+        self._requests: dict[str, _Answer] = {}
         self._replies: dict[ReplyKey, deque[asyncio.Future[Reply]]] = {}
         self._numbers = itertools.count(1)
         self._ended: str | None = None
@@ -104,11 +138,9 @@ class Connection:
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse], tenant: str
-    ) -> AsyncGenerator[Token, None]:
+    ) -> AsyncGenerator[Tokens, None]:
         request_id = str(next(self._numbers))
-        # The queue holds the whole output, so the reader never waits for a slow consumer and nobody stalls another.
-        queue: asyncio.Queue[Token | OpenLoraError] = asyncio.Queue(sampling.max_tokens + 1)
-        self._requests[request_id] = queue
+        self._requests[request_id] = answer = _Answer(sampling.max_tokens)
         try:
             await self._send(
                 Submit(
@@ -119,15 +151,13 @@ class Connection:
                     tenant=tenant,
                 )
             )
-            while True:
-                item = await queue.get()
-                if isinstance(item, OpenLoraError):
-                    raise item
-                if item.finish_reason is not None:
+            ended = False
+            while not ended:
+                tokens = await answer.take()
+                ended = tokens[-1].finish_reason is not None
+                if ended:
                     self._requests.pop(request_id, None)
-                yield item
-                if item.finish_reason is not None:
-                    return
+                yield tokens
         finally:
             if self._requests.pop(request_id, None) is not None:
                 self._frames.post(Cancel(request_id=request_id))
@@ -167,10 +197,12 @@ class Connection:
         match event:
             case Step(tokens=tokens):
                 for token in tokens:
-                    self._put(token.request_id, token)
+                    if (answer := self._requests.get(token.request_id)) is not None:
+                        answer.put(token)  # else it was cancelled; its last tokens were already on their way
             case Refused(request_id=request_id, code=code, message=message):
-                kind = Overloaded if code == "overloaded" else RequestError
-                self._put(request_id, kind(code, message))
+                if (answer := self._requests.get(request_id)) is not None:
+                    kind = Overloaded if code == "overloaded" else RequestError
+                    answer.fail(kind(code, message))
             case AdapterLoaded(key=key) | AdapterUnloaded(key=key):
                 self._answer((type(event), key), event)
             case AdapterRefused(key=key, message=message):
@@ -179,14 +211,6 @@ class Connection:
                 self._answer((Status, ""), event)
             case Ready() | Failed():
                 raise FrameMalformed(f"the engine sent {type(event).__name__} in the middle of its work")
-
-    def _put(self, request_id: str, item: Token | OpenLoraError) -> None:
-        if (queue := self._requests.get(request_id)) is None:  # cancelled; its last tokens were already on their way
-            return
-        try:
-            queue.put_nowait(item)
-        except asyncio.QueueFull:
-            raise FrameMalformed("the engine sent more tokens than were asked for") from None
 
     def _answer(self, key: ReplyKey, reply: Reply | OpenLoraError) -> None:
         waiting = self._replies.get(key)
@@ -204,9 +228,8 @@ class Connection:
 
     def _end(self, reason: str) -> None:
         self._ended = reason
-        for queue in self._requests.values():
-            if not queue.full():
-                queue.put_nowait(EngineDied(reason))
+        for answer in self._requests.values():
+            answer.fail(EngineDied(reason))
         self._requests.clear()
         for future in itertools.chain.from_iterable(self._replies.values()):
             if not future.done():
@@ -232,19 +255,20 @@ class EngineClient:
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = (), tenant: str = ""
-    ) -> AsyncGenerator[Token, None]:
-        """The tokens of one request; the last one has a `finish_reason`. `tenant` is whose it is, as in `Submit`.
+    ) -> AsyncGenerator[Tokens, None]:
+        """The tokens of one request as they come, which may be several at once; the last one has a `finish_reason`.
+        `tenant` is whose it is, as in `Submit`.
 
         Closing or cancelling the generator cancels the request in the engine. Raises RequestError, Overloaded, and
         EngineDied when the engine ends meanwhile: the request is not repeated, since it may be what killed it.
         """
         connection = await self._current.get()
-        tokens = connection.generate(prompt, sampling, adapters, tenant)
+        answer = connection.generate(prompt, sampling, adapters, tenant)
         try:
-            async for token in tokens:
-                yield token
+            async for tokens in answer:
+                yield tokens
         finally:
-            await tokens.aclose()
+            await answer.aclose()
 
     async def load_adapter(self, key: str, path: str) -> AdapterLoaded:
         """Make the adapter directory at `path` servable as `key`, now and after a restart. Raises AdapterError."""
@@ -285,7 +309,7 @@ class InferenceEngine(Protocol):
 
     def generate(
         self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = (), tenant: str = ""
-    ) -> AsyncGenerator[Token, None]: ...
+    ) -> AsyncGenerator[Tokens, None]: ...
 
     async def load_adapter(self, key: str, path: str) -> AdapterLoaded: ...
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from openlora.node.engine.client import EngineClient
-from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Sampling, Status, Token
+from openlora.node.engine.client import EngineClient, Tokens
+from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Sampling, Status
 from openlora.node.errors import AdapterError
 
 SPREAD_AT = 8  # more running requests than the least busy device has: then an adapter is worth a second copy
@@ -39,17 +39,17 @@ class EngineFleet:
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, adapters: Sequence[AdapterUse] = (), tenant: str = ""
-    ) -> AsyncGenerator[Token, None]:
+    ) -> AsyncGenerator[Tokens, None]:
         """As EngineClient.generate, on one of the devices."""
         device = await self._place({use.key for use in adapters})
         device.running += 1
-        tokens = device.engine.generate(prompt, sampling, adapters, tenant)
+        answer = device.engine.generate(prompt, sampling, adapters, tenant)
         try:
-            async for token in tokens:
-                yield token
+            async for tokens in answer:
+                yield tokens
         finally:
             device.running -= 1
-            await tokens.aclose()
+            await answer.aclose()
 
     async def load_adapter(self, key: str, path: str) -> AdapterLoaded:
         """Servable as `key` from now on. Raises AdapterError, and what was `key` before is then served on."""

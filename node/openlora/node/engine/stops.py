@@ -20,6 +20,8 @@ class StopScanner:
         """The text that is now certain to precede any stop string. Nothing follows a hit."""
         if self.hit:
             return ""
+        if not self._stops:
+            return text
         text = self._held + text
         matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if matches:

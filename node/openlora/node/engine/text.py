@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from openlora.node.documents import ChatMessage, FinishReason, Usage
 from openlora.node.engine.chat import ChatTemplate
-from openlora.node.engine.client import InferenceEngine
+from openlora.node.engine.client import InferenceEngine, Tokens
 from openlora.node.engine.detokenizer import Detokenizer, token_bytes
 from openlora.node.engine.messages import AdapterUse, Sampling, Token
 from openlora.node.engine.stops import StopScanner
@@ -23,10 +23,10 @@ from openlora.node.errors import ModelError, RequestError
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one token added. `text` may be empty: inside a character, or held back for a stop string."""
+    """What tokens that came together added. `text` may be empty: inside a character, or held back for a stop string."""
 
     text: str
-    token: Token
+    tokens: Tokens
     finish_reason: FinishReason | None = None
 
 
@@ -102,21 +102,18 @@ class TextModel:
         stop: Sequence[str] = (),
         tenant: str = "",
     ) -> AsyncGenerator[TextDelta, None]:
-        """Generate until an end token, a stop string or `max_tokens`; one delta a token, the last with a reason.
+        """Generate until an end token, a stop string or `max_tokens`; a delta for all tokens that have come, the last
+        with a reason.
 
         Text ends exactly before the stop string, and generation with the token that completes it, which still counts
         as generated. Closing the generator frees the request. Raises RequestError, Overloaded, EngineDied.
         """
         detokenizer, stops = self.detokenizer(), StopScanner(stop)
-        async with aclosing(engine.generate(prompt_ids, sampling, adapters, tenant)) as tokens:
-            async for token in tokens:
-                ends = token.finish_reason == "stop"  # an end token is no text, even where its name would be
-                text = stops.push("" if ends else detokenizer.push(token.token_id))
-                if token.finish_reason is not None:
-                    text += stops.push(detokenizer.finish()) + stops.finish()
-                reason: FinishReason | None = "stop" if stops.hit or ends else "length" if token.finish_reason else None
-                yield TextDelta(text, token, reason)
-                if reason is not None:
+        async with aclosing(engine.generate(prompt_ids, sampling, adapters, tenant)) as answer:
+            async for tokens in answer:
+                delta = _delta(tokens, detokenizer, stops)
+                yield delta
+                if delta.finish_reason is not None:
                     return
 
     @cached_property
@@ -135,6 +132,21 @@ class TextModel:
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
+def _delta(tokens: Tokens, detokenizer: Detokenizer, stops: StopScanner) -> TextDelta:
+    """What `tokens` add, up to one that ends the text."""
+    text = ""
+    for count, token in enumerate(tokens, 1):
+        ends = token.finish_reason == "stop"  # an end token is no text, even where its name would be
+        text += stops.push("" if ends else detokenizer.push(token.token_id))
+        if token.finish_reason is not None:
+            text += stops.push(detokenizer.finish()) + stops.finish()
+        if stops.hit or ends:
+            return TextDelta(text, tokens[:count], "stop")
+        if token.finish_reason is not None:
+            return TextDelta(text, tokens[:count], "length")
+    return TextDelta(text, tokens)
+
+
 async def collect(deltas: AsyncIterable[TextDelta], prompt_tokens: int) -> Completion:
     """The whole answer of `TextModel.complete`."""
     texts: list[str] = []
@@ -142,7 +154,7 @@ async def collect(deltas: AsyncIterable[TextDelta], prompt_tokens: int) -> Compl
     reason: FinishReason | None = None
     async for delta in deltas:
         texts.append(delta.text)
-        tokens.append(delta.token)
+        tokens += delta.tokens
         reason = delta.finish_reason
     assert reason is not None
     return Completion("".join(texts), tuple(tokens), reason, Usage(prompt_tokens, len(tokens)))
