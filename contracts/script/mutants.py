@@ -259,7 +259,7 @@ FAULTS = (
         "_endClaim(jobId, self, bond, bond);",
         "_endClaim(jobId, self, bond, 0);",
     ),
-    Mutant("free releases", "JobQueue.sol", "uint96 lost = bond / RELEASE_PARTS;", "uint96 lost = 0;"),
+    Mutant("free releases", "JobQueue.sol", "uint96 lost = bond / BOND_PARTS;", "uint96 lost = 0;"),
     Mutant(
         "forfeits are paid twice",
         "JobQueue.sol",
@@ -276,6 +276,21 @@ FAULTS = (
         "over the limits", "JobQueue.sol", "answer.inTokens > spec.maxInTokens || answer.outTokens", "answer.outTokens"
     ),
     Mutant("any seed", "JobQueue.sol", "if (seed != expected) revert WrongSeed(expected);", ""),
+    Mutant(
+        "any seed for a forgotten claim",
+        "JobQueue.sol",
+        "if (claimHash == 0) revert ClaimForgotten(claimBlock);",
+        "if (claimHash == 0) return;",
+    ),
+    Mutant(
+        "a claim's history is not asked", "JobQueue.sol", "Blockhash.blockHash(claimBlock)", "blockhash(claimBlock)"
+    ),
+    Mutant(
+        "whoever claims again has all of the bond back",
+        "JobQueue.sol",
+        "uint256 burnt = Math.min(forfeited, bond / BOND_PARTS);",
+        "uint256 burnt = 0;",
+    ),
     Mutant(
         "commits in the claim's block",
         "JobQueue.sol",
@@ -643,6 +658,24 @@ FAULTS = (
     ),
     Mutant(
         "every job is audited", "Disputes.sol", "if (!isSelected(jobId, number)) revert NotSelected(jobId, number);", ""
+    ),
+    Mutant(
+        "a verifier that retired keeps its place",
+        "Disputes.sol",
+        "Verifier storage self = _enlisted(account);\n        if (self.leavesAt == 0 ||",
+        "Verifier storage self = _enlisted(msg.sender);\n        if (self.leavesAt == 0 ||",
+    ),
+    Mutant(
+        "a round's history is not asked",
+        "Disputes.sol",
+        "bytes32 drawn = Blockhash.blockHash(self.drawBlock);",
+        "bytes32 drawn = blockhash(self.drawBlock);",
+    ),
+    Mutant(
+        "a draw's history is not asked",
+        "Disputes.sol",
+        "bytes32 seed = Blockhash.blockHash(self.drawBlock);",
+        "bytes32 seed = blockhash(self.drawBlock);",
     ),
     Mutant("a round is drawn twice", "Disputes.sol", "if (self.seed != 0 || drawn == 0)", "if (drawn == 0)"),
     Mutant("verifiers leave on duty", "Disputes.sol", "if (self.duties > 0) revert StillOnDuty(msg.sender);", ""),

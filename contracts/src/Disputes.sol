@@ -2,6 +2,7 @@
 pragma solidity ^0.8.30;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {Blockhash} from "@openzeppelin/contracts/utils/Blockhash.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 
 import {IDisputes} from "./interfaces/IDisputes.sol";
@@ -165,8 +166,8 @@ contract Disputes is IDisputes, AccessManaged {
     /// @inheritdoc IDisputes
     function seal() external {
         Round storage self = _rounds[roundCount];
-        bytes32 drawn = blockhash(self.drawBlock);
-        // Zero is BLOCKHASH's word for a block that it does not know.
+        bytes32 drawn = Blockhash.blockHash(self.drawBlock);
+        // Zero stands for a block that the chain does not know.
         // slither-disable-next-line incorrect-equality
         if (self.seed != 0 || drawn == 0) revert NotYet(self.drawBlock);
         self.seed = drawn;
@@ -179,7 +180,7 @@ contract Disputes is IDisputes, AccessManaged {
         if (self.panel.length != 0) revert AlreadyDrawn(jobId);
         if (block.timestamp > self.drawBy) revert TooLate(self.drawBy);
         if (block.number <= self.drawBlock) revert NotYet(self.drawBlock);
-        bytes32 seed = blockhash(self.drawBlock);
+        bytes32 seed = Blockhash.blockHash(self.drawBlock);
         if (seed == 0) {
             self.drawBlock = uint64(block.number) + DRAW_BLOCKS;
             emit DrawMoved(jobId, self.drawBlock);
@@ -266,21 +267,21 @@ contract Disputes is IDisputes, AccessManaged {
     }
 
     /// @inheritdoc IDisputes
-    function withdraw() external {
-        Verifier storage self = _enlisted(msg.sender);
+    function withdraw(address account) external {
+        Verifier storage self = _enlisted(account);
         if (self.leavesAt == 0 || block.timestamp < self.leavesAt) revert NotYet(self.leavesAt);
-        if (self.duties > 0) revert StillOnDuty(msg.sender);
+        if (self.duties > 0) revert StillOnDuty(account);
         uint96 stake = self.stake;
-        delete _verifiers[msg.sender];
+        delete _verifiers[account];
         uint256 last = _verifierList.length - 1;
         for (uint256 i = 0; i < last; i++) {
-            if (_verifierList[i] != msg.sender) continue;
+            if (_verifierList[i] != account) continue;
             _verifierList[i] = _verifierList[last];
             break;
         }
         _verifierList.pop();
-        emit VerifierLeft(msg.sender, stake);
-        vault.release(msg.sender, stake);
+        emit VerifierLeft(account, stake);
+        vault.release(account, stake);
     }
 
     /// @inheritdoc IDisputes

@@ -2,8 +2,10 @@
 pragma solidity ^0.8.30;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {Blockhash} from "@openzeppelin/contracts/utils/Blockhash.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {Pausable} from "@openzeppelin/contracts/utils/Pausable.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 
 import {IAdapterRegistry} from "./interfaces/IAdapterRegistry.sol";
@@ -15,6 +17,7 @@ import {JobFlags} from "./libraries/JobFlags.sol";
 import {JobHash} from "./libraries/JobHash.sol";
 import {JobPrice} from "./libraries/JobPrice.sol";
 import {Royalties} from "./libraries/Royalties.sol";
+import {Spoils} from "./libraries/Spoils.sol";
 import {Tally} from "./libraries/Tally.sol";
 
 /// @title Implementation of IJobQueue.
@@ -28,7 +31,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     using Tally for Tally.Table;
 
     uint256 private constant MAX_INPUT_BYTES = 4_096;
-    uint96 private constant RELEASE_PARTS = 10; // of a bond, one of which a release costs
+    uint96 private constant BOND_PARTS = 10; // one of which is burnt when a claim ends without an answer
 
     /// @dev Two slots: one written at submit, the other at the first claim; both change at the commit.
     struct Record {
@@ -141,7 +144,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
     function release(uint64 jobId) external {
         Record storage self = _leased(jobId);
         uint96 bond = _params[self.paramsVersion].bond;
-        uint96 lost = bond / RELEASE_PARTS;
+        uint96 lost = bond / BOND_PARTS;
         emit JobReleased(jobId, self.node, lost);
         _endClaim(jobId, self, bond, lost);
     }
@@ -356,7 +359,7 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         if (nodes.operatorOf(msg.sender) != self.node) revert NotTheNode(msg.sender);
     }
 
-    /// @dev Takes the bond of a claimant who let the lease run out, for whoever finishes or else the client.
+    /// @dev Takes the bond of a claimant who let the lease run out.
     function _endLapsedLease(uint64 jobId, Record storage self) private {
         if (self.state != State.Claimed) return;
         uint96 bond = _params[self.paramsVersion].bond;
@@ -364,7 +367,9 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         _endClaim(jobId, self, bond, bond);
     }
 
-    /// @dev The job is open again; `lost` of the claimant's bond waits for the job's end.
+    /// @dev The job is open again. Of what its claimant has lost, a tenth of the bond is burnt, and the rest waits for
+    /// whoever finishes or else the client. To a node that finishes itself, or has an accomplice do so, that rest returns:
+    /// the tenth is what claiming again, for more time or a better seed, costs it.
     function _endClaim(uint64 jobId, Record storage self, uint96 bond, uint96 lost) private {
         address node = self.node;
         self.node = address(0);
@@ -372,10 +377,12 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         self.paramsVersion = 0;
         self.moment = 0;
         self.claimBlock = 0;
-        uint96 forfeited = nodes.forfeitBond(node, bond, lost);
-        if (forfeited == 0) return;
+        uint256 forfeited = nodes.forfeitBond(node, bond, lost);
+        uint256 burnt = Math.min(forfeited, bond / BOND_PARTS);
+        nodes.payForfeit(Spoils.BURNT, burnt);
+        if (forfeited == burnt) return;
         self.hasForfeits = true;
-        _forfeits[jobId] += forfeited;
+        _forfeits[jobId] += (forfeited - burnt).toUint96();
     }
 
     /// @dev The registry and the vault, which are fixed at deployment, call nobody: there is no re-entering.
@@ -462,11 +469,12 @@ contract JobQueue is IJobQueue, EIP712, AccessManaged, Pausable {
         });
     }
 
-    /// @dev In the claim's own block its hash is unknown, and a node that commits there could choose its seed.
+    /// @dev Where the hash is unknown, in the claim's own block and once the chain has forgotten it, a node that commits
+    /// could choose its seed.
     function _checkSeed(uint64 claimBlock, bytes32 specHash, uint64 seed) private view {
         if (block.number <= claimBlock) revert TooEarly(claimBlock);
-        bytes32 claimHash = blockhash(claimBlock);
-        if (claimHash == 0) return;
+        bytes32 claimHash = Blockhash.blockHash(claimBlock);
+        if (claimHash == 0) revert ClaimForgotten(claimBlock);
         uint64 expected = uint64(bytes8(keccak256(abi.encode(specHash, claimHash))));
         if (seed != expected) revert WrongSeed(expected);
     }

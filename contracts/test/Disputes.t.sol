@@ -111,8 +111,8 @@ contract DisputesTest is MarketTest {
             vm.prank(client);
             queue.cancel(jobIds[i], specs[i]);
         }
-        assertEq(vault.creditsOf(BURNT), 2_500 ether, "half of the stake is gone");
-        assertEq(vault.creditsOf(client), 2_500 ether, "and the other bond is for the job that waited");
+        assertEq(vault.creditsOf(BURNT), 2_500 ether + 250 ether, "half of the stake is gone, and a tenth of a bond");
+        assertEq(vault.creditsOf(client), 2_500 ether - 250 ether, "the rest of that bond is for the job that waited");
         assertEq(nodes.node(alice.cold).stake, 0);
         assertEq(nodes.owed(alice.cold), 0);
     }

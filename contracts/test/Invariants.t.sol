@@ -138,7 +138,7 @@ contract MarketHandler is MarketTest {
         Operator memory operator = byAlice ? alice : bob;
         if (!found || queue.paused() || block.timestamp > ghost.spec.deadline) return;
         if (nodes.freeStake(operator.cold) < _bond()) return;
-        if (ghost.state == IJobQueue.State.Claimed) ghost.forfeited += _forfeit(ghost, ghost.bond);
+        if (ghost.state == IJobQueue.State.Claimed) ghost.forfeited += _forfeit(ghost);
         claim(jobId, ghost.spec, operator);
         ghost.state = IJobQueue.State.Claimed;
         (ghost.byAlice, ghost.bond) = (byAlice, _bond());
@@ -149,7 +149,6 @@ contract MarketHandler is MarketTest {
         (uint64 jobId, bool found) = _pick(pick, IJobQueue.State.Claimed);
         if (!found) return;
         Ghost storage ghost = _ghosts[jobId];
-        ghost.forfeited += _forfeit(ghost, ghost.bond / 10);
         vm.prank(_operator(jobId).hot);
         queue.release(jobId);
         (ghost.state, ghost.bond) = (IJobQueue.State.Open, 0);
@@ -273,7 +272,7 @@ contract MarketHandler is MarketTest {
         } else if (verifier.leavesAt == 0 && disputes.verifiers().length == VERIFIERS) {
             disputes.retire();
         } else if (verifier.leavesAt > 0 && block.timestamp >= verifier.leavesAt && verifier.duties == 0) {
-            disputes.withdraw();
+            disputes.withdraw(account);
         }
         vm.stopPrank();
     }
@@ -510,10 +509,10 @@ contract MarketHandler is MarketTest {
         return (alice.cold, bob.cold);
     }
 
-    /// @dev Of a bond that is about to end, what slashings leave for the job.
-    function _forfeit(Ghost storage ghost, uint256 lost) private view returns (uint256) {
-        uint256 owed = nodes.owed((ghost.byAlice ? alice : bob).cold);
-        return Math.min(lost, ghost.bond - Math.min(ghost.bond, owed));
+    /// @dev Of the bond of a lapsed lease, what slashings and the tenth that is burnt leave for the job.
+    function _forfeit(Ghost storage ghost) private view returns (uint256) {
+        uint256 gone = nodes.owed((ghost.byAlice ? alice : bob).cold) + ghost.bond / 10;
+        return ghost.bond - Math.min(ghost.bond, gone);
     }
 
     function _end(Ghost storage ghost, IJobQueue.State end) private {

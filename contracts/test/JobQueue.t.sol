@@ -10,6 +10,7 @@ import {IAdapterRegistry} from "src/interfaces/IAdapterRegistry.sol";
 import {IJobQueue} from "src/interfaces/IJobQueue.sol";
 import {INodeRegistry} from "src/interfaces/INodeRegistry.sol";
 import {IVault} from "src/interfaces/IVault.sol";
+import {Spoils} from "src/libraries/Spoils.sol";
 
 import {ContractHotKey} from "./utils/Accounts.sol";
 import {MarketTest} from "./utils/MarketTest.sol";
@@ -249,9 +250,27 @@ contract JobQueueTest is MarketTest {
         assertEq(uint256(stateOf(jobId)), uint256(IJobQueue.State.Open));
         assertEq(nodes.node(alice.cold).bonded, 0);
         assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND / 10);
-        assertEq(queue.job(jobId).forfeited, BOND / 10);
+        assertEq(vault.creditsOf(Spoils.BURNT), BOND / 10);
+        assertEq(nodes.forfeitPool(), 0);
         assertEq(nodes.node(alice.cold).liveClaims, 0);
         claim(jobId, spec, bob);
+    }
+
+    function test_claiming_again_for_a_better_seed_costs_a_tenth_each_time() public {
+        uint64 jobId = submit(spec);
+        for (uint256 i = 0; i < 3; i++) {
+            claim(jobId, spec, alice);
+            vm.prank(alice.hot);
+            queue.release(jobId);
+        }
+        claim(jobId, spec, alice);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        commit(jobId, spec, receipt, alice);
+        skip(WINDOW);
+        uint256 nodesPart = _nodesPart(receipt.fee);
+        finalize(jobId, spec, receipt);
+        assertEq(vault.creditsOf(alice.cold), nodesPart, "none of it returns");
+        assertEq(nodes.node(alice.cold).stake, 5_000 ether - 3 * (BOND / 10));
     }
 
     function test_release_revertsWhen_not_the_node() public {
@@ -286,7 +305,7 @@ contract JobQueueTest is MarketTest {
         queue.release(jobId);
     }
 
-    function test_a_lapsed_bond_goes_to_whoever_finishes() public {
+    function test_a_lapsed_bond_goes_to_whoever_finishes_but_for_a_tenth() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         skip(spec.leaseSecs + 1);
@@ -295,19 +314,19 @@ contract JobQueueTest is MarketTest {
         claim(jobId, spec, bob);
         assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND);
         assertEq(nodes.node(alice.cold).liveClaims, 0);
-        assertEq(queue.job(jobId).forfeited, BOND);
+        assertEq(queue.job(jobId).forfeited, BOND - BOND / 10);
 
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, bob);
         commit(jobId, spec, receipt, bob);
         skip(WINDOW);
         vm.expectEmit();
-        emit INodeRegistry.ForfeitPaid(bob.cold, BOND);
+        emit INodeRegistry.ForfeitPaid(bob.cold, BOND - BOND / 10);
         finalize(jobId, spec, receipt);
         assertEq(nodes.forfeitPool(), 0);
         assertEq(queue.job(jobId).forfeited, 0);
     }
 
-    function test_a_late_finisher_who_claims_again_gets_the_bond_back() public {
+    function test_a_late_finisher_who_claims_again_gets_the_bond_back_but_for_a_tenth() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         skip(spec.leaseSecs + 1);
@@ -317,7 +336,7 @@ contract JobQueueTest is MarketTest {
         skip(WINDOW);
         uint256 nodesPart = _nodesPart(receipt.fee);
         finalize(jobId, spec, receipt);
-        assertEq(vault.creditsOf(alice.cold), nodesPart + BOND);
+        assertEq(vault.creditsOf(alice.cold), nodesPart + BOND - BOND / 10);
         assertEq(nodes.node(alice.cold).stake, 5_000 ether - BOND);
         assertEq(nodes.node(alice.cold).bonded, 0);
     }
@@ -333,7 +352,7 @@ contract JobQueueTest is MarketTest {
         emit IJobQueue.JobExpired(jobId, queue.escrowOf(spec));
         queue.expire(jobId, spec);
         assertEq(vault.balanceOf(client), before + queue.escrowOf(spec));
-        assertEq(vault.creditsOf(client), 2 * BOND);
+        assertEq(vault.creditsOf(client), 2 * (BOND - BOND / 10));
         assertEq(nodes.node(bob.cold).liveClaims, 0);
         assertEq(vault.potOf(address(queue)), 0);
     }
@@ -431,12 +450,49 @@ contract JobQueueTest is MarketTest {
         queue.commit(jobId, spec, answerOf(receipt));
     }
 
-    function test_commit_takes_any_seed_once_the_chain_has_forgotten_the_claims_block() public {
+    function test_commit_revertsWhen_the_chain_has_forgotten_the_claims_block() public {
         uint64 jobId = submit(spec);
         claim(jobId, spec, alice);
         IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
-        vm.roll(vm.getBlockNumber() + 256);
+        _expectForgotten(jobId, receipt, 257);
+        vm.prank(alice.hot);
+        queue.release(jobId);
+    }
+
+    function test_commit_is_taken_at_the_end_of_what_every_chain_knows() public {
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        vm.roll(queue.job(jobId).claimBlock + 256);
         commit(jobId, spec, receipt, alice);
+    }
+
+    function test_commit_asks_the_chains_history_for_the_claims_block() public {
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        startHistory();
+        uint64 claimBlock = queue.job(jobId).claimBlock;
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        vm.roll(claimBlock + 257);
+        assertEq(blockhash(claimBlock), 0);
+        receipt.seed++;
+        vm.prank(alice.hot);
+        vm.expectRevert(abi.encodeWithSelector(IJobQueue.WrongSeed.selector, receipt.seed - 1));
+        queue.commit(jobId, spec, answerOf(receipt));
+
+        receipt.seed--;
+        _expectForgotten(jobId, receipt, 8_192);
+        vm.roll(claimBlock + 8_191);
+        commit(jobId, spec, receipt, alice);
+    }
+
+    function test_commit_revertsWhen_the_chains_history_began_after_the_claim() public {
+        uint64 jobId = submit(spec);
+        claim(jobId, spec, alice);
+        IJobQueue.Receipt memory receipt = receiptFor(jobId, spec, alice);
+        vm.roll(vm.getBlockNumber() + 1);
+        startHistory();
+        _expectForgotten(jobId, receipt, 257);
     }
 
     function test_commit_revertsWhen_the_end_cannot_be() public {
@@ -592,6 +648,14 @@ contract JobQueueTest is MarketTest {
         vm.prank(owner);
         vm.expectRevert(IJobQueue.BadParams.selector);
         queue.setParams(params);
+    }
+
+    function _expectForgotten(uint64 jobId, IJobQueue.Receipt memory receipt, uint64 age) private {
+        uint64 claimBlock = queue.job(jobId).claimBlock;
+        vm.roll(claimBlock + age);
+        vm.prank(alice.hot);
+        vm.expectRevert(abi.encodeWithSelector(IJobQueue.ClaimForgotten.selector, claimBlock));
+        queue.commit(jobId, spec, answerOf(receipt));
     }
 
     // The ensemble's legs take 40 %: every one of their basis points is whole.

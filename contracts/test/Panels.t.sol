@@ -314,6 +314,28 @@ contract PanelsTest is MarketTest {
         assertEq(disputes.dispute(jobId).panel.length, 5);
     }
 
+    function test_a_draw_is_not_moved_while_the_chains_history_knows_its_block() public {
+        _openChallenge();
+        vm.roll(disputes.dispute(jobId).drawBlock + 1);
+        startHistory();
+        vm.roll(vm.getBlockNumber() + 257);
+        disputes.draw(jobId);
+        assertEq(disputes.dispute(jobId).panel.length, 5);
+    }
+
+    function test_a_round_is_sealed_while_the_chains_history_knows_its_block() public {
+        uint64 drawBlock = disputes.round(disputes.beginRound()).drawBlock;
+        vm.roll(drawBlock + 1);
+        bytes32 drawn = blockhash(drawBlock);
+        startHistory();
+        vm.roll(drawBlock + 8_192);
+        vm.expectPartialRevert(IDisputes.NotYet.selector);
+        disputes.seal();
+        vm.roll(drawBlock + 8_191);
+        disputes.seal();
+        assertEq(disputes.round(1).seed, drawn);
+    }
+
     function test_draw_revertsWhen_too_late() public {
         _openChallenge();
         vm.roll(vm.getBlockNumber() + 3);
@@ -515,10 +537,10 @@ contract PanelsTest is MarketTest {
         vm.startPrank(member);
         disputes.retire();
         vm.expectPartialRevert(IDisputes.NotYet.selector);
-        disputes.withdraw();
+        disputes.withdraw(member);
         skip(UNSTAKE_DELAY);
         vm.expectRevert(abi.encodeWithSelector(IDisputes.StillOnDuty.selector, member));
-        disputes.withdraw();
+        disputes.withdraw(member);
     }
 
     function test_a_verifier_that_cannot_pay_a_penalty_is_retired() public {
@@ -530,9 +552,20 @@ contract PanelsTest is MarketTest {
         address[] memory panel = _vote(0, 0, 0);
         assertEq(disputes.verifier(panel[0]).stake, 40 ether);
         assertEq(disputes.verifier(panel[0]).leavesAt, block.timestamp);
-        vm.prank(panel[0]);
-        disputes.withdraw();
+        disputes.withdraw(panel[0]);
         assertEq(vault.balanceOf(panel[0]), 40 ether);
+    }
+
+    function test_who_has_retired_keeps_nobodys_place() public {
+        address account = everyVerifier[0];
+        vm.prank(account);
+        disputes.retire();
+        vm.warp(disputes.verifier(account).leavesAt);
+        uint256 count = disputes.verifiers().length;
+        vm.prank(makeAddr("stranger"));
+        disputes.withdraw(account);
+        assertEq(disputes.verifiers().length, count - 1);
+        assertEq(vault.balanceOf(account), disputeTerms().verifierStake);
     }
 
     function test_verifiers_revertWhen_out_of_turn() public {
@@ -541,12 +574,12 @@ contract PanelsTest is MarketTest {
         vm.expectRevert(abi.encodeWithSelector(IDisputes.NotAVerifier.selector, stranger));
         disputes.retire();
         vm.expectRevert(abi.encodeWithSelector(IDisputes.NotAVerifier.selector, stranger));
-        disputes.withdraw();
+        disputes.withdraw(stranger);
         vm.startPrank(everyVerifier[0]);
         vm.expectRevert(abi.encodeWithSelector(IDisputes.AlreadyVerifier.selector, everyVerifier[0]));
         disputes.enlist();
         vm.expectRevert(abi.encodeWithSelector(IDisputes.NotYet.selector, 0));
-        disputes.withdraw();
+        disputes.withdraw(everyVerifier[0]);
         disputes.retire();
         vm.expectRevert(abi.encodeWithSelector(IDisputes.NotAVerifier.selector, everyVerifier[0]));
         disputes.retire();
@@ -620,8 +653,7 @@ contract PanelsTest is MarketTest {
         vm.prank(account);
         disputes.retire();
         vm.warp(disputes.verifier(account).leavesAt);
-        vm.prank(account);
-        disputes.withdraw();
+        disputes.withdraw(account);
     }
 
     function _auditAll() private returns (IDisputes.DisputeTerms memory terms) {

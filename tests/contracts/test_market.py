@@ -6,6 +6,7 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from threading import Thread
 from typing import Any, TypeVar
 
 import pytest
@@ -17,6 +18,7 @@ from eth_utils.crypto import keccak
 
 from openlora.contracts import (
     AdapterRegistry,
+    Answer,
     Call,
     Deployment,
     DevToken,
@@ -152,6 +154,7 @@ def chain() -> Iterator[Chain]:
         try:
             assert process.stdout is not None
             assert any("Listening on" in line for line in process.stdout)
+            Thread(target=process.stdout.read).start()  # a full pipe would stop it
             yield Chain(f"http://127.0.0.1:{port}")
         finally:
             process.terminate()
@@ -241,6 +244,23 @@ def test_a_job_from_submission_to_payment(chain: Chain, market: Market) -> None:
     assert (final.fee, final.refund) == (receipt.fee, eip712.escrow_wei(spec) - receipt.fee)
     assert sum(event.amount for event in events if isinstance(event, Paid)) == receipt.fee
     assert chain.call(vault.credits_of(market.operator.address)) == receipt.fee * 8_500 // 10_000
+
+
+def test_a_seed_is_checked_when_blockhash_has_forgotten_the_claim(chain: Chain, market: Market) -> None:
+    queue = JobQueue(market.deployment.job_queue)
+    spec = JobSpec(market.client.address, 1, bytes(32), 10, 10, 1, 1, chain.now() + 900, 600, 0, 13)
+    (submitted,) = chain.send(market.client, queue.submit(spec, b""))
+    assert isinstance(submitted, JobSubmitted)
+    job_id = submitted.job_id
+    chain.send(market.hot, queue.claim(job_id, spec))
+    chain.rpc("anvil_mine", hex(300), "0x1")
+    claim_block = chain.rpc("eth_getBlockByNumber", hex(chain.call(queue.job(job_id)).claim_block), False)
+    seed = eip712.job_seed(submitted.spec_hash, bytes.fromhex(claim_block["hash"][2:]))
+    answer = Answer(bytes(32), 1, 1, seed, bytes(32), bytes(32), 1, 0, chain.now())
+    with pytest.raises(CallReverted, match=f"the seed must be {seed}"):
+        chain.call(queue.commit(job_id, spec, replace(answer, seed=seed ^ 1)), sender=market.hot.address)
+    chain.send(market.hot, queue.commit(job_id, spec, answer))
+    assert chain.call(queue.job(job_id)).state is JobState.COMMITTED
 
 
 def test_a_session_is_settled_by_its_last_voucher(chain: Chain, market: Market) -> None:

@@ -122,6 +122,10 @@ SENTENCES: Mapping[str, str] = {
     ),
     "OverLimit(uint32,uint32)": "{in_tokens} + {out_tokens} tokens exceed the spec's limits: stop at its limits",
     "TooEarly(uint64)": "the claim was in this block, {claim_block}: commit in a later one, when its hash is known",
+    "ClaimForgotten(uint64)": (
+        "the chain no longer knows the hash of the claim's block, {claim_block}: release the claim before its"
+        " lease ends"
+    ),
     "WrongSeed(uint64)": "the seed must be {expected}: derive it from the spec's hash and that of the claim's block",
     "BadFinish(uint8,uint40)": (
         "finish reason {finish_reason} at unix time {finished_at} cannot be: 0 or 1, no later than the lease's end"

@@ -198,8 +198,9 @@ interface IDisputes {
     function enlist() external;
     /// @notice The caller is drawn for nothing that ends after an exit delay from now.
     function retire() external;
-    /// @notice After `leavesAt`, off duty: the stake returns to the caller's Vault balance.
-    function withdraw() external;
+    /// @notice Anyone, after `leavesAt`, off duty: the stake returns to the account's Vault balance. Who has retired keeps
+    /// nobody's place.
+    function withdraw(address account) external;
     /// @notice Authority only: for disputes from now on.
     function setTerms(DisputeTerms calldata newTerms) external;
 

@@ -93,23 +93,24 @@ interface IJobQueue {
         uint40 leaseDeadline; // zero unless claimed
         uint40 finalizableAt; // end of the window, which stands still while held; zero until committed
         uint64 claimBlock; // its hash makes the seed
-        uint96 forfeited; // bonds of earlier claimants, for whoever finishes or else the client
+        uint96 forfeited; // of the bonds of earlier claimants, for whoever finishes or else the client
     }
 
     struct Params {
         uint96 bond; // locked from stake per live claim
         uint16 maxLiveClaims; // per node, claimed or committed: what it may owe at once
         uint32 windowSecs; // challenge window after a commit; shorter than the registry's exit delay
-        uint32 maxLeaseSecs;
+        uint32 maxLeaseSecs; // well below the time for which the chain knows a block's hash: see `commit`
         uint32 maxDurationSecs; // of a deadline from submission
     }
 
     /// @dev `document` is empty when the document travels by CID.
     event JobSubmitted(uint64 indexed jobId, address indexed client, bytes32 specHash, JobSpec spec, bytes document);
     event JobClaimed(uint64 indexed jobId, address indexed node, uint40 leaseDeadline, uint16 paramsVersion);
-    /// @dev `lost` is the part of its bond that giving up cost the node.
+    /// @dev `lost` is the part of its bond that giving up cost the node: it is burnt.
     event JobReleased(uint64 indexed jobId, address indexed node, uint96 lost);
-    /// @dev A lease ran out and the job was claimed again, expired or cancelled: `node` has lost it and the bond.
+    /// @dev A lease ran out and the job was claimed again, expired or cancelled: `node` has lost it and the bond, of which
+    /// a tenth is burnt.
     event LeaseLapsed(uint64 indexed jobId, address indexed node, uint96 bond);
     event JobCommitted(uint64 indexed jobId, address indexed node, bytes32 receiptHash, Receipt receipt);
     event JobFinalized(uint64 indexed jobId, address indexed node, uint96 fee, uint96 refund);
@@ -138,6 +139,7 @@ interface IJobQueue {
     error SettlementMismatch(uint64 jobId);
     error OverLimit(uint32 inTokens, uint32 outTokens);
     error TooEarly(uint64 claimBlock);
+    error ClaimForgotten(uint64 claimBlock);
     error WrongSeed(uint64 expected);
     error BadFinish(uint8 finishReason, uint40 finishedAt);
     error WindowOpen(uint40 finalizableAt);
@@ -160,11 +162,13 @@ interface IJobQueue {
     /// Reverts if a reorg put another spec under this id.
     function claim(uint64 jobId, JobSpec calldata spec) external;
     /// @notice Hot key only: gives a live claim back before its lease ends; the job reopens, and nine tenths of the bond
-    /// return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed.
+    /// return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed. So it is burnt,
+    /// as it is of the bond of a lease that lapses: whoever finishes might be the same node.
     function release(uint64 jobId) external;
     /// @notice Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make. To
-    /// send it is to sign it: another receipt for the same work, signed by the hot key, is a contradiction. The seed must be the first 8 bytes of
-    /// keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash; later, audits judge it.
+    /// send it is to sign it: another receipt for the same work, signed by the hot key, is a contradiction. The seed must be
+    /// the first 8 bytes of keccak256(specHash ‖ hash of the claim's block). The chain must still know that hash: it knows
+    /// those of its last 8,191 blocks (EIP-2935), or of 256 where it lacks that.
     function commit(uint64 jobId, JobSpec calldata spec, Answer calldata answer) external;
     /// @notice Anyone: pays every job whose window has passed, refunds the client and releases the bond. Jobs that have
     /// ended are skipped, so two settlers never fail each other; so are held ones and those whose window is open, unless

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.30;
 
+import {Blockhash} from "@openzeppelin/contracts/utils/Blockhash.sol";
 import {Test} from "forge-std/Test.sol";
 
 import {AdapterRegistry} from "src/AdapterRegistry.sol";
@@ -32,6 +33,9 @@ abstract contract MarketTest is Test {
     bytes32 internal constant BASE_ID = keccak256("base");
     bytes32 internal constant ADAPTER_A = bytes32(uint256(0xa));
     bytes32 internal constant ADAPTER_B = bytes32(uint256(0xb));
+    address private constant SYSTEM = 0xffffFFFfFFffffffffffffffFfFFFfffFFFfFFfE; // who fills the history: EIP-2935
+    bytes private constant HISTORY_CODE =
+        hex"3373fffffffffffffffffffffffffffffffffffffffe14604657602036036042575f35600143038111604257611fff81430311604257611fff9006545f5260205ff35b5f5ffd5b5f35611fff60014303065500";
 
     struct Operator {
         address cold;
@@ -218,6 +222,14 @@ abstract contract MarketTest is Test {
         vm.prank(operator.hot);
         queue.claim(jobId, spec);
         vm.roll(vm.getBlockNumber() + 1); // the claim's block has its hash
+    }
+
+    /// @dev From here on as on a chain with EIP-2935, whose history knows of the last block, and of no other yet.
+    function startHistory() internal {
+        vm.etch(Blockhash.HISTORY_STORAGE_ADDRESS, HISTORY_CODE);
+        vm.prank(SYSTEM);
+        (bool kept,) = Blockhash.HISTORY_STORAGE_ADDRESS.call(abi.encode(blockhash(vm.getBlockNumber() - 1)));
+        assertTrue(kept);
     }
 
     function receiptFor(uint64 jobId, IJobQueue.JobSpec memory spec, Operator memory operator)

@@ -686,9 +686,11 @@ class Disputes:
             lambda output: tuple(to_checksum_address(item) for item in decode_one("address[]", output)),
         )
 
-    def withdraw(self) -> Call[None]:
-        """After `leavesAt`, off duty: the stake returns to the caller's Vault balance."""
-        data = encode_call(bytes.fromhex("3ccfd60b"), [], [])
+    def withdraw(self, account: ChecksumAddress) -> Call[None]:
+        """Anyone, after `leavesAt`, off duty: the stake returns to the account's Vault balance. Who has retired keeps
+        nobody's place.
+        """
+        data = encode_call(bytes.fromhex("51cff8d9"), ["address"], [account])
         return Call(self.address, data, "Disputes.withdraw", decode_nothing)
 
 

@@ -592,8 +592,8 @@ class JobQueue:
     def commit(self, job_id: int, spec: JobSpec, answer: Answer) -> Call[None]:
         """Hot key only, in a later block than the claim: records the receipt that `spec`, claim and `answer` make. To
         send it is to sign it: another receipt for the same work, signed by the hot key, is a contradiction. The seed
-        must be the first 8 bytes of keccak256(specHash ‖ hash of the claim's block) while the chain knows that hash;
-        later, audits judge it.
+        must be the first 8 bytes of keccak256(specHash ‖ hash of the claim's block). The chain must still know that
+        hash: it knows those of its last 8,191 blocks (EIP-2935), or of 256 where it lacks that.
         """
         data = encode_call(
             bytes.fromhex("b65116b0"), ["uint64", JobSpec.ABI, Answer.ABI], [job_id, spec.to_abi(), answer.to_abi()]
@@ -715,7 +715,8 @@ class JobQueue:
 
     def release(self, job_id: int) -> Call[None]:
         """Hot key only: gives a live claim back before its lease ends; the job reopens, and nine tenths of the bond
-        return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed.
+        return. The tenth is what makes it dear to hold jobs up, or to claim again and again for a better seed. So it is
+        burnt, as it is of the bond of a lease that lapses: whoever finishes might be the same node.
         """
         data = encode_call(bytes.fromhex("41fbbc31"), ["uint64"], [job_id])
         return Call(self.address, data, "JobQueue.release", decode_nothing)
@@ -811,6 +812,7 @@ ERRORS = (
     ErrorType("BadFlags", bytes.fromhex("c93d0843"), ("flags",), ("uint32",)),
     ErrorType("BadLease", bytes.fromhex("edb9f644"), ("lease_secs",), ("uint32",)),
     ErrorType("BadParams", bytes.fromhex("019af637"), (), ()),
+    ErrorType("ClaimForgotten", bytes.fromhex("1fd92c46"), ("claim_block",), ("uint64",)),
     ErrorType("DeadlinePassed", bytes.fromhex("6747c9fd"), ("deadline",), ("uint40",)),
     ErrorType("EnforcedPause", bytes.fromhex("d93c0665"), (), ()),
     ErrorType("ExpectedPause", bytes.fromhex("8dfc202b"), (), ()),
