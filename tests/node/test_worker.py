@@ -44,7 +44,7 @@ from openlora.node.settlement import Settlement, Signer
 from openlora.node.streams import JobStreams
 from openlora.node.terms import Terms
 from openlora.node.turns import Contender, NotYet, Turns
-from openlora.node.worker import Worker
+from openlora.node.worker import OUTDATED, Worker
 from openlora.typed_data import Domain, signer_of
 from tests.node.facts import IDENTITY, OPERATOR, block, open_journal, spec, spec_hash
 from tests.node.fake_engine import POISON, REFUSE, FakeEngine
@@ -497,12 +497,13 @@ async def test_a_commit_that_the_chain_refuses_is_lost_and_never_signed_again(sc
     assert scene.journal.signed(JOB) == signed
 
 
-async def test_a_receipt_that_a_moved_claim_has_outdated_gives_the_claim_back(scene: Scene):
+@pytest.mark.parametrize("refusal", ["WrongSeed", "ClaimForgotten"])
+async def test_a_receipt_that_came_too_late_for_its_seed_gives_the_claim_back(scene: Scene, refusal: str):
     scene.submit()
-    scene.transactions.reverts["commit"] = "WrongSeed"
+    scene.transactions.reverts["commit"] = refusal
     assert await scene.run() is JobState.FAILED
     assert scene.transactions.sent == ["claim:1:aa000000:1", "release:1:aa000000:1"]
-    assert scene.journal.job(JOB).reason == "a reorganisation moved the claim after its receipt was signed"
+    assert scene.journal.job(JOB).reason == OUTDATED[refusal]
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from typing import Final
 
 from eth_typing import ChecksumAddress
+from eth_utils.address import to_checksum_address
 
 from openlora.contracts import Adapter, AdapterRegistry, JobQueue, JobState, NodeRegistry, Recipe
 from openlora.node.admission import Funds
 from openlora.node.chain.client import ChainClient
+from openlora.node.chain.types import Block
 from openlora.node.errors import Reverted
 
 WEIGHT_UNIT: Final = 10_000  # a recipe's weights are whole numbers of 1/10,000
 KEPT_RECIPES: Final = 4096
 FUNDS_S: Final = 1.0
+HISTORY: Final = to_checksum_address("0x0000F90827F1C53a10cb7A02335B175320002935")  # of block hashes: EIP-2935
+HISTORY_BLOCKS: Final = 8_191
+BLOCKHASH_BLOCKS: Final = 256
 HELD: Final = float("inf")  # the end of a window whose clock stands still
 
 
@@ -78,10 +83,19 @@ class ChainFacts:
         return (await self._chain.call(self._queue.job(job_id))).state is JobState.OPEN
 
     async def lease_left_s(self, job_id: int) -> float | None:
-        """Of this operator's lease, by the chain's clock; None where the chain does not show it as ours."""
+        """Of this operator's lease, by the chain's clock, or of the time in which the queue can check its seed if that
+        ends first; None where the chain does not show the lease as ours."""
         job, head = await asyncio.gather(self._chain.call(self._queue.job(job_id)), self._chain.block("latest"))
-        ours = job.state is JobState.CLAIMED and job.node == self._operator
-        return job.lease_deadline - head.timestamp if ours else None
+        if job.state is not JobState.CLAIMED or job.node != self._operator:
+            return None
+        return min(job.lease_deadline - head.timestamp, await self._known_s(job.claim_block, head))
+
+    async def _known_s(self, number: int, head: Block) -> float:
+        """For how long contracts will know a block's hash, if blocks go on coming as they did."""
+        known = HISTORY_BLOCKS if await self._chain.code(HISTORY) else BLOCKHASH_BLOCKS
+        past = await self._chain.block(max(0, head.number - known))
+        block_s = (head.timestamp - past.timestamp) / max(1, head.number - past.number)
+        return (number + known - head.number) * block_s
 
     async def finalizable_at(self, job_id: int) -> float:
         """When a committed job's challenge window ends, in the chain's unix seconds; HELD while a question about the

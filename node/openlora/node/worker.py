@@ -46,6 +46,10 @@ KEY_SHARE: Final = 0.5  # of a private job's lease, for its client to bring the 
 ADAPTERS_SHARE: Final = 0.5  # of what is left of a lease: then the claim is given back for want of adapters
 ANSWER_SHARE: Final = 0.9  # of what is left then: the rest is for the transaction that commits, or gives it back
 MIN_DEPTH: Final = 2  # blocks: the queue takes no commit in the claim's own, whose hash makes the seed
+OUTDATED: Final = {  # refusals of a receipt that no later one may replace, and why
+    "WrongSeed": "a reorganisation moved the claim after its receipt was signed",
+    "ClaimForgotten": "the chain has forgotten the hash of the claim's block, which the seed is checked with",
+}
 UNDECIDED: Final = (JobState.SEEN, JobState.SKIPPED, JobState.LOST)
 
 
@@ -211,13 +215,13 @@ class Worker:
     # ---- commit, or not ----
 
     async def _commit(self, job_id: JobId) -> None:
-        """→ COMMITTED, or → LOST when the chain refuses, mostly because the lease ran out; → FAILED where a
-        reorganisation moved the claim, and with it the seed, after the one receipt was fixed."""
+        """→ COMMITTED, or → LOST when the chain refuses, mostly because the lease ran out; → FAILED where the one
+        receipt, with the one seed, came too late."""
         try:
             receipt = await self.settlement.commit(self._job(job_id))
         except Reverted as refusal:
-            if refusal.name == "WrongSeed":
-                await self._give_up(job_id, "a reorganisation moved the claim after its receipt was signed")
+            if reason := OUTDATED.get(refusal.name):
+                await self._give_up(job_id, reason)
             else:
                 self._lose(job_id, refusal)
             return
