@@ -414,7 +414,7 @@ class _Demo:
                 self._set_by_id(event.job_id, "cancelled")
             case ForfeitPaid():
                 if (who := self.net.name_of(event.beneficiary)) in OPERATORS:
-                    self.view.step(f"{who} is credited the bond that the killed node lost")
+                    self.view.step(f"{who} is credited the bond that the killed node lost, but for a tenth")
 
     def _set_by_id(self, job_id: int, state: str, node: str | None = None) -> None:
         for demo_job in self.jobs:
