@@ -73,7 +73,6 @@ class Played:
     published: int = 0  # outputs that a demand brought to light
     refused_proofs: int = 0  # of what an honest node never did
     lost_bond_wei: int = 0  # of the demand that such a node answered
-    cheats_job: int = 0
 
     @property
     def ok(self) -> bool:
@@ -151,7 +150,6 @@ class Scenes:
     async def _fraud(self) -> None:
         visitor = self._as(VISITOR)
         job = await self._bargain(visitor)
-        self.played.cheats_job = job.job_id
         output = await self._cheat(job)
         self.told(f"{CHEAT} commits an answer to job {job.job_id} and shows it to nobody: its client demands it")
         receipt, settlement = await committed(visitor.desk, job.job_id)

@@ -6,7 +6,8 @@ from rich.text import Text
 
 from openlora.node.audit import BURNT
 from openlora.node.cli.output import Output, printable, tokens
-from openlora.node.demo import ENDED, DemoJob, DemoResult, DemoView, Ledger
+from openlora.node.demo_books import DemoResult, Ledger
+from openlora.node.demo_jobs import ENDED, DemoJob, DemoView
 
 STYLES = {"paid": "green", "committed": "cyan", "running": "magenta", "cancelled": "yellow", "held": "yellow"}
 
