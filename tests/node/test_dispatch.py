@@ -107,6 +107,17 @@ async def test_chain_trouble_delays_a_job_and_spares_the_others(journal):
         await until(lambda: worker.started.count(1) == 3 and worker.started.count(2) == 1)
 
 
+async def test_a_fault_in_one_job_leaves_it_alone_and_spares_the_others(journal, caplog):
+    see(journal, 1)
+    worker = Worker(journal, fails={1: [ZeroDivisionError(), ZeroDivisionError()]})
+    worker.go.set()
+    async with dispatching(journal, worker):
+        await until(lambda: "event=job_error job_id=1" in caplog.text)
+        see(journal, 2)
+        await until(lambda: 2 in worker.started)
+    assert worker.started == [1, 2]
+
+
 async def test_a_contradiction_in_the_journal_ends_it(journal):
     see(journal, 1)
     worker = Worker(journal, fails={1: [JournalError("two receipts")]})

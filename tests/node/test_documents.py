@@ -51,6 +51,7 @@ def test_output_round_trips():
         (b'{"v":1,"prompt":"a","sampling":{"seed":1}}', "seed"),
         *((b'{"v":1,"prompt":"a","sampling":%s}' % sampling, "sampling") for sampling in UNFIT),
         (b"[" * 100_000, "malformed"),
+        (b'{"v":1,"prompt":"\xff"}', "malformed"),
         (b'{"v":1,"prompt":"' + b"a" * (1 << 20) + b'"}', "bytes, more than"),
     ],
 )

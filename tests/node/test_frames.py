@@ -54,6 +54,7 @@ def test_an_oversized_frame_is_refused_by_its_header_alone() -> None:
         msgspec.msgpack.encode({"type": "Cancel", "request_id": 7}),
         msgspec.msgpack.encode({"type": "Cancel", "request_id": "1", "extra": 1}),
         b"\x91" * 100_000,
+        b"\x81\xa4type\xa1\xff",
     ],
 )
 def test_a_payload_outside_the_union_is_malformed(payload: bytes) -> None:

@@ -32,7 +32,6 @@ from openlora.node.errors import (
     AdapterError,
     ContentError,
     NetworkDown,
-    OpenLoraError,
     RequestError,
     Reverted,
     RpcDown,
@@ -121,7 +120,7 @@ class Adapters:
     """A fetcher that has every adapter but those it refuses."""
 
     folder: Path
-    refuses: dict[bytes, OpenLoraError] = field(default_factory=dict)
+    refuses: dict[bytes, Exception] = field(default_factory=dict)
     late: set[bytes] = field(default_factory=set)  # these never come
 
     async def ensure(self, digest: bytes) -> Path:
@@ -350,6 +349,7 @@ async def test_what_nobody_had_is_not_looked_for_again_at_once(scene: Scene):
     [
         (b"{", SkipCode.BAD_INPUT),
         (b'{"v":1,"prompt_ids":[100000]}', SkipCode.BAD_INPUT),
+        (b'{"v":1,"prompt":"\xff"}', SkipCode.BAD_INPUT),
         (b'{"v":1,"prompt_ids":[]}', SkipCode.BAD_INPUT),
         (b'{"v":1,"prompt":""}', SkipCode.BAD_INPUT),
         (b'{"v":1,"prompt":"a","sampling":{"temperature":-1}}', SkipCode.BAD_INPUT),
@@ -407,6 +407,18 @@ async def test_what_the_engine_refuses_gives_the_claim_back(scene: Scene, order)
     scene.submit(chr(order))
     assert await scene.run() is JobState.FAILED
     assert scene.transactions.sent[-1] == "release:1:aa000000:1"
+
+
+async def test_a_fault_of_ours_gives_the_claim_back(scene: Scene):
+    scene.submit()
+    scene.use(PIRATE)
+    scene.adapters.refuses[PIRATE] = ZeroDivisionError()
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+    with pytest.raises(ZeroDivisionError):
+        await scene.run()
+    assert scene.journal.job(JOB).state is JobState.FAILED
+    assert scene.transactions.sent == ["release:1:aa000000:1"]
 
 
 async def test_a_node_whose_jobs_fail_stops_claiming(scene: Scene):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from openlora.node.errors import ChainError, JournalUnwritable
+from openlora.node.errors import ChainError, JournalUnwritable, OpenLoraError
 from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.journal import Journal
 from openlora.node.tasks import task_group
@@ -119,6 +119,11 @@ class Dispatcher:
         except (ChainError, JournalUnwritable) as error:
             log.warning("event=job_waits job_id=%d reason=%r", job_id, str(error))
             self._not_before[job_id] = time.monotonic() + self.retry_s
+        except OpenLoraError:
+            raise
+        except Exception:  # else one job would end this node, and each start after
+            log.exception("event=job_error job_id=%d", job_id)
+            self._not_before[job_id] = float("inf")
         finally:
             self._active.discard(job_id)
             self.wake()

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from openlora.node.engine.admission import MAX_TEMPERATURE
 from openlora.node.errors import RequestError
+from openlora.node.malformed import MALFORMED
 
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_INLINE_BYTES = 4096  # an input that may travel in the submitting transaction
@@ -106,7 +107,7 @@ def _decode(data: bytes, kind: type[Document]) -> Document:
         raise RequestError("bad_input", f"the document has {len(data)} bytes, more than {MAX_DOCUMENT_BYTES}")
     try:
         document = msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except MALFORMED as error:
         raise RequestError("bad_input", f"the document is malformed: {error}") from None
     if document.v != 1:
         raise RequestError("bad_input", f"the document's version is {document.v}; this node reads version 1")

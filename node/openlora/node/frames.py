@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from openlora.node.errors import FrameMalformed, FrameTooLarge, FrameTruncated
+from openlora.node.malformed import MALFORMED
 
 MAX_FRAME_BYTES = 16 << 20  # a prompt of a million tokens is 5 MB
 _HEADER = struct.Struct(">I")
@@ -52,7 +53,7 @@ class FrameDecoder(Generic[Incoming]):
         del self._buffer[:end]
         try:
             return self._decoder.decode(payload)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except MALFORMED as error:
             raise FrameMalformed(f"a frame of {length} bytes is not a known message: {error}") from None
 
     def end(self) -> None:

@@ -26,6 +26,7 @@ from openlora.node.errors import (
     EngineDied,
     LeaseTooShort,
     NetworkDown,
+    OpenLoraError,
     RequestError,
     Reverted,
 )
@@ -96,6 +97,12 @@ class Worker:
         except (AdapterError, ContentError, NetworkDown, RequestError, EngineDied, LeaseTooShort) as error:
             self.breaker.failed()
             await self._give_up(job_id, str(error))
+        except OpenLoraError:
+            raise
+        except Exception:
+            self.breaker.failed()
+            await self._give_up(job_id, "a fault of this program")
+            raise
         finally:
             self.streams.end(job_id)
             if (job := self._job(job_id)).state not in NEEDED:

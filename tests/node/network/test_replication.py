@@ -180,14 +180,18 @@ async def test_a_node_that_answers_nonsense_or_nothing(peers: FakePeers, author:
     async def nonsense(peer: str, body: bytes):
         yield b"\xc1"
 
+    async def no_text(peer: str, body: bytes):
+        yield b"\x81\xa4type\xa1\xff"
+
     async def nothing(peer: str, body: bytes):
         return
         yield b""
 
     peers.peer("nonsense").handle(CONTROL, nonsense)
+    peers.peer("no text").handle(CONTROL, no_text)
     peers.peer("nothing").handle(CONTROL, nothing)
     replicas = await author.replicate()
-    assert replicas.refusals == {"it answers in another language": 1, "it ended its answer early": 1}
+    assert replicas.refusals == {"it answers in another language": 2, "it ended its answer early": 1}
 
 
 # ---- keeping ----
@@ -285,6 +289,7 @@ async def test_a_peer_that_asks_too_often(peers: FakePeers, author: Author) -> N
     [
         b"",
         b"\xc1",
+        b"\x81\xa4type\xa1\xff",
         msgspec.msgpack.encode({"type": "erase"}),
         msgspec.msgpack.encode({"type": "keep", "cid": "b" * 60, "bytes": 1}),
         msgspec.msgpack.encode({"type": "keep", "cid": "b", "bytes": -1}),

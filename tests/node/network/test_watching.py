@@ -189,6 +189,7 @@ async def test_only_the_jobs_client_may_watch_and_only_at_its_own_peer(peers: Fa
     [
         (b"", "no request"),
         (b"\xc1", "no request"),
+        (b"\x81\xa4type\xa1\xff", "no request"),
         (msgspec.msgpack.encode({"type": "watch", "job_id": 1, "signature": bytes(64)}), "no request"),
         (msgspec.msgpack.encode({"type": "watch", "job_id": -1, "signature": bytes(65)}), "no request"),
         (msgspec.msgpack.encode(Watch((1 << 63) - 1, bytes(65))), "does not know job"),
@@ -222,6 +223,7 @@ async def test_a_peer_that_asks_too_often(client: FakePeer, node_of) -> None:
     ("reply", "sentence"),
     [
         (b"\xc1", "another language"),
+        (b"\x82\xa5state\xa1\xff\xa4text\xc0", "another language"),
         (msgspec.msgpack.encode({"state": "drunk", "text": ""}), "another language"),
         (msgspec.msgpack.encode({"state": "claimed", "text": "x" * 60_000}), "more than an answer can hold"),
     ],

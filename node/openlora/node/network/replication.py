@@ -24,6 +24,7 @@ import msgspec
 
 from openlora.node.content import BlockContent
 from openlora.node.errors import ChainError, ContentError, ContentNotFound, NetworkDown, NetworkError, RequestError
+from openlora.node.malformed import MALFORMED
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.rates import PeerRates, RateLimits
 from openlora.node.tasks import task_group
@@ -142,7 +143,7 @@ async def _ask(network: NetworkClient, node: Presence, request: bytes, silence_s
         async for data in replies:
             try:
                 reply = _reply_decoder.decode(data)
-            except msgspec.MsgspecError:
+            except MALFORMED:
                 raise NetworkError("it answers in another language") from None
             if isinstance(reply, Kept):
                 return
@@ -206,7 +207,7 @@ class Keeper:
         self._rates.check(peer)
         try:
             keep = _request_decoder.decode(body)
-        except msgspec.MsgspecError:
+        except MALFORMED:
             raise RequestError("malformed", "this is no request that the node knows") from None
         with _in_plain_words(keep):
             reason = await self._wanted(keep.cid)

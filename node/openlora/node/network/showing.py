@@ -17,6 +17,7 @@ from eth_account.signers.local import LocalAccount
 from openlora.node.errors import JournalError, RequestError
 from openlora.node.job import Job, JobId
 from openlora.node.journal import Journal
+from openlora.node.malformed import MALFORMED
 from openlora.node.network.rates import PeerRates, RateLimits
 from openlora.node.private.brought import BroughtKeys
 from openlora.node.private.sealing import WRAPPED_BYTES
@@ -113,7 +114,7 @@ class Showing:
 def _decode(body: bytes) -> Watch:
     try:
         return _request_decoder.decode(body)
-    except msgspec.MsgspecError:
+    except MALFORMED:
         raise RequestError("malformed", "this is no request that the node knows") from None
 
 

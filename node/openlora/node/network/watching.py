@@ -18,6 +18,7 @@ from eth_account.signers.local import LocalAccount
 from openlora.contracts import Domain, Job, JobFlag, JobSpec, JobState
 from openlora.node.documents import MAX_DOCUMENT_BYTES
 from openlora.node.errors import ContentError, NetworkError, RequestError
+from openlora.node.malformed import MALFORMED
 from openlora.node.market import Market
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.showing import INFER, signed_watch
@@ -81,7 +82,7 @@ async def watch(
         async for data in replies:
             try:
                 step = _reply_decoder.decode(data)
-            except msgspec.MsgspecError:
+            except MALFORMED:
                 raise NetworkError("the node answers in another language") from None
             text = "" if step.text is None else text + step.text
             if len(text) > MAX_DOCUMENT_BYTES:

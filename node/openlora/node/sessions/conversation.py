@@ -10,7 +10,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
 from eth_account.signers.local import LocalAccount
 
 from openlora.contracts import (
@@ -28,6 +27,7 @@ from openlora.contracts import (
 from openlora.node import documents
 from openlora.node.documents import MAX_DOCUMENT_BYTES, InputDocument, OutputDocument
 from openlora.node.errors import NetworkError, PeerRefused, RequestError
+from openlora.node.malformed import MALFORMED
 from openlora.node.market import Offer
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.showing import INFER
@@ -257,5 +257,5 @@ class Conversation:
             async for data in replies:
                 try:
                     yield decode_reply(data)
-                except msgspec.MsgspecError:
+                except MALFORMED:
                     raise NetworkError("the node answers in another language") from None

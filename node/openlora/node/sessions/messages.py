@@ -18,6 +18,7 @@ from eth_abi.abi import encode
 from openlora.contracts import AbiMismatch, Domain, JobSpec, Line, Receipt, Voucher
 from openlora.contracts.call import decode_values
 from openlora.node.errors import RequestError
+from openlora.node.malformed import MALFORMED
 from openlora.typed_data import watch_session_digest
 
 MAX_INLINE_BYTES: Final = 12 << 10  # an input that may travel in the order itself
@@ -124,12 +125,12 @@ def decode_request(body: bytes) -> Request:
     """Raises RequestError("malformed")."""
     try:
         return _request_decoder.decode(body)
-    except msgspec.MsgspecError:
+    except MALFORMED:
         raise RequestError("malformed", "this is no request that the node knows") from None
 
 
 def decode_reply(data: bytes) -> Reply:
-    """Raises msgspec.MsgspecError."""
+    """Raises one of MALFORMED."""
     return _reply_decoder.decode(data)
 
 

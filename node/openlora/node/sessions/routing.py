@@ -2,6 +2,7 @@
 
 import msgspec
 
+from openlora.node.malformed import MALFORMED
 from openlora.node.network.answers import Handler
 from openlora.node.sessions.messages import TAGS
 
@@ -17,7 +18,7 @@ def by_lane(queue_lane: Handler, signed_lane: Handler) -> Handler:
     def lane_of(body: bytes) -> Handler:
         try:
             return signed_lane if decoder.decode(body).type in TAGS else queue_lane
-        except msgspec.MsgspecError:
+        except MALFORMED:
             return queue_lane  # which refuses it
 
     return lambda peer, body: lane_of(body)(peer, body)
