@@ -1,10 +1,11 @@
-"""Model Factory: train the demo's LoRA adapters for SmolLM2-135M-Instruct from the texts beside this file.
+"""Model Factory: train LoRA adapters from texts; by default the demo's, from those beside this file.
 
     python node/factory/train.py --model DIRECTORY [--only pirate haiku json]
+    python node/factory/train.py --model DIRECTORY --data TEXTS --only mine --out FOLDER
 
-Each text `data/<name>.jsonl` holds one {"question", "answer"} a line and becomes an adapter (exactly
-`adapter_config.json` and `adapter_model.safetensors`, bf16) and a datanet record. The loss counts answer tokens alone.
-Same machine, same thread count, same seed: same bytes.
+Each text `<name>.jsonl` holds one {"question", "answer"} a line and becomes an adapter (exactly `adapter_config.json`
+and `adapter_model.safetensors`, bf16) and a datanet record. The loss counts answer tokens alone. Same machine, same
+thread count, same seed: same bytes.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 HERE = Path(__file__).resolve().parent
 DEMO_DATA = HERE.parent / "openlora" / "node" / "demo_data"
-BASE_MODEL = "smollm2-135m-instruct"
 IGNORED = -100  # the label that cross-entropy skips
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
@@ -49,11 +49,11 @@ class Example:
     labels: list[int]
 
 
-RECIPES = (
-    Recipe("pirate", rank=8, targets=("q_proj", "v_proj"), learning_rate=1e-3),
-    Recipe("haiku", rank=4, targets=ATTENTION, learning_rate=2e-3),
-    Recipe("json", rank=2, targets=ALL_LINEAR, learning_rate=1e-3),
-)
+RECIPES = {
+    "pirate": Recipe("pirate", rank=8, targets=("q_proj", "v_proj"), learning_rate=1e-3),
+    "haiku": Recipe("haiku", rank=4, targets=ATTENTION, learning_rate=2e-3),
+    "json": Recipe("json", rank=2, targets=ALL_LINEAR, learning_rate=1e-3),
+}
 
 
 def main() -> None:
@@ -61,27 +61,30 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     console = Console()
-    for recipe in RECIPES:
-        if recipe.name in arguments.only:
-            started = time.monotonic()
-            text = arguments.data / f"{recipe.name}.jsonl"
-            loss = train(recipe, text, arguments, console)
-            write_datanet(arguments.out / "datanets" / f"{recipe.name}.json", recipe.name, text)
-            console.print(f"{recipe.name}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
+    for name in arguments.only:
+        started = time.monotonic()
+        text = arguments.data / f"{name}.jsonl"
+        recipe = RECIPES.get(name) or Recipe(name, rank=8, targets=ATTENTION, learning_rate=1e-3)
+        loss = train(recipe, text, arguments, console)
+        write_datanet(arguments.out / "datanets" / f"{name}.json", name, text)
+        console.print(f"{name}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
 
 
 def parse_arguments() -> argparse.Namespace:
-    names = [recipe.name for recipe in RECIPES]
-    parser = argparse.ArgumentParser(description="Train the demo's LoRA adapters.")
+    parser = argparse.ArgumentParser(description="Train LoRA adapters; by default the demo's.")
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face directory of the base model")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--only", nargs="+", default=list(RECIPES), metavar="NAME", help="texts to train on")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="directory of the training texts")
     parser.add_argument("--out", type=Path, default=DEMO_DATA, help="receives adapters/ and datanets/")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        if not (arguments.data / f"{name}.jsonl").is_file():
+            parser.error(f"{arguments.data} holds no text {name}.jsonl")
+    return arguments
 
 
 def train(recipe: Recipe, text: Path, arguments: argparse.Namespace, console: Console) -> float:
@@ -115,7 +118,7 @@ def train(recipe: Recipe, text: Path, arguments: argparse.Namespace, console: Co
             schedule.step()
             losses.append(loss.item())
             progress.update(bar, advance=1, loss=losses[-1])
-    save(model, recipe, arguments.out / "adapters" / recipe.name)
+    save(model, recipe, arguments.model.name, arguments.out / "adapters" / recipe.name)
     last_epoch = losses[-(steps // arguments.epochs) :]
     return sum(last_epoch) / len(last_epoch)
 
@@ -165,14 +168,14 @@ def collate(batch: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
     }
 
 
-def save(model: PreTrainedModel, recipe: Recipe, directory: Path) -> None:
+def save(model: PreTrainedModel, recipe: Recipe, base: str, directory: Path) -> None:
     """Writes the two files and nothing else; the config names no path of this machine."""
     directory.mkdir(parents=True, exist_ok=True)
     config = lora_config(recipe)
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": BASE_MODEL,
+        "base_model_name_or_path": base,
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,

@@ -1,6 +1,9 @@
-"""Five commands on somebody's chain: init, (funds come), register, stake, run, and a job is paid; then daily life."""
+"""Five commands on somebody's chain: init, faucet, register, stake, run, and a job is paid; then daily life.
+
+And from texts to money: account, datanet, adapter publish, a job, earnings, withdraw."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from openlora.node.cli.main import app
 from openlora.node.config import NodeConfig, load
+from openlora.node.demo_data import DEMO_ADAPTERS
 from openlora.node.devnet import OLRA, Devnet, devnet
-from openlora.node.market import open_market
 from tests.e2e.agents import agent, wait_until
 from tests.e2e.conftest import Command
 from tests.node.telemetry.broker import free_port
@@ -60,7 +63,7 @@ def test_from_init_to_a_paid_job(openlora: Command, net: Devnet, portal: Blockin
     assert "serves no operator" in refused.stderr
     assert {"not_registered", "hot_key_unfunded"} <= faults(1)
 
-    portal.call(fund, net, made, 10 * OLRA)
+    said("faucet", made["hot_key"], *operator)
     said("register", *node, *operator, "--stake", "4")
     said("stake", "4", *operator)
     assert faults(0) <= {"bootstrap_unreachable"}
@@ -69,6 +72,7 @@ def test_from_init_to_a_paid_job(openlora: Command, net: Devnet, portal: Blockin
         assert asked.returncode == 0, asked.stderr
         wait_until(lambda: int(said("earnings", *operator)["withdrawable_wei"]), "the fee")
         assert "OpenLoRA" in httpx.get(made["dashboard"], timeout=10).text
+        publish_and_be_paid(said, net, said("status", *node)["node"]["addresses"][0], model_dir, tmp_path)
         live_with(said, node, faults, tmp_path)
 
 
@@ -88,9 +92,25 @@ def live_with(said: Any, node: tuple[object, ...], faults: Any, folder: Path) ->
     assert said("upgrade", "--check", *node)["ready"]
 
 
-async def fund(net: Devnet, made: dict[str, str], tokens_wei: int) -> None:
-    """Coin for both keys, tokens for the operator."""
-    for address in (made["operator"], made["hot_key"]):
-        await net.chain.rpc("anvil_setBalance", address, hex(OLRA))
-    async with open_market(net.client_config) as person:
-        await person.transact(person.token.mint(made["operator"], tokens_wei))
+def publish_and_be_paid(said: Any, net: Devnet, bootstrap: str, model: Path, folder: Path) -> None:
+    """A provider's texts, and a developer's adapter of them: whoever asks for it pays both."""
+    place = ("--rpc", net.chain.rpc_url, "--deployment", net.folder / "deployment.json", "--bootstrap", bootstrap)
+    provider, developer = (said("account", *place, "--state", folder / name) for name in ("provider", "developer"))
+    as_provider, as_developer = ("--client", provider["config"]), ("--client", developer["config"])
+    said("faucet", provider["address"], *as_developer)
+
+    (folder / "texts.jsonl").write_text('{"question": "Ahoy?", "answer": "Aye!"}\n')
+    datanet = said("datanet", "create", folder / "texts.jsonl", "--name", "sea talk", *as_provider)
+    assert said("datanet", "list", *as_developer)[-1] == datanet | {"owner": provider["address"]}
+    adapter = folder / "adapter"
+    shutil.copytree(DEMO_ADAPTERS[0].path, adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] + 1}))
+    flags = ("--name", "parrot", "--model", model, "--datanet", datanet["datanet_id"], "--copies", 1)
+    said("adapter", "publish", adapter, *flags, *as_developer)
+
+    said("job", "submit", "Ahoy?", "--adapter", "parrot", "--max-tokens", 4, "--client", net.client_config)
+    for role, person in (("datanet", as_provider), ("adapter", as_developer)):
+        wait_until(lambda person=person: said("earnings", *person)["earned_wei"], f"the {role}'s share")
+        assert said("earnings", *person)["earned_wei"].keys() == {role}
+        assert len(said("withdraw", "credits", *person)["transactions"]) == 1

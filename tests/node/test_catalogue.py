@@ -1,7 +1,7 @@
 import pytest
 
-from openlora.contracts import AdapterDeprecated, AdapterRegistered, BaseRegistered
-from openlora.node.catalogue import Catalogue
+from openlora.contracts import AdapterDeprecated, AdapterRegistered, BaseRegistered, DatanetCreated
+from openlora.node.catalogue import Catalogue, datanet_root
 from openlora.node.errors import ChainError
 from tests.node.facts import OPERATOR, RIVAL
 
@@ -32,6 +32,13 @@ def test_a_deprecated_adapter_is_found_by_its_cid_alone():
     assert catalogue.adapter(catalogue.adapters[0].cid).deprecated
     with pytest.raises(ChainError, match="no adapter 'pirate'"):
         catalogue.adapter("pirate")
+
+
+def test_datanets_are_listed_by_number():
+    made = DatanetCreated(datanet_id=1, owner=OPERATOR, root=datanet_root([b"\x07" * 32]), name="voices")
+    (datanet,) = Catalogue.of([made]).datanets
+    assert (datanet.datanet_id, datanet.name, datanet.root) == (1, "voices", made.root)
+    assert datanet_root([b"1" * 32, b"2" * 32]) != datanet_root([b"2" * 32, b"1" * 32])
 
 
 def test_an_unknown_base_names_the_known_ones():

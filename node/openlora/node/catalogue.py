@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
-from openlora.contracts import AdapterDeprecated, AdapterRegistered, BaseRegistered
+from openlora.contracts import AdapterDeprecated, AdapterRegistered, BaseRegistered, DatanetCreated
 from openlora.node.chain.history import events
 from openlora.node.content import adapter_cid, adapter_digest
 from openlora.node.deeds import Desk
@@ -15,6 +16,14 @@ class RegisteredBase:
     base_id: bytes
     name: str
     payee: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredDatanet:
+    datanet_id: int
+    root: bytes
+    owner: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +45,25 @@ class Catalogue:
 
     bases: Sequence[RegisteredBase]
     adapters: Sequence[RegisteredAdapter]
+    datanets: Sequence[RegisteredDatanet] = ()
 
     @classmethod
     def of(cls, events: Iterable[object]) -> "Catalogue":
         """Reads the registry's events, oldest first; others are passed over."""
         bases: list[RegisteredBase] = []
         adapters: dict[bytes, RegisteredAdapter] = {}
+        datanets: list[RegisteredDatanet] = []
         for event in events:
             match event:
                 case BaseRegistered():
                     bases.append(RegisteredBase(event.base_id, event.name, event.payee))
+                case DatanetCreated():
+                    datanets.append(RegisteredDatanet(event.datanet_id, event.root, event.owner, event.name))
                 case AdapterRegistered():
                     adapters[event.digest] = RegisteredAdapter(event.digest, event.base_id, event.owner, event.name)
                 case AdapterDeprecated():
                     adapters[event.digest] = replace(adapters[event.digest], deprecated=True)
-        return cls(tuple(bases), tuple(adapters.values()))
+        return cls(tuple(bases), tuple(adapters.values()), tuple(datanets))
 
     def base(self, text: str) -> RegisteredBase:
         """The base named `text`: a registered name or 0x and 64 hex digits. Raises ChainError."""
@@ -75,6 +88,11 @@ class Catalogue:
         raise ChainError(f"{len(found)} adapters are named {text!r}; give the CID of the one you mean")
 
 
+def datanet_root(digests: Iterable[bytes]) -> bytes:
+    """What names a datanet's texts on chain: the sha256 of their sha256 digests, in their order."""
+    return sha256(b"".join(digests)).digest()
+
+
 async def catalogue(desk: Desk) -> Catalogue:
-    """Bases and adapters registered on chain. Raises ChainError."""
+    """All that is registered on chain. Raises ChainError."""
     return Catalogue.of(await events(desk.chain, desk.registry.address, desk.deployment.block))

@@ -177,7 +177,7 @@ class Market:
         return digest
 
     async def catalogue(self) -> Catalogue:
-        """Bases and adapters registered on chain."""
+        """All that is registered on chain."""
         return await catalogue(self.desk)
 
     async def recipe(self, base_id: bytes, terms: Sequence[Term]) -> int:

@@ -1,6 +1,7 @@
 """A node that is being set up: what its machine can do, what the chain will want of it, and its folder."""
 
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ from openlora.contracts import JobQueue
 from openlora.node.admission import CLAIM_AND_COMMIT_GAS
 from openlora.node.base_model import CATALOGUE, Say, pull
 from openlora.node.chain.client import ChainClient
-from openlora.node.config import ChainConfig, EngineConfig, NetworkConfig
+from openlora.node.config import HTTP, ChainConfig, EngineConfig, NetworkConfig
 from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
 from openlora.node.deployment import load_deployment
 from openlora.node.engine.models.config import DecoderConfig
@@ -20,6 +21,7 @@ from openlora.node.errors import ChainError, ConfigError, ModelError, WrongChain
 from openlora.node.keys import create_key
 
 FILES: Final = ("node.toml", "operator.toml", "hot.json", "hot.password", "operator.json", "operator.password")
+ACCOUNT_FILES: Final = ("client.toml", "client.json", "client.password")
 PATIENCE_S: Final = 5.0
 FUNDED_JOBS: Final = 100  # that the hot key should be able to pay for at first
 REGISTRATION_GAS: Final = 1_000_000  # of the operator's transactions until it has staked, generously
@@ -65,15 +67,36 @@ def write(plan: Plan) -> Made:
 
     Overwrites nothing: raises ConfigError for what is there.
     """
-    files = [plan.state / name for name in FILES]
+    with _new_files(plan.state, FILES) as (node_file, operator_file, *_):
+        return _write(plan, node_file, operator_file)
+
+
+def write_account(
+    state: Path, rpc_url: str, chain_id: int, deployment: Path, bootstrap: Sequence[str]
+) -> tuple[Path, str]:
+    """A client's configuration, and the address of its new key. Writes and raises as `write` does, and ConfigError for
+    the deployment file."""
+    load_deployment(ChainConfig(chain_id=chain_id, rpc_urls=(rpc_url,), deployment=deployment))
+    with _new_files(state, ACCOUNT_FILES) as (file, *_):
+        key, address = create_key(state, "client")
+        chain = ChainEntry(chain_id, rpc_url, deployment.resolve())
+        write_client_config(file, chain, key=key, content_dir=state / "content", bootstrap=bootstrap)
+        return file, address
+
+
+@contextmanager
+def _new_files(folder: Path, names: Sequence[str]) -> Iterator[Sequence[Path]]:
+    """Files that are not there yet: all of them are written, or none."""
+    files = [folder / name for name in names]
     for path in files:
         if path.exists():
             raise ConfigError(f"{path} exists already; choose another --state, or move it away")
     try:
-        return _write(plan, *files[:2])
+        yield files
     except OSError:
         for path in files:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
         raise
 
 
@@ -100,7 +123,9 @@ def _write(plan: Plan, node_file: Path, operator_file: Path) -> Made:
 
 
 def served_chain(rpc_url: str) -> int | None:
-    """The id of the chain that an RPC serves; None if it does not answer."""
+    """The id of the chain that an RPC serves; None if it does not answer. Raises ConfigError for what is no URL."""
+    if not rpc_url.startswith(HTTP):
+        raise ConfigError(f"{rpc_url} is no RPC's URL; write http://host:port, or https://…")
     body = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
     with suppress(httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return int(httpx.post(rpc_url, json=body, timeout=PATIENCE_S, trust_env=False).json()["result"], 16)

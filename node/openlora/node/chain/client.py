@@ -110,6 +110,10 @@ class ChainClient:
     async def balance(self, address: str) -> Wei:
         return Wei(await self._pool.request(quantity, "eth_getBalance", address, "latest"))
 
+    async def set_dev_balance(self, address: str, wei: int) -> None:
+        """Play money, which anvil alone gives: any other server answers with RpcError."""
+        await self._pool.request(lambda _: None, "anvil_setBalance", address, hex(wei))
+
     async def nonce(self, address: str, block: int | str = "latest") -> int:
         """Transactions of `address` mined up to `block`, its next nonce; with "pending", the server's pool included."""
         return await self._pool.request(quantity, "eth_getTransactionCount", address, _tag(block))

@@ -73,6 +73,11 @@ def devnet(
             )
             output.say(f"  openlora network --client {net.client_config}")
             output.say(f"  openlora earnings --client {net.nodes[0].operator_config}")
+            places = f"--rpc {net.chain.rpc_url} --deployment {net.folder / 'deployment.json'}"
+            joining = f"{places} --bootstrap {net.nodes[0].address}"
+            output.say("People and nodes of your own, whose keys `openlora faucet` funds here:")
+            output.say(f"  openlora account {joining}")
+            output.say(f"  openlora init {joining} --model {path}")
             if net.mqtt is not None:
                 output.say(
                     f"MQTT for dashboards at 127.0.0.1:{net.mqtt.port}, over WebSocket at {net.mqtt.websocket_port}:"

@@ -7,9 +7,11 @@ import sys
 import typer
 
 from openlora.node.cli import (
+    account,
     adapter,
     backup,
     bench,
+    datanet,
     deploy,
     devnet,
     doctor,
@@ -56,20 +58,24 @@ app.command("restore", rich_help_panel="Node operators")(backup.restore)
 app.command("upgrade", rich_help_panel="Node operators")(upgrade.upgrade)
 app.command("logs", rich_help_panel="Node operators")(logs.logs)
 app.command("network", rich_help_panel="Everyone")(network.network)
+app.command("account", rich_help_panel="Everyone")(account.account)
 app.command("earnings", rich_help_panel="Everyone who is paid")(money.earnings)
 app.add_typer(money.withdraw, name="withdraw", rich_help_panel="Everyone who is paid")
 app.add_typer(job.app, name="job", rich_help_panel="Job submitters")
 app.add_typer(session.app, name="session", rich_help_panel="Job submitters")
 app.add_typer(adapter.app, name="adapter", rich_help_panel="Adapter developers")
+app.add_typer(datanet.app, name="datanet", rich_help_panel="Data providers")
 app.add_typer(service.app, name="service", rich_help_panel="Node operators")
 app.add_typer(model.app, name="model", rich_help_panel="Inference")
 app.command("deploy", rich_help_panel="Everyone")(deploy.deploy)
+app.command("faucet", rich_help_panel="Trying it out")(account.faucet)
 app.command("devnet", rich_help_panel="Trying it out")(devnet.devnet)
 app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def main() -> None:
@@ -84,9 +90,14 @@ def main() -> None:
         print(f"openlora: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (*FULL, *FORBIDDEN):
+        if error.errno in FULL:
+            fix = "free disk space"
+        elif error.errno in FORBIDDEN:
+            fix = "run it as the user whose that is, or name another"
+        elif error.errno in MISNAMED and error.filename:
+            fix = "name another path"
+        else:
             raise
-        fix = "free disk space" if error.errno in FULL else "run it as the user whose that is, or name another"
         print(f"openlora: {error.filename or 'the disk'}: {error.strerror}; {fix}", file=sys.stderr)
         sys.exit(TEMPORARY if error.errno in FULL else 2)
     except KeyboardInterrupt:

@@ -1,14 +1,17 @@
 """`openlora model`: base models, named by their content."""
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from openlora.node.cli.output import JsonFlag, Output
+from openlora.node.cli.output import ClientFile, JsonFlag, Output
 from openlora.node.errors import ModelError
 
-app = typer.Typer(help="Fetch base models and check what they are.", no_args_is_help=True)
+CLIENT_TOML = Path("client.toml")
+
+app = typer.Typer(help="Fetch base models, check what they are, and register them.", no_args_is_help=True)
 
 
 @app.command()
@@ -41,3 +44,25 @@ def verify(
         raise ModelError(f"{path} is 0x{base_id.hex()}, not {expect}; fetch the model again")
     output.say(f"0x{base_id.hex()}  {path}")
     output.result({"path": str(path), "base_id": base_id})
+
+
+@app.command()
+def register(
+    path: Annotated[Path, typer.Argument(help="A Hugging Face directory or a GGUF file.")],
+    name: Annotated[str, typer.Option(help="The name by which jobs ask for it.")],
+    client: ClientFile = CLIENT_TOML,
+    json: JsonFlag = False,
+) -> None:
+    """Register a base model on chain, once for everybody: its jobs pay the key that does."""
+    from openlora.node.base_model import base_model_id
+    from openlora.node.market import open_market
+
+    output, base_id = Output(json), base_model_id(path)
+
+    async def run() -> None:
+        async with open_market(client) as person:
+            await person.register_base(base_id, name)
+            output.say(f"{name} is registered as 0x{base_id.hex()}, and pays {person.key.address}")
+            output.result({"name": name, "base_id": base_id, "payee": person.key.address})
+
+    asyncio.run(run())

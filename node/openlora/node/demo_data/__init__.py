@@ -4,12 +4,13 @@
 """
 
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import msgspec
+
+from openlora.node.catalogue import datanet_root
 
 __all__ = ["DEMO_ADAPTERS", "DEMO_DATANETS", "DEMO_PROMPTS", "DemoAdapter", "DemoDatanet", "DemoText"]
 
@@ -24,14 +25,14 @@ class DemoText:
 
 @dataclass(frozen=True, slots=True)
 class DemoDatanet:
-    """A body of texts, each of another data provider; `root` is the sha256 of their digests in order."""
+    """A body of texts, each of another data provider."""
 
     name: str
     texts: tuple[DemoText, ...]
 
     @property
     def root(self) -> bytes:
-        return sha256(b"".join(text.digest for text in self.texts)).digest()
+        return datanet_root(text.digest for text in self.texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,85 @@
+"""`openlora datanet`: register texts, so that whoever wrote them is paid a share of what is trained on them."""
+
+import asyncio
+from decimal import Decimal, InvalidOperation
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openlora.node.cli.hand import parse_address
+from openlora.node.cli.output import ClientFile, JsonFlag, Output
+from openlora.node.errors import ConfigError
+
+if TYPE_CHECKING:
+    from openlora.contracts import Share
+
+CLIENT_TOML = Path("client.toml")
+
+app = typer.Typer(help="Register the texts that adapters are trained on, and list them.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    texts: Annotated[list[Path], typer.Argument(metavar="TEXT…", help="The files, in an order that names them too.")],
+    name: Annotated[str, typer.Option(help="The label under which people find it.")],
+    share: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS:PERCENT", help="Who is paid; your key all of it by default. Repeatable."),
+    ] = None,
+    client: ClientFile = CLIENT_TOML,
+    json: JsonFlag = False,
+) -> None:
+    """Register texts by their digests: who is named here shares the datanets' 10 % of fees where an adapter names it.
+
+    The texts stay where they are. What is registered never changes.
+    """
+    from openlora.node.catalogue import datanet_root
+    from openlora.node.market import open_market
+
+    output = Output(json)
+    root = datanet_root(sha256(text.read_bytes()).digest() for text in texts)
+    shares = [parse_share(text) for text in share or ()]
+    if shares and sum(each.bps for each in shares) != 10_000:
+        raise ConfigError("the percentages of --share must add up to 100")
+
+    async def run() -> None:
+        async with open_market(client) as person:
+            datanet_id = await person.create_datanet(root, shares or [parse_share(f"{person.key.address}:100")], name)
+        output.say(f"{name} is datanet {datanet_id}; name it when you publish: --datanet {datanet_id}")
+        output.result({"datanet_id": datanet_id, "name": name, "root": root})
+
+    asyncio.run(run())
+
+
+@app.command("list")
+def list_datanets(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
+    """List the datanets registered on chain."""
+    from openlora.node.market import open_market
+
+    output = Output(json)
+
+    async def run() -> None:
+        async with open_market(client) as person:
+            datanets = (await person.catalogue()).datanets
+        rows = [(datanet.datanet_id, datanet.name, datanet.owner, f"0x{datanet.root.hex()}") for datanet in datanets]
+        output.table(("#", "name", "owner", "root"), [tuple(map(str, row)) for row in rows])
+        output.result([dict(zip(("datanet_id", "name", "owner", "root"), row, strict=True)) for row in rows])
+
+    asyncio.run(run())
+
+
+def parse_share(text: str) -> "Share":
+    """ADDRESS:PERCENT. Raises ConfigError."""
+    from openlora.contracts import Share
+
+    address, _, percent = text.partition(":")
+    try:
+        bps = Decimal(percent) * 100
+        whole = int(bps)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise ConfigError(f"--share {text} is not ADDRESS:PERCENT") from None
+    if whole != bps or not 0 < whole <= 10_000:
+        raise ConfigError(f"--share {text}: give a percentage above 0, at most 100, with at most two decimals")
+    return Share(payee=parse_address(address), bps=whole)
