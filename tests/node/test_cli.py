@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import typer.testing
 from typer.core import TyperCommand, TyperGroup
 
+from openlora.contracts import Share
 from openlora.node.catalogue import RegisteredAdapter
+from openlora.node.cli.datanet import parse_share
 from openlora.node.cli.hand import parse_address
-from openlora.node.cli.job import parse_price, parse_term
+from openlora.node.cli.job import parse_price, parse_term, parse_terms
 from openlora.node.cli.main import app
 from openlora.node.cli.output import Output, parse_tokens, tokens
 from openlora.node.config import KeyConfig
 from openlora.node.config_files import ChainEntry, write_client_config
 from openlora.node.errors import ConfigError
+from tests.node.facts import OPERATOR
 
 
 @pytest.mark.parametrize(
@@ -54,9 +58,26 @@ def test_a_term_is_a_name_and_a_weight():
     assert parse_term("pirate:-0.7", find).weight == -0.7
     assert parse_term("bafyroot:2", find).digest == found.digest
     assert asked == ["pirate", "pirate", "bafyroot"]
-    for wrong in ("pirate:", "pirate:x", "pirate:0", "pirate:11", "pirate:nan"):
+    for wrong in ("pirate:", "pirate:x", "pirate:0", "pirate:11", "pirate:nan", "pirate:0.00004"):
         with pytest.raises(ConfigError, match="--adapter"):
             parse_term(wrong, find)
+    with pytest.raises(ConfigError, match="twice"):
+        parse_terms(["pirate:0.7", "bafyroot"], find)
+
+
+def test_a_share_is_an_address_and_a_percentage():
+    assert parse_share(f"{OPERATOR}:12.5") == Share(payee=OPERATOR, bps=1_250)
+    for wrong in (OPERATOR, f"{OPERATOR}:", f"{OPERATOR}:0", f"{OPERATOR}:101", f"{OPERATOR}:0.001", f"{OPERATOR}:nan"):
+        with pytest.raises(ConfigError, match="--share"):
+            parse_share(wrong)
+    with pytest.raises(ConfigError, match="no address"):
+        parse_share("me:100")
+
+
+def test_an_empty_prompt_costs_nothing(tmp_path: Path):
+    done = typer.testing.CliRunner().invoke(app, ["job", "submit", " ", "--client", str(tmp_path / "none")])
+    assert isinstance(done.exception, ConfigError)
+    assert "the prompt is empty" in str(done.exception)
 
 
 def test_a_mistyped_address_is_noticed():

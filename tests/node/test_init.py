@@ -14,10 +14,11 @@ import typer.testing
 
 from openlora.node.cli.init import chosen_chain
 from openlora.node.cli.main import app
-from openlora.node.config import EngineConfig, NetworkConfig, NodeConfig, load
+from openlora.node.config import ClientConfig, EngineConfig, NetworkConfig, NodeConfig, load
 from openlora.node.errors import ConfigError, ModelError, WrongChain
 from openlora.node.hardware import link_mbit
-from openlora.node.new_node import Plan, fitting_engine, found_model, write
+from openlora.node.keys import load_key
+from openlora.node.new_node import Plan, fitting_engine, found_model, served_chain, write
 from tests.node.engine.tiny import write_model
 from tests.node.telemetry.broker import free_port
 
@@ -67,6 +68,25 @@ def test_the_link_is_that_of_the_default_route(tmp_path: Path):
     (tmp_path / "eth0/speed").write_text("-1\n")
     assert link_mbit(routes=routes, interfaces=tmp_path) == 0
     assert link_mbit(routes=tmp_path / "nowhere") == 0
+
+
+def test_an_account_is_a_configuration_and_a_key_or_nothing(tmp_path: Path):
+    deployment, folder = tmp_path / "deployment.json", tmp_path / "me"
+    deployment.write_text(json.dumps(DEPLOYMENT | {"outputs": ADDRESS}))
+    flags = ["--rpc", f"http://127.0.0.1:{free_port()}", "--chain-id", "7", "--deployment", str(deployment)]
+    command = [sys.executable, "-m", "openlora.node", "account", *flags, "--json", "--state"]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=True)
+    config = load(Path(json.loads(done.stdout)["config"]), ClientConfig)
+    assert load_key(config.key).address == json.loads(done.stdout)["address"]
+    for state, fault in ((folder, "exists already"), (deployment, "File exists; name another path")):
+        refused = subprocess.run([*command, str(state)], capture_output=True, text=True, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert fault in refused.stderr
+
+
+def test_what_is_no_url_is_not_asked():
+    with pytest.raises(ConfigError, match="is no RPC's URL"):
+        served_chain("127.0.0.1:8545")
 
 
 def test_flags_alone_make_a_node_where_no_rpc_answers(tmp_path: Path):

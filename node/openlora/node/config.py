@@ -15,6 +15,7 @@ import msgspec
 
 from openlora.node.errors import ConfigError
 
+HTTP: Final = ("http://", "https://")
 ADAPTER_CID: Final = re.compile("bafybei[a-z2-7]{52}")  # version 1, dag-pb, sha2-256
 
 
@@ -29,12 +30,17 @@ class ChainConfig(Table, frozen=True):
     confirmations: int = 1  # blocks, the transaction's own included, before a claim or commit counts
     poll_s: float = 0.5  # how often a new head is looked for
 
+    def __post_init__(self) -> None:
+        if not self.rpc_urls or not all(url.startswith(HTTP) for url in self.rpc_urls):
+            raise ValueError("rpc_urls must name one RPC or more, each as http://host:port or https://…")
+
 
 class NodeChainConfig(ChainConfig, frozen=True):
     max_gas_gwei: float = 500.0  # per gas, what a transaction of the hot key may cost; above it, it waits
     max_tip_gwei: float = 50.0  # … and the most that an RPC's suggestion makes of the tip in it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.max_tip_gwei <= self.max_gas_gwei <= 10**6:
             raise ValueError("max_tip_gwei must be positive and no more than max_gas_gwei, which 1000000 bounds")
 

@@ -47,6 +47,11 @@ class Clinic:
     hot_key: LocalAccount
     folder: Path
 
+    @property
+    def listener(self) -> str:
+        """The chain's port as a peer's: the doctor looks whether anybody listens."""
+        return f"/ip4/127.0.0.1/tcp/{self.chain.rpc_url.rpartition(':')[2]}/p2p/12D3KooWAnybody"
+
     def patient(self, folder: Path) -> "Patient":
         """A healthy node's files."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +66,7 @@ class Clinic:
             content_dir=folder / "content",
             in_price_wei_per_k=1,
             engine=EngineConfig(kv_tokens=1024),
-            network=NetworkConfig(listen=("/ip4/127.0.0.1/tcp/0",)),
+            network=NetworkConfig(listen=("/ip4/127.0.0.1/tcp/0",), bootstrap=(self.listener,)),
         )
         (folder / "state").mkdir()
         operator = write_key(folder, "operator", self.operator)

@@ -416,7 +416,7 @@ async def test_bootstrap_unreachable(patient: Patient):
 
 
 async def test_nobody_to_join_by(patient: Patient):
-    await found(patient.put("mdns", "false"), "network_lonely")
+    await found(patient.put("bootstrap", "[]"), "network_lonely")
 
 
 async def test_kubo_down(patient: Patient):

@@ -162,6 +162,8 @@ def show(output: Output, plan: "Plan", made: "Made", wanted: "Needs | None", why
     output.say("The hot key claims, commits and signs; it can never move stake. The operator key stakes and is paid:")
     output.say(f"once it has staked, move {plan.state / 'operator.json'} and its password to another machine.")
     output.say("")
+    if not plan.network.bootstrap:
+        output.say("It knows no node to join by: write one into network.bootstrap, or begin again with --bootstrap.")
     output.say("Then:")
     files = f"--config {made.config} --client {made.operator_config}"
     bonds = tokens(8 * wanted.bond_wei) if wanted and wanted.bond_wei else "AMOUNT"

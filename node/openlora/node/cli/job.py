@@ -90,7 +90,7 @@ def submit(
 
         async with participant(client) as peer:
             catalogue = await peer.market.catalogue()
-            terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
+            terms = parse_terms(adapter or (), catalogue.adapter)
             recipe_id = await peer.market.recipe(catalogue.base(base).base_id, terms)
             await show_ordered(peer, None if node is None else parse_address(node), recipe_id, document, offer, output)
 
@@ -102,7 +102,7 @@ def submit(
             market = peer.market if peer else await stack.enter_async_context(open_market(client))
             catalogue = await market.catalogue()
             await market.desk.cover(offer.escrow_wei)  # else a recipe would be registered for nothing
-            terms = [parse_term(text, catalogue.adapter) for text in adapter or ()]
+            terms = parse_terms(adapter or (), catalogue.adapter)
             base_id = catalogue.base(base).base_id
             recipe_id = await market.recipe(base_id, terms)
             if peer and private:
@@ -120,6 +120,8 @@ def submit(
             if peer and (watch or private):
                 await _show(peer, job.job_id, output)
 
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty; say something")
     if node is not None and not session and not private:
         raise ConfigError("--node goes with --session or --private: any node may claim another job of the queue")
     if private and session:
@@ -261,8 +263,17 @@ def parse_price(text: str) -> tuple[int, int]:
     return parse_tokens(in_tokens, "--price"), parse_tokens(out_tokens, "--price")
 
 
+def parse_terms(texts: Sequence[str], find: "Callable[[str], RegisteredAdapter]") -> "list[Term]":
+    """A recipe's adapters, each named once. Raises ConfigError, ChainError."""
+    terms = [parse_term(text, find) for text in texts]
+    if len({term.digest for term in terms}) < len(terms):
+        raise ConfigError("--adapter names one adapter twice; give it once, with the sum of the weights")
+    return terms
+
+
 def parse_term(text: str, find: "Callable[[str], RegisteredAdapter]") -> "Term":
     """ "pirate", "pirate:0.7" or a CID with or without weight. Raises ConfigError, ChainError."""
+    from openlora.node.facts import WEIGHT_UNIT
     from openlora.node.market import Term
 
     name, colon, weight_text = text.partition(":")
@@ -270,6 +281,6 @@ def parse_term(text: str, find: "Callable[[str], RegisteredAdapter]") -> "Term":
         weight = float(weight_text) if colon else 1.0
     except ValueError:
         raise ConfigError(f"--adapter {text}: {weight_text!r} is no weight; write NAME:0.7") from None
-    if not 0 < abs(weight) <= 10:
-        raise ConfigError(f"--adapter {text}: a weight is not zero and lies between -10 and 10")
+    if not (abs(weight) <= 10 and round(weight * WEIGHT_UNIT)):
+        raise ConfigError(f"--adapter {text}: a weight lies between -10 and 10, and is 0.0001 at least")
     return Term(find(name).digest, weight)

@@ -198,8 +198,6 @@ def usable(endpoints: Sequence[Endpoint], chain_id: int) -> str | None:
 
 def check_endpoints(endpoints: Sequence[Endpoint], chain_id: int) -> Iterator[Finding]:
     severe = critical if usable(endpoints, chain_id) is None else warning
-    if not endpoints:
-        yield critical(Code.RPC_DOWN, "chain.rpc_urls names no RPC", "name at least one")
     for endpoint in endpoints:
         if endpoint.chain_id is None:
             yield severe(

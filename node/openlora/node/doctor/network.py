@@ -60,7 +60,7 @@ async def look_at_network(config: NodeConfig, operator: str | None, *, runs: boo
     return NetworkFacts(
         busy_ports=() if runs else tuple(_busy_ports(config)),
         bootstrap=tuple(zip(config.network.bootstrap, reached, strict=True)),
-        lonely=not config.network.bootstrap and not config.network.mdns,
+        lonely=not config.network.bootstrap,
         dashboard_fault=_dashboard_fault(config.telemetry),
         kubo_fault=kubo_fault,
         broker_fault=broker_fault,
@@ -188,8 +188,8 @@ def check_network(network: NetworkFacts) -> Iterator[Finding]:
     if network.lonely:
         yield warning(
             Code.NETWORK_LONELY,
-            "network.bootstrap is empty and network.mdns is off: nobody is found until somebody calls",
-            "name peers of your network in network.bootstrap",
+            "network.bootstrap is empty: beyond the local network nobody is found, nor their adapters, until they call",
+            "name nodes of your network in network.bootstrap; `openlora status --json` says their addresses",
         )
     if network.kubo_fault:
         yield critical(

@@ -40,7 +40,9 @@ async def participant(path: Path) -> AsyncIterator[Participant]:
     run side by side. Raises ConfigError, RpcDown, WrongChain, NetworkError."""
     config = load(path, ClientConfig)
     if not config.network.bootstrap:
-        raise ConfigError(f"{path}: network.bootstrap names no peer to join by; give a node's multiaddr")
+        raise ConfigError(
+            f"{path}: network.bootstrap names no node to join by; `openlora status --json` on one has its addresses"
+        )
     async with market_of(config) as market:
         options = NetworkOptions(
             chain_id=config.chain.chain_id,

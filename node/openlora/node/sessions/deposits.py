@@ -56,10 +56,8 @@ class Deposits:
         wanted = text.lower().removeprefix("0x")
         found = [deposit for deposit in await self.mine() if wanted and deposit.id.hex().startswith(wanted)]
         if len(found) != 1:
-            counted = "no session" if not found else f"{len(found)} sessions"
-            raise ConfigError(
-                f"{counted} of {self.desk.address} begin with {text}; `openlora session status` lists them"
-            )
+            begin = "no session begins" if not found else f"{len(found)} sessions begin"
+            raise ConfigError(f"{begin} with {text}; `openlora session status` lists those of {self.desk.address}")
         return found[0]
 
     async def closing(self, deposit: Deposit) -> Sequence[Deed]:

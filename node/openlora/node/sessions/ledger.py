@@ -11,6 +11,7 @@ from openlora.contracts import Account, Charge, JobSpec, Receipt, Voucher, eip71
 from openlora.node.errors import JournalError, RequestError
 from openlora.node.job import Signed
 from openlora.node.journal import Journal
+from openlora.node.wei import tokens
 
 
 class OrderState(StrEnum):
@@ -119,9 +120,10 @@ class SessionLedger:
             payment = self.payment(order.session)
             left_wei = deposit_wei - owed_wei - (payment.account.fee if payment else 0)
             if order.liability_wei > left_wei:
+                cost, left = tokens(order.liability_wei), tokens(left_wei)
                 raise RequestError(
                     "deposit_exhausted",
-                    f"the order may cost {order.liability_wei} wei and {left_wei} are left of the deposit; top it up",
+                    f"the order may cost {cost} OLRA and {left} are left of the deposit; top it up",
                 )
             if known is not None:
                 again = "UPDATE orders SET state = ?, reason = NULL WHERE digest = ?"
