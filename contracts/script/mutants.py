@@ -678,7 +678,7 @@ FAULTS = (
         "bytes32 seed = blockhash(self.drawBlock);",
     ),
     Mutant("a round is drawn twice", "Disputes.sol", "if (self.seed != 0 || drawn == 0)", "if (drawn == 0)"),
-    Mutant("verifiers leave on duty", "Disputes.sol", "if (self.duties > 0) revert StillOnDuty(msg.sender);", ""),
+    Mutant("verifiers leave on duty", "Disputes.sol", "if (self.duties > 0) revert StillOnDuty(account);", ""),
     Mutant(
         "verifiers leave at once",
         "Disputes.sol",
