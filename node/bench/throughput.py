@@ -93,10 +93,10 @@ def submit(engine: Engine, number: int, prompt: int, output: int, adapters: int)
     assert not refused, refused
 
 
-def run_once(engine: Engine, adapters: int) -> float:
-    """Seconds for the whole workload."""
+def run_once(engine: Engine, adapters: int, first: int = 0) -> float:
+    """Seconds for the whole workload, whose requests are numbered from `first` on."""
     started_s = time.perf_counter()
-    for number in range(REQUESTS):
+    for number in range(first, first + REQUESTS):
         submit(engine, number, PROMPT, OUTPUT, adapters)
     generated = 0
     while engine.has_work:
