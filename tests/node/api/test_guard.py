@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from starlette.types import Message
 
 from openlora.node.api.limits import Admission, Limits
 from openlora.node.api.sse import EventStream, SendEvents
@@ -251,6 +252,30 @@ async def test_a_send_that_never_returns_ends_the_work(caplog: pytest.LogCapture
     await EventStream(produce, send_timeout_s=0.02)({"type": "http"}, receive, send)
     assert ended.is_set()
     assert "event=reader_dropped" in caplog.text
+
+
+async def test_a_stream_may_last_longer_than_a_send(caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[dict[str, object]] = []
+
+    async def produce(send_events: SendEvents) -> list[object]:
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+            await send_events(1, 2)
+        return [3]
+
+    async def send(message: Message) -> None:
+        sent.append(dict(message))
+
+    async def receive() -> dict[str, object]:
+        await asyncio.Event().wait()
+        return {}
+
+    await EventStream(produce, send_timeout_s=0.02)({"type": "http"}, receive, send)
+    assert [message.get("body") for message in sent[1:]] == [
+        *[b"data: 1\n\ndata: 2\n\n"] * 5,
+        b"data: 3\n\ndata: [DONE]\n\n",
+    ]
+    assert "reader_dropped" not in caplog.text
 
 
 # ---- an engine that dies ----

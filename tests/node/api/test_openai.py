@@ -134,6 +134,19 @@ async def test_a_stream_without_usage_has_no_usage_field(tmp_path: Path) -> None
     assert not any("usage" in chunk for chunk in chunks)
 
 
+async def test_what_a_step_brings_is_one_event(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeEngine(script=b"Hello, world!", run=7)) as server:
+        *chunks, _ = await server.events("/v1/completions", {"model": BASE, "prompt": "a", "logprobs": 0})
+        chat = await server.events("/v1/chat/completions", {"model": BASE, "messages": USER})
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert len(choices) <= 2, "14 tokens, the end token among them, in two steps"
+    assert "".join(choice["text"] for choice in choices) == "Hello, world!"
+    logprobs = [choice["logprobs"] for choice in choices]
+    assert [name for one in logprobs for name in one["tokens"]] == [*"Hello, world!", "<|im_end|>"]
+    assert [offset for one in logprobs for offset in one["text_offset"]] == list(range(14))
+    assert len(chat) <= 5, "the role, two steps, the reason, [DONE]"
+
+
 async def test_chat_logprobs(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeEngine(script="é!".encode())) as server:
         answer = await server.openai.chat.completions.create(
