@@ -107,7 +107,8 @@ def publish_and_be_paid(said: Any, net: Devnet, bootstrap: str, model: Path, fol
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] + 1}))
     flags = ("--name", "parrot", "--model", model, "--datanet", datanet["datanet_id"], "--copies", 1)
-    said("adapter", "publish", adapter, *flags, *as_developer)
+    published = said("adapter", "publish", adapter, *flags, *as_developer)
+    assert said("adapter", "publish", adapter, *flags, *as_developer) == published, "an interrupted one is taken up"
 
     said("job", "submit", "Ahoy?", "--adapter", "parrot", "--max-tokens", 4, "--client", net.client_config)
     for role, person in (("datanet", as_provider), ("adapter", as_developer)):

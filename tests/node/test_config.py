@@ -96,6 +96,8 @@ def test_malformed_files_are_one_sentence(tmp_path, text, complaint):
 def test_a_missing_file_says_how_to_make_one(tmp_path):
     with pytest.raises(ConfigError, match="openlora init"):
         load(tmp_path / "node.toml", NodeConfig)
+    with pytest.raises(ConfigError, match="openlora account"):
+        load(tmp_path / "client.toml", ClientConfig)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,8 @@ def load(path: Path, kind: type[Config], base: Path | None = None) -> Config:
     try:
         raw = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; make one with `openlora init`") from None
+        maker = "init" if kind is NodeConfig else "account"
+        raise ConfigError(f"{path} does not exist; make one with `openlora {maker}`") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     problems = list(_problems(raw, kind, prefix=""))

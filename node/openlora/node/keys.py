@@ -28,7 +28,7 @@ def read_password(path: Path) -> str:
     try:
         return path.read_text().rstrip("\r\n")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; `openlora init` makes a keystore and its password") from None
+        raise ConfigError(f"{path} does not exist; put the file back, or correct the path") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a password: {error}") from None
 
@@ -63,7 +63,7 @@ def _keystore(path: Path) -> dict[str, Any]:
     try:
         keystore = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; `openlora init` makes a keystore and its password") from None
+        raise ConfigError(f"{path} does not exist; put the file back, or correct the path") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a keystore: {error}") from None
     if not isinstance(keystore, dict):

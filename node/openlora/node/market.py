@@ -44,7 +44,7 @@ from openlora.node.content import BlockContent, Content
 from openlora.node.deeds import Deed, Desk
 from openlora.node.deployment import load_deployment
 from openlora.node.documents import InputDocument, OutputDocument
-from openlora.node.errors import ChainError, RequestError
+from openlora.node.errors import ChainError, RequestError, Reverted
 from openlora.node.facts import WEIGHT_UNIT
 from openlora.node.keys import load_key
 from openlora.node.private.kept import KeptKey, KeptKeys
@@ -170,10 +170,18 @@ class Market:
     ) -> bytes:
         """Checks an adapter as every node will, stores it, and registers it as this key's. Returns its digest.
 
-        Content first: whoever reads the registration can fetch what it names. Raises AdapterError.
+        Content first: whoever reads the registration can fetch what it names. What this key has registered before
+        stays as it is. Raises AdapterError.
         """
         digest = await publish_adapter(directory, self.content, layout)
-        await self.transact(self.registry.register_adapter(digest, base_id, datanets, name))
+        try:
+            owner = (await self.chain.call(self.registry.adapter(digest))).owner
+        except Reverted as refusal:
+            if refusal.name != "UnknownAdapter":
+                raise
+            owner = None
+        if owner != self.key.address:
+            await self.transact(self.registry.register_adapter(digest, base_id, datanets, name))
         return digest
 
     async def catalogue(self) -> Catalogue:

@@ -133,3 +133,8 @@ async def test_a_body_that_is_no_request(server: Harness, body: bytes) -> None:
     response = await server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_what_is_not_served_is_named(server: Harness):
+    with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings is no route of this server"):
+        await server.openai.embeddings.create(model=BASE, input="hi")

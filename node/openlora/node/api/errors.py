@@ -54,10 +54,13 @@ def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
         param, message = _first_problem(error)
         return JSONResponse(error_body(message, "invalid_request_error", param, "invalid_value"), 400)
 
-    async def http(_request: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-        return JSONResponse(error_body(str(error.detail), kind), error.status_code, headers=_plain(error.headers))
+        message = str(error.detail)
+        if message in ("Not Found", "Method Not Allowed"):  # Starlette's own words
+            message = f"{request.method} {request.url.path} is no route of this server; GET /openapi.json lists them."
+        return JSONResponse(error_body(message, kind), error.status_code, headers=_plain(error.headers))
 
     async def gone(_request: Request, _error: Exception) -> JSONResponse:
         return JSONResponse(None, 499)

@@ -50,7 +50,7 @@ def publish(
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Check an adapter as every node will, register it, and hand it to nodes that keep it."""
+    """Check an adapter as every node will, register it, and hand it to nodes that keep it; again, if it is yours."""
     from openlora.node.base_model import base_model_id
     from openlora.node.content import adapter_cid
     from openlora.node.engine.models.config import DecoderConfig
@@ -64,7 +64,8 @@ def publish(
         async with participant(client) as peer:
             digest = await peer.market.publish_adapter(directory, layout, base_id, datanet or (), name)
             cid = adapter_cid(digest)
-            output.say(f"{name} is registered as {cid}")
+            known_as = (await peer.market.catalogue()).adapter(cid).name  # an interrupted command's, when it goes on
+            output.say(f"{known_as} is registered as {cid}")
             if access is not AccessChoice.PUBLIC:
                 await peer.market.carry_out(peer.market.desk.set_access(digest, access.on_chain, use_fee_wei))
                 output.say(f"{name} is {access.value}")
