@@ -44,7 +44,9 @@ struct Decoder {
   Linear head;
   bool integers = false;  // whether any layer multiplies integers
   std::vector<Memory> arenas;  // a thread each: its tiles in the order in which it reads them
-  Memory cache;                // [layers][pages][key-value heads][page]
+  // [pages][layers][key-value heads][page]: what is touched for the first time lies together, and no pass waits for more
+  // than a few large pages to be cleared.
+  Memory cache;
   std::vector<std::unique_ptr<Adapter>> adapters;  // by slot
   std::vector<std::shared_ptr<const Alterations>> alterations;  // by slot; null: none
 
@@ -56,7 +58,7 @@ struct Decoder {
 
   std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }
   bf16* page(int layer, int page, int kv_head) const {
-    const std::size_t index = (std::size_t{1} * layer * shape.pages + page) * shape.kv_heads + kv_head;
+    const std::size_t index = (std::size_t{1} * page * shape.layers + layer) * shape.kv_heads + kv_head;
     return cache.as<bf16>() + index * page_numbers();
   }
   const Stack& stack(int slot, int layer, int input) const {
