@@ -2,65 +2,68 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from math import exp, log
 from statistics import median
 
 from openlora.node.engine.sequence import Chunk
 
-LEAST_SHARE = 0.85  # of the time that the decode rows take by themselves: what prompts may add, however few they are
+LEAST_SHARE = 0.9  # of the time that the decode rows take by themselves: what prompts may add, however few they are
 LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
-LOOK_EVERY = 32  # passes: then LOOKS go without prompts, to see again what decoding takes by itself
-LOOK_AGAIN = 4  # passes: as soon if one of them took much longer than foreseen, for then the machine may be another
-LOOKS = 2  # the majority of what is remembered of passes without prompts
+LOOK_EVERY = 16  # passes with prompts: then one goes without, to see again what decoding takes by itself
 BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
 MOST_ADDED = 1.5  # times calm that drafts may add to a pass, for those who have none
 MARGIN = 1.5  # times the time it takes that a draft must be expected to save: all wait for it, and one gains
 UNTRIED = 0.3  # of a decode row's part of a pass: what a row of a draft is taken to add before any was seen
+DRAFTS_LOOK_EVERY = 32  # passes with drafts
 FORGET = 128  # passes after which the oldest of those with drafts are forgotten
 _LEAST_ADDED = 0.01  # of calm: it is never free
-_SURPRISE = 1.4  # times what was foreseen
-_CALM_SEEN, _ROWS_SEEN, _DRAFTS_SEEN = 3, 5, 3  # remembered; the median counts, so that one odd pass changes nothing
+_FOLLOWED = 0.5  # of what passes take longer or shorter than was foreseen, as a power of it
+_ODD = 0.3  # in the same logarithms: a pass that is further off says no more than this
+_DRAFTS_SEEN = 3  # remembered; the median counts, so that one odd pass changes nothing
 
 
 class Pace:
     """Learns from passes what the next one may hold: machine, model and adapters are known by their times alone.
 
-    A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds; calm is what passes of decode
-    rows alone have lasted, one figure a power of two of rows. Both are medians of the last few, since single passes are
-    late for reasons of the machine's own. Beside w prompts, begun or ready to begin, the next pass may last
-    calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)), for w prompts one after another wait 1 + 2 + … + w times as
-    long as one, and whoever waits counts as two readers. So one prompt beside many readers less than doubles the time
-    between their tokens and takes about twice its time alone, and many prompts do not wait for a few readers.
+    A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds, calm being one figure a power
+    of two of rows. Passes of decode rows alone correct calm, and those with prompts row, by a part of the *factor* by
+    which they were foreseen wrongly: a machine's speed comes and goes for all that it does, and were the whole of the
+    difference charged to a few rows, they would seem to be free in one pass and dear in the next.
+
+    Beside w prompts, begun or ready to begin, the next pass may last calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)),
+    for w prompts one after another wait 1 + 2 + … + w times as long as one, and whoever waits counts as two readers. So
+    one prompt beside many readers less than doubles the time between their tokens and takes about twice its time alone,
+    and many prompts do not wait for a few readers.
 
     A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. How long passes with drafts last is
     learnt for each number of blocks of rows, and forgotten in time, since what was dear once would not be tried again.
     """
 
     def __init__(self) -> None:
-        self._calm_s: dict[int, deque[float]] = {}  # by the bit length of the number of decode rows
+        self._calm_s: dict[int, float] = {}  # by the bit length of the number of decode rows
         self._calm_rows: dict[int, int] = {}  # of which the last one had so many
         self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same and by the number of blocks of rows
-        self._row_s: deque[float] = deque(maxlen=_ROWS_SEEN)  # what a row of a prompt adds
+        self._row_s = 0.0  # what a row of a prompt adds; 0: none was seen
         self._passes = 0
         self._passes_with_drafts = 0  # since a look for their sake
         self._passes_with_prompts = 0  # since a look for theirs
-        self._surprised = False  # since then
-        self._looks = 0  # passes of decode rows alone that are due
+        self._look_due = False  # the next pass is to have decode rows alone
 
     def prompt_rows(self, decoding: int, prompts: int) -> int:
         """How many rows of `prompts` prompts may stand beside `decoding` > 0 decode rows in the next pass. None where a
         look at the decode rows alone is due."""
-        calm_s = _median(self._calm_s.get(decoding.bit_length()))
-        if not calm_s or self._looks:
+        calm_s = self._calm_s.get(decoding.bit_length())
+        if calm_s is None or self._look_due:
             return 0
-        row_s = _median(self._row_s)
         spare_s = calm_s * max(LEAST_SHARE, prompts * (prompts + 1) / decoding)
-        return max(LEAST_ROWS, int(spare_s / row_s) if row_s else 0)
+        rows = int(spare_s / self._row_s) if self._row_s else 0
+        return max(LEAST_ROWS, rows - (decoding + rows) % BLOCK)  # a block begun costs nearly what a full one does
 
     def draft_rows(self, decoding: int, chances: Sequence[float]) -> int:
         """How many rows of drafts should stand beside `decoding` > 0 decode rows in the next pass, to save most: the
         first ones of those that are right with `chances`, which fall. None where a look at the decode rows alone is
         due."""
-        if decoding.bit_length() not in self._calm_s or self._looks:
+        if decoding.bit_length() not in self._calm_s or self._look_due:
             return 0
         added = self._added_by_blocks(decoding)
         best, most, saved = 0, 0.0, 0.0
@@ -92,7 +95,7 @@ class Pace:
         """What drafts have added to passes, as shares of calm, by the number of blocks."""
         size = decoding.bit_length()
         growth = (1 + decoding / self._calm_rows[size]) / 2  # half of a pass is taken to grow with its rows
-        calm_s = _median(self._calm_s[size]) * growth
+        calm_s = self._calm_s[size] * growth
         return {
             key[1]: [max(seconds / calm_s - 1, _LEAST_ADDED) for seconds in passes_s]
             for key, passes_s in self._drafts_s.items()
@@ -103,8 +106,8 @@ class Pace:
         key = decoding.bit_length(), _blocks(decoding, rows)
         self._drafts_s.setdefault(key, deque(maxlen=_DRAFTS_SEEN)).append(seconds)
         self._passes_with_drafts += 1
-        if self._passes_with_drafts >= LOOK_EVERY:
-            self._passes_with_drafts, self._looks = 0, 1
+        if self._passes_with_drafts >= DRAFTS_LOOK_EVERY:
+            self._passes_with_drafts, self._look_due = 0, True
 
     def _forget(self) -> None:
         for passes_s in self._drafts_s.values():
@@ -113,29 +116,32 @@ class Pace:
 
     def _learn_prompts(self, decoding: int, rows: int, seconds: float) -> None:
         size = max(decoding, 1).bit_length()  # without decode rows the weights are read all the same
-        calm_s, row_s = _median(self._calm_s.get(size)), _median(self._row_s)
-        if rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
-            self._surprised |= row_s > 0 and seconds > _SURPRISE * (calm_s + row_s * rows)
-            self._row_s.append(max(seconds - calm_s, 0.0) / rows)
+        calm_s = self._calm_s.get(size, 0.0)
+        if not self._row_s:
+            self._row_s = max(seconds - calm_s, 0.0) / rows
+        elif rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
+            self._row_s *= _correction(seconds, calm_s + self._row_s * rows)
         self._passes_with_prompts += 1
-        if self._passes_with_prompts >= (LOOK_AGAIN if self._surprised else LOOK_EVERY):
-            self._passes_with_prompts, self._surprised, self._looks = 0, False, LOOKS
+        if self._passes_with_prompts >= LOOK_EVERY:
+            self._passes_with_prompts, self._look_due = 0, True
 
     def _look(self, decoding: int, seconds: float) -> None:
-        """A machine that now takes longer for decode rows is taken to do so for prompts, and one that takes less also
-        for drafts: these are only known by being tried."""
+        """A machine that now takes less for decode rows is taken to do so for drafts, which are only known by being
+        tried."""
         size = decoding.bit_length()
-        calm = self._calm_s.setdefault(size, deque(maxlen=_CALM_SEEN))
-        before_s = _median(calm)
-        calm.append(seconds)
+        before_s = self._calm_s.get(size, seconds)
+        self._look_due = abs(log(seconds / before_s)) > _ODD  # one that is far off is made sure of
+        change = _correction(seconds, before_s)
+        self._calm_s[size] = before_s * change
         self._calm_rows[size] = decoding
-        if before_s:
-            change = _median(calm) / before_s
-            self._row_s = deque((row_s * change for row_s in self._row_s), maxlen=_ROWS_SEEN)
-            for key, passes_s in self._drafts_s.items():
-                if key[0] == size and change < 1:
-                    self._drafts_s[key] = deque((pass_s * change for pass_s in passes_s), maxlen=_DRAFTS_SEEN)
-        self._looks = max(0, self._looks - 1)
+        for key, passes_s in self._drafts_s.items():
+            if key[0] == size and change < 1:
+                self._drafts_s[key] = deque((pass_s * change for pass_s in passes_s), maxlen=_DRAFTS_SEEN)
+
+
+def _correction(seconds: float, foreseen_s: float) -> float:
+    """The factor by which what was foreseen changes after a pass that took `seconds`."""
+    return exp(_FOLLOWED * max(-_ODD, min(_ODD, log(seconds / foreseen_s))))
 
 
 def _blocks(decoding: int, drafts: int) -> int:
@@ -150,8 +156,3 @@ def _expected(added: Mapping[int, Sequence[float]], decoding: int, rows: int) ->
     others = [median(added[blocks]) / drafts for blocks, drafts in room.items() if drafts > 0]
     each = max(UNTRIED / decoding, min(others, default=0.0))
     return median([*added.get(own, ()), rows * each])
-
-
-def _median(seen: Sequence[float] | None) -> float:
-    """0 where nothing was seen."""
-    return median(seen) if seen else 0.0
