@@ -66,6 +66,17 @@ def test_misdeeds_are_all_counted_and_logged_once_a_minute(clock: Clock, caplog:
     assert len(caplog.records) == 3
 
 
+def test_a_crowd_of_new_names_does_not_fill_the_log(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals(remembered=2, clock=clock)
+    for number in range(6_000):
+        refusals.note(f"sybil {number}", "malformed", fault=True)
+        clock.now_s += 0.01
+    assert refusals.counts == {"malformed": 6_000}
+    assert 12 < len(caplog.records) <= 24
+    refusals.note(ALICE, "forged", fault=True)
+    assert "reason=forged" in caplog.text
+
+
 def test_what_may_happen_to_anybody_is_no_warning(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals(remembered=2, clock=clock)
     with caplog.at_level(logging.DEBUG):

@@ -1,7 +1,8 @@
 """What strangers may cost us, in numbers, and the two books that hold them to it.
 
 Nobody is told off for what an honest peer may do by accident; every refusal has a short code and is counted. A misdeed
-is a warning, what may happen to anybody a debugging line; both are logged at most once a minute for each peer and code.
+is a warning, what may happen to anybody a debugging line. Who may have any number of names must not fill a disk with
+them: both are logged at most once a minute for each peer and code, and a few times a minute for each code.
 """
 
 import logging
@@ -93,15 +94,17 @@ class TokenBucket:
 
 
 class Refusals:
-    """Counts every refusal by its code, and logs each peer and code at most once a minute."""
+    """Counts every refusal by its code, and logs some."""
 
-    _LOG_EVERY_S: Final = 60.0
+    _LOG_EVERY_S: Final = 60.0  # of one peer and code
+    _LINES: Final = 12.0  # of one code, in as long; the total in each line tells of those between
 
     def __init__(self, remembered: int, clock: Callable[[], float] = trio.current_time) -> None:
         self.counts: Counter[str] = Counter()
         self._clock = clock
         self._remembered = remembered
         self._logged_s: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._lines: dict[str, TokenBucket] = {}
 
     def note(self, who: str, code: str, *, fault: bool = False) -> None:
         """`who` is a peer id or an IP address; `code` one of ours, never a stranger's text. `fault`: no honest peer
@@ -110,6 +113,10 @@ class Refusals:
         now = self._clock()
         logged_s = self._logged_s.get((who, code))
         if logged_s is not None and now - logged_s < self._LOG_EVERY_S:
+            return
+        if code not in self._lines:
+            self._lines[code] = TokenBucket(self._LINES / self._LOG_EVERY_S, self._LINES, self._clock)
+        if not self._lines[code].try_take(1):
             return
         self._logged_s[who, code] = now
         self._logged_s.move_to_end((who, code))
