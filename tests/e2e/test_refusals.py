@@ -136,6 +136,11 @@ def test_an_adapter_that_nobody_has(openlora, node_toml, name):
     refused(done, name.split(":")[0])
 
 
+def test_there_is_no_stake_to_withdraw(openlora, node_toml):
+    done = openlora("withdraw", "stake", "--client", node_toml.with_name("client.toml"))
+    assert (done.returncode, done.stdout) == (0, "there is nothing to do\n"), done.stderr
+
+
 def test_more_than_the_balance(openlora, node_toml):
     done = openlora(
         "job", "submit", "Hello", "--price", "900000:900000", "--client", node_toml.with_name("client.toml")
@@ -146,7 +151,7 @@ def test_more_than_the_balance(openlora, node_toml):
 def test_a_client_that_knows_no_peer(openlora, node_toml):
     client = node_toml.with_name("client.toml")
     edit(client, r"^bootstrap = .*", "bootstrap = []")
-    refused(openlora("job", "watch", "1", "--client", client), "bootstrap", "multiaddr")
+    refused(openlora("job", "watch", "1", "--client", client), "bootstrap", "openlora status --json")
     refused(openlora("network"), "--config", "--client")
 
 

@@ -138,7 +138,7 @@ class Desk:
         """What has left the stake, into the Vault balance."""
         leaving_wei = (await self.chain.call(self.nodes.node(self.address))).unstaking
         does = f"move {tokens(leaving_wei)} OLRA that have left the stake to the Vault balance"
-        return [Deed(self.nodes.withdraw_stake(), does)]
+        return [Deed(self.nodes.withdraw_stake(), does)] if leaving_wei else []
 
     async def consent(self, hot_key: LocalAccount, life_s: int = CONSENT_S) -> HotKeyConsent:
         """The hot key's signature that it serves this operator, good for long enough to be mined."""

@@ -14,6 +14,8 @@ from eth_utils.address import to_checksum_address
 
 from openlora.contracts import Domain, Job, JobFlag, JobSpec
 from openlora.contracts import JobState as ChainState
+from openlora.node.cli.job import show_answer
+from openlora.node.cli.output import Output
 from openlora.node.errors import ContentNotFound, NetworkError, PeerRefused, RequestError
 from openlora.node.job import JobId, JobState
 from openlora.node.journal import Journal
@@ -361,6 +363,14 @@ async def test_a_job_is_followed_from_the_queue_to_its_commit(client: FakePeer, 
     market.now = chain_job(ChainState.COMMITTED, ALICE, 2)
     node.commit()
     assert [step async for step in steps] == [("committed", "Ahoy there"), ("committed", "Ahoy there!")]
+
+
+async def test_a_job_that_nobody_claims_is_not_waited_for_without_a_word(client: FakePeer, capsys) -> None:
+    person: Any = SimpleNamespace(market=FakeMarket(), network=client)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await show_answer(person, JOB, Output(as_json=False), patience_s=0.01)
+    assert capsys.readouterr().out.count("no node has claimed it yet") == 1
 
 
 async def test_a_node_that_dies_is_followed_by_the_next(client: FakePeer, node_of) -> None:

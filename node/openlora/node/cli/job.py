@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from openlora.node.cli.output import ClientFile, Ink, JsonFlag, Output, parse_to
 from openlora.node.content import document_cid
 from openlora.node.documents import MAX_INLINE_BYTES, ChatMessage, InputDocument, JobSampling, encode
 from openlora.node.errors import ConfigError, RequestError
+from openlora.node.tasks import with_pauses
 
 if TYPE_CHECKING:
     from openlora.node.catalogue import RegisteredAdapter
@@ -118,7 +119,7 @@ def submit(
             if peer and not is_inline:
                 output.say(f"the input: {await peer.replicate(document_cid(job.spec.input_digest))}")
             if peer and (watch or private):
-                await _show(peer, job.job_id, output)
+                await show_answer(peer, job.job_id, output)
 
     if not prompt.strip():
         raise ConfigError("the prompt is empty; say something")
@@ -138,7 +139,7 @@ def watch(job_id: JobNumber, client: ClientFile = CLIENT_TOML, json: JsonFlag = 
 
     async def run() -> None:
         async with participant(client) as peer:
-            await _show(peer, job_id, Output(json))
+            await show_answer(peer, job_id, Output(json))
 
     asyncio.run(run())
 
@@ -242,15 +243,23 @@ def demand(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
     hand.carry_out(draw, Output(json), {"job_id": job_id})
 
 
-async def _show(peer: "Participant", job_id: int, output: Output) -> None:
-    from openlora.node.network.watching import follow_answer
+async def show_answer(peer: "Participant", job_id: int, output: Output, patience_s: float = 20.0) -> None:
+    """The job's answer as it comes; a word once it has waited for a node so long."""
+    from openlora.node.network.watching import WAITING, follow_answer
 
-    ink, state, text = Ink(), "", ""
-    async for state, text in follow_answer(peer.market, peer.network, job_id):
-        if output.as_json:
-            output.result({"job_id": job_id, "state": state, "text": text})
-        else:
-            ink.show(text)
+    ink, state, text, told = Ink(), "", "", False
+    async with aclosing(with_pauses(follow_answer(peer.market, peer.network, job_id), patience_s)) as steps:
+        async for step in steps:
+            if step is None:
+                if state == WAITING and not told:
+                    output.say("no node has claimed it yet; `openlora network` shows who is there, and what they ask")
+                    told = True
+                continue
+            state, text = step
+            if output.as_json:
+                output.result({"job_id": job_id, "state": state, "text": text})
+            else:
+                ink.show(text)
     ink.end()
     output.say(f"job {job_id} is {state}")
 
