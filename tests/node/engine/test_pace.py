@@ -159,6 +159,11 @@ def test_rows_that_cost_nothing_are_filled_with_what_is_halfway_likely() -> None
     assert rows.count(4) == 100 - 1 - 99 // (DRAFTS_LOOK_EVERY + 1)
 
 
+def test_one_answer_that_surely_repeats_itself_is_drafted_from_the_first_look_on() -> None:
+    for most in range(1, BLOCK):
+        assert drafting(Pace(), 1, [0.97] * most, lambda rows: 0.01 + 0.0001 * rows, 2) == [0, most]
+
+
 def test_rows_as_dear_as_passes_are_not_drafted() -> None:
     for chance in (0.5, 0.8, 0.99):
         rows = drafting(Pace(), 16, [chance] * 32, lambda rows: 0.001 * rows, 1_000)

@@ -1,6 +1,7 @@
 """Drafts in the scheduler, driven without a model."""
 
 from openlora.node.engine.limits import EngineLimits
+from openlora.node.engine.pace import BLOCK
 from openlora.node.engine.speculation import MAX_DRAFT, Speculation
 from tests.node.engine.drafts import Eager
 from tests.node.engine.passes import Passes, request
@@ -25,6 +26,13 @@ def test_a_right_draft_is_as_many_passes_less() -> None:
     speculation = passes.scheduler.speculation
     assert speculation.accepted == 4 * MAX_DRAFT
     assert speculation.drafted == 4 * MAX_DRAFT + 3 + 2 + 1  # no further than an answer goes
+
+
+def test_an_answer_that_is_alone_has_drafts_that_fill_a_block() -> None:
+    passes = passes_of()
+    passes.add(request("right", 10, 1 + 3 * BLOCK, wrong=0.0))
+    assert [drafts(passes)["right"] for _ in range(4)] == [0, BLOCK - 1, BLOCK - 1, BLOCK - 1]
+    assert passes.finished == ["right"]
 
 
 def test_an_answer_is_what_it_is_without_drafts() -> None:

@@ -13,7 +13,7 @@ LOOK_EVERY = 16  # passes with prompts: then one goes without, to see again what
 BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
 MOST_ADDED = 1.5  # times calm that drafts may add to a pass, for those who have none
 MARGIN = 1.5  # times the time it takes that a draft must be expected to save: all wait for it, and one gains
-UNTRIED = 0.3  # of a decode row's part of a pass: what a row of a draft is taken to add before any was seen
+UNTRIED = 0.3  # of a row's part of a pass of full blocks: what a row of a draft is taken to add before any was seen
 DRAFTS_LOOK_EVERY = 32  # passes with drafts
 FORGET = 128  # passes after which the oldest of those with drafts are forgotten
 _LEAST_ADDED = 0.01  # of calm: it is never free
@@ -154,5 +154,5 @@ def _expected(added: Mapping[int, Sequence[float]], decoding: int, rows: int) ->
     own = _blocks(decoding, rows)
     room = {blocks: blocks * BLOCK - decoding for blocks in added if blocks != own}
     others = [median(added[blocks]) / drafts for blocks, drafts in room.items() if drafts > 0]
-    each = max(UNTRIED / decoding, min(others, default=0.0))
+    each = max(UNTRIED / max(decoding, BLOCK), min(others, default=0.0))
     return median([*added.get(own, ()), rows * each])

@@ -4,10 +4,10 @@ from collections import Counter
 
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.lookup import Odds
-from openlora.node.engine.pace import Pace
+from openlora.node.engine.pace import BLOCK, Pace
 from openlora.node.engine.sequence import Chunk, Sequence
 
-MAX_DRAFT = 6  # tokens of a sequence in a pass
+MAX_DRAFT = 6  # tokens of a sequence in a pass; of one that is alone as many as fill a block of rows
 
 
 class Speculation:
@@ -27,7 +27,8 @@ class Speculation:
 
     def extend(self, chunks: list[Chunk], room: int) -> list[Chunk]:
         """The pass's decode rows, with drafts of `room` rows together at most."""
-        guesses = [self._guess(chunk.sequence) for chunk in chunks]
+        most = BLOCK - 1 if len(chunks) == 1 else MAX_DRAFT
+        guesses = [self._guess(chunk.sequence, most) for chunk in chunks]
         ranked = sorted((-chance, i) for i, (_, chances) in enumerate(guesses) for chance in chances)[: max(room, 0)]
         if not ranked:
             return chunks
@@ -47,10 +48,10 @@ class Speculation:
         self._blocks.release(sequence.pages[needed:])
         del sequence.pages[needed:]
 
-    def _guess(self, sequence: Sequence) -> tuple[list[int], list[float]]:
+    def _guess(self, sequence: Sequence, most: int) -> tuple[list[int], list[float]]:
         if sequence.lookup is None or sequence.sampling is None:
             return [], []
-        return sequence.lookup.guess(self._odds, min(MAX_DRAFT, sequence.sampling.max_tokens - sequence.generated - 1))
+        return sequence.lookup.guess(self._odds, min(most, sequence.sampling.max_tokens - sequence.generated - 1))
 
     def _with_pages(self, sequence: Sequence, draft: list[int]) -> tuple[int, ...]:
         """The draft, or what of it fits where no page is free for it."""
