@@ -223,7 +223,7 @@ class PresenceService:
         """The tags of what the peer knows. Raises StreamRefused."""
         try:
             wanted = msgspec.msgpack.decode(request, type=Wanted)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except msgspec.MsgspecError:
             self._network.penalise(peer, "presence: malformed request")
             raise StreamRefused("not a request for presence records") from None
         if wanted.chain_id != self._book.chain_id:
