@@ -2,7 +2,7 @@
 
 import asyncio
 from decimal import Decimal, InvalidOperation
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +31,7 @@ def create(
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Register texts by their digests: who is named here shares the datanets' 10 % of fees where an adapter names it.
+    """Register texts by their digests. Jobs with adapters that name them pay 10 % to the datanets, by these shares.
 
     The texts stay where they are. What is registered never changes.
     """
@@ -39,7 +39,7 @@ def create(
     from openlora.node.market import open_market
 
     output = Output(json)
-    root = datanet_root(sha256(text.read_bytes()).digest() for text in texts)
+    root = datanet_root(map(digest_of, texts))
     shares = [parse_share(text) for text in share or ()]
     if shares and sum(each.bps for each in shares) != 10_000:
         raise ConfigError("the percentages of --share must add up to 100")
@@ -68,6 +68,12 @@ def list_datanets(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> N
         output.result([dict(zip(("datanet_id", "name", "owner", "root"), row, strict=True)) for row in rows])
 
     asyncio.run(run())
+
+
+def digest_of(text: Path) -> bytes:
+    """sha256, a piece at a time: texts may be larger than memory."""
+    with text.open("rb") as file:
+        return file_digest(file, "sha256").digest()
 
 
 def parse_share(text: str) -> "Share":
