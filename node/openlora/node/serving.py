@@ -1,6 +1,7 @@
 """The engine alone, behind an OpenAI-compatible HTTP server: what `openlora serve` runs."""
 
 import asyncio
+import gc
 import socket
 import sys
 import tempfile
@@ -51,6 +52,7 @@ async def run_server(options: ServeOptions) -> None:
             await _load_adapters(engine, catalog, options.adapters, Path(state_dir))
             service = TextService(engine, await text, catalog, options.limits)
             app = create_app(service, keys=options.keys, adapter_loading=options.adapter_loading)
+            gc.freeze()  # what the start has made stays: no collection walks it while streams wait
             sock.listen()  # whoever reads that it serves can connect
             _say_ready(service, sock)
             await server.serve(app, sock, options.limits)
