@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.errors import KernelsUnavailable
@@ -235,6 +236,28 @@ def divergence(found: Tensor, expected: Tensor) -> float:
     """Mean Kullback-Leibler divergence."""
     p, q = expected.log_softmax(dim=-1), found.log_softmax(dim=-1)
     return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize(("rank", "filled"), [(3, 8), (5, 7), (20, 64), (250, 258)])
+def test_ranks_of_zeros_change_no_bit(model: Path, kernels: Path, instructions: str, rank: int, filled: int) -> None:
+    """However a factor is kept at its ranks, packed or not: rows alone, and seven that share an adapter."""
+    runner = compiled(model, kernels, instructions)
+    rng = torch.Generator().manual_seed(rank)
+    for slot, ranks in enumerate((rank, filled)):
+        rng.manual_seed(rank)
+        factors = {}
+        for module, shape in DecoderConfig.from_path(model).layout().items():
+            a = torch.randn(rank, shape.in_features, generator=rng) / shape.in_features**0.5
+            b = torch.randn(shape.out_features, rank, generator=rng) / rank**0.5
+            more = (0, 0, 0, ranks - rank), (0, ranks - rank)
+            factors[module] = LoraFactors(pad(a, more[0]).bfloat16(), pad(b, more[1]).bfloat16(), 0.5)
+        runner.factors.put(slot, factors)
+    for rows in (1, 2, 7):
+        plain, padded = (
+            logits_of(runner, [request(range(3 + i, 9 + 2 * i), [(slot, 0.5)]) for i in range(rows)]) for slot in (0, 1)
+        )
+        assert torch.equal(plain, padded), rows
 
 
 # ---- against the reference ------------------------------------------------------------------------------------------

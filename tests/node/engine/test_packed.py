@@ -61,7 +61,7 @@ def test_every_number_survives(library: ctypes.CDLL) -> None:
 def test_what_the_table_holds_takes_three_quarters(library: ctypes.CDLL, count: int) -> None:
     numbers = from_bits(common(count))
     bytes_taken, restored = repacked(library, numbers)
-    assert bytes_taken == count * 3 // 2 + 128  # with its table, and the end of an empty list
+    assert bytes_taken == count * 3 // 2 + 64  # with its table, and the end of an empty list
     assert same_bits(restored, numbers)
 
 

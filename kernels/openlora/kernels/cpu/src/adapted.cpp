@@ -14,48 +14,53 @@ constexpr int kRanksAtOnce = 64;  // what a thread shrinks to in one go; less wh
 AdaptedRows::AdaptedRows(const Decoder& decoder, const Step& step, const std::vector<int>& sequence, bool head,
                          Memory& memory)
     : d_(decoder), step_(step) {
-  find_uses(sequence, head);
-  if (uses_.empty()) return;
-  find_runs((static_cast<int>(sequence.size()) + kHalf - 1) / kHalf, memory);
+  find_runs(uses(sequence, head), (static_cast<int>(sequence.size()) + kHalf - 1) / kHalf);
+  if (!any()) return;
+  allot(memory);
   find_chunks();
 }
 
-void AdaptedRows::find_uses(const std::vector<int>& sequence, bool head) {
+std::vector<AdaptedRows::Use> AdaptedRows::uses(const std::vector<int>& sequence, bool head) const {
+  std::vector<Use> uses;
   for (int row = 0; row < static_cast<int>(sequence.size()); ++row) {
     const int begin = step_.entry_starts[sequence[row]], end = step_.entry_starts[sequence[row] + 1];
     for (int e = begin; e < end; ++e)
       if (const int slot = step_.entry_slots[e]; head ? d_.lora(slot, kHead, 0) != nullptr : d_.adapters[slot]->h_numbers)
-        uses_.push_back({row / kHalf, e - begin, slot, row, step_.entry_weights[e], nullptr});
+        uses.push_back({row / kHalf, e - begin, slot, row, step_.entry_weights[e]});
   }
+  return uses;
 }
 
-void AdaptedRows::find_runs(int halves, Memory& memory) {
+void AdaptedRows::find_runs(std::vector<Use> uses, int halves) {
   const auto key = [](const Use& use) { return std::tuple(use.half, use.place, use.slot); };
-  std::stable_sort(uses_.begin(), uses_.end(), [&](const Use& a, const Use& b) { return key(a) < key(b); });
-  for (int i = 0; i < static_cast<int>(uses_.size()); ++i) {
-    while (static_cast<int>(half_starts_.size()) <= uses_[i].half) half_starts_.push_back(runs_.size());
-    if (!i || key(uses_[i - 1]) != key(uses_[i])) runs_.push_back({uses_[i].slot, i, i, nullptr});
+  std::stable_sort(uses.begin(), uses.end(), [&](const Use& a, const Use& b) { return key(a) < key(b); });
+  for (int i = 0; i < static_cast<int>(uses.size()); ++i) {
+    while (static_cast<int>(half_starts_.size()) <= uses[i].half) half_starts_.push_back(runs_.size());
+    if (!i || key(uses[i - 1]) != key(uses[i])) runs_.push_back({uses[i].slot, uses[i].half, i, i, nullptr});
     runs_.back().end = i + 1;
-    places_.push_back(uses_[i].row % kHalf);
+    rows_.push_back(uses[i].row % kHalf);
+    weights_.push_back(uses[i].weight);
   }
   half_starts_.resize(halves + 1, runs_.size());
+}
 
+void AdaptedRows::allot(Memory& memory) {
   std::size_t stride = 0;
   for (const Run& run : runs_) stride = std::max(stride, d_.adapters[run.slot]->h_numbers);
   bf16* h = grown<bf16>(memory, runs_.size() * stride);
   std::memset(h, 0, sizeof(bf16) * runs_.size() * stride);
   for (Run& run : runs_) {
     run.h = h;
-    for (int i = run.begin; i < run.end; ++i) uses_[i].h = h + places_[i] * kRanks;
     h += stride;
   }
 }
 
 void AdaptedRows::find_chunks() {
-  std::stable_sort(uses_.begin(), uses_.end(), [](const Use& a, const Use& b) { return a.slot < b.slot; });
-  for (int i = 0; i < static_cast<int>(uses_.size()); ++i) {
-    if (!i || uses_[i - 1].slot != uses_[i].slot || i - chunks_.back().begin == kHalf)
-      chunks_.push_back({uses_[i].slot, i, i});
+  for (const Run& run : runs_) by_slot_.push_back(&run);
+  std::stable_sort(by_slot_.begin(), by_slot_.end(), [](const Run* a, const Run* b) { return a->slot < b->slot; });
+  for (int i = 0; i < static_cast<int>(by_slot_.size()); ++i) {
+    if (!i || by_slot_[i - 1]->slot != by_slot_[i]->slot || i - chunks_.back().begin == kMostShrinking)
+      chunks_.push_back({by_slot_[i]->slot, i, i});
     chunks_.back().end = i + 1;
   }
 }
@@ -70,7 +75,7 @@ std::vector<AdaptedRows::Product> AdaptedRows::products(int member, int layer, i
       all.push_back({&chunk, &stack, first, std::min(at_once, stack.height() - first)});
   }
   const auto cost = [](const Product& product) {
-    return std::int64_t{round_up(product.ranks, 16)} * (16 + product.chunk->end - product.chunk->begin);
+    return std::int64_t{round_up(product.ranks, 16)} * (2 + product.chunk->end - product.chunk->begin);
   };
   std::int64_t total = 0, before = 0;
   for (const Product& product : all) total += cost(product);
@@ -90,39 +95,43 @@ void AdaptedRows::shrink(int member, int layer, int input, Inputs x, int columns
 }
 
 void AdaptedRows::compute(const Product& product, const Product* next, Inputs x, int columns) const {
-  const void* from[kHalf];
-  bf16* to[kHalf];
-  float weight[kHalf];
+  Shrinking runs[kMostShrinking];
   int count = 0;
   for (int i = product.chunk->begin; i < product.chunk->end; ++i, ++count) {
-    from[count] = x.row(uses_[i].row);
-    to[count] = uses_[i].h;
-    weight[count] = uses_[i].weight;
+    const Run& run = *by_slot_[i];
+    runs[count] = {x.from(run.half * kHalf), &rows_[run.begin], &weights_[run.begin], run.end - run.begin, run.h};
   }
-  Ahead ahead;
-  if (next) ahead = {next->stack->a + std::ptrdiff_t{next->first} * columns, sizeof(bf16) * next->ranks * columns};
-  d_.kernels.shrink(to, from, weight, count, *product.stack, product.first, product.ranks, columns, ahead);
+  const Ahead ahead = next ? next->stack->from(next->first, next->ranks, columns) : Ahead();
+  d_.kernels.shrink(runs, count, *product.stack, product.first, product.ranks, columns, ahead);
 }
 
 std::vector<Addend> AdaptedRows::addends(int layer, int part, int parts) const {
   std::vector<Addend> all;
+  all.reserve(parts * runs_.size());
   for (int i = 0; i < parts; ++i)
     for (const Run& run : runs_) {
       const Lora* lora = d_.lora(run.slot, layer, part + i);
       if (lora)
-        all.push_back({run.h + lora->offset, lora->b, lora->ranks / 2, &places_[run.begin], run.end - run.begin});
+        all.push_back({run.h + lora->offset, lora->b, lora->pairs, &rows_[run.begin], run.end - run.begin});
       else
-        all.push_back({nullptr, nullptr, 0, nullptr, 0});
+        all.push_back({nullptr, {}, 0, nullptr, 0});
     }
   return all;
 }
 
-void AdaptedRows::expand(const std::vector<Addend>& addends, int part, int tile, const Linear::Tile* next, int first,
-                         int count, float* out) const {
+void AdaptedRows::find(const std::vector<Addend>& addends, int part, int tile, std::vector<Ahead>& found) const {
+  found.clear();
+  for (const Chunk& chunk : chunks_) {
+    const Addend& one = addends[part * runs_.size() + (by_slot_[chunk.begin] - runs_.data())];
+    const std::ptrdiff_t numbers = std::ptrdiff_t{one.pairs} * kTileRow;
+    if (numbers) found.push_back(one.b.from(tile * numbers, numbers));
+  }
+}
+
+void AdaptedRows::expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, float* out) const {
   for (int half = first / kHalf; half * kHalf < first + count; ++half, out += kHalf * kTile) {
     const int begin = half_starts_[half], runs = half_starts_[half + 1] - begin;
-    const auto of = [&](int which) { return addends.data() + which * runs_.size() + begin; };
-    d_.kernels.expand(out, of(part), runs, tile, next ? of(next->part) : nullptr, next ? next->index : 0);
+    d_.kernels.expand(out, addends.data() + part * runs_.size() + begin, runs, tile);
   }
 }
 

@@ -24,23 +24,23 @@ class AdaptedRows {
   // What adapters add to `parts` matrices of a layer, from the `part`th on: [parts][runs].
   std::vector<Addend> addends(int layer, int part, int parts) const;
 
-  // Adds to one tile of the rows first:first + count, out [32][48]; `part` counts from the addends' first. Fetches what
-  // will be added to the same rows in the tile `next`, unless that is null.
-  void expand(const std::vector<Addend>& addends, int part, int tile, const Linear::Tile* next, int first, int count,
-              float* out) const;
+  // Where what will be added to one tile lies, whatever the rows; `part` counts from the addends' first.
+  void find(const std::vector<Addend>& addends, int part, int tile, std::vector<Ahead>& found) const;
+
+  // Adds to the tile's rows first:first + count, out [32][48].
+  void expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, float* out) const;
 
  private:
   struct Use {
     int half, place, slot, row;  // the rows' half block, the adapter's place in the row's list
     float weight;
-    bf16* h;
   };
   struct Run {  // uses of one half block, place and slot
-    int slot, begin, end;  // of places_
+    int slot, half, begin, end;  // of rows_ and weights_
     bf16* h;
   };
-  struct Chunk {  // up to sixteen uses of a slot
-    int slot, begin, end;  // of uses_
+  struct Chunk {  // some runs of a slot, so many as are shrunk at once
+    int slot, begin, end;  // of by_slot_
   };
   struct Product {  // of a chunk with some ranks
     const Chunk* chunk;
@@ -48,18 +48,20 @@ class AdaptedRows {
     int first, ranks;
   };
 
-  void find_uses(const std::vector<int>& sequence, bool head);
-  void find_runs(int halves, Memory& memory);
+  std::vector<Use> uses(const std::vector<int>& sequence, bool head) const;
+  void find_runs(std::vector<Use> uses, int halves);
+  void allot(Memory& memory);
   void find_chunks();
   std::vector<Product> products(int member, int layer, int input) const;
   void compute(const Product&, const Product* next, Inputs x, int columns) const;
 
   const Decoder& d_;
   const Step& step_;
-  std::vector<Use> uses_;  // by slot
   std::vector<Run> runs_;
-  std::vector<int> half_starts_;      // of runs_, one more for the end
-  std::vector<std::uint8_t> places_;  // of the runs' rows in their half blocks
+  std::vector<int> half_starts_;     // of runs_, one more for the end
+  std::vector<std::uint8_t> rows_;   // the runs' rows in their half blocks
+  std::vector<float> weights_;       // and what the adapter weighs in them
+  std::vector<const Run*> by_slot_;
   std::vector<Chunk> chunks_;
 };
 

@@ -52,16 +52,6 @@ constexpr Configuration kAttention = {
     .rows = {16, 16, 16, 16, 16, 16, 16, 8},        // 7: their values
 };
 
-// As kLinear, but for 3 and 6, which have few rows.
-struct Shrinking {
-  Configuration of[kDepth + 1];
-
-  constexpr Shrinking() {
-    for (int rows = 1; rows <= kDepth; ++rows) of[rows].rows[3] = of[rows].rows[6] = rows;
-  }
-};
-constexpr Shrinking kShrinking;
-
 void enter() { _tile_loadconfig(&kLinear); }
 
 void leave() { _tile_release(); }
@@ -138,9 +128,9 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
   alignas(64) Restored::Blocks blocks;
   finish(meanwhile.finish, 0, meanwhile.finish.rows);
   if (rows > 16)
-    products<true>(x, Restored(w, pairs, meanwhile.ahead, blocks), pairs, out);
+    products<true>(x, Restored(w, pairs, meanwhile, blocks), pairs, out);
   else
-    products<false>(x, Restored(w, pairs, meanwhile.ahead, blocks), pairs, out);
+    products<false>(x, Restored(w, pairs, meanwhile, blocks), pairs, out);
 }
 
 // Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then
@@ -239,140 +229,176 @@ inline void add_rows(float* out, const Addend& one, const bf16* b) {
   }
 }
 
-// Registers 0–2: the sums; 6: shrunk inputs, zero in other adapters' rows; 7: b, which may run on into what follows it.
-inline void add_square(float* out, const Addend& one, const bf16* b) {
-  constexpr int kWeightBytes = kTileRow * sizeof(bf16), kOutBytes = kTile * sizeof(float);
-  _tile_loadd(0, out, kOutBytes);
-  _tile_loadd(1, out + 16, kOutBytes);
-  _tile_loadd(2, out + 32, kOutBytes);
-  for (int p = 0; p < one.pairs; p += kDepth, b += kDepth * kTileRow) {
-    _tile_loadd(6, one.h + rank_at(2 * p), 64);
-    _tile_loadd(7, b, kWeightBytes);
-    _tile_dpbf16ps(0, 6, 7);
-    _tile_loadd(7, b + 32, kWeightBytes);
-    _tile_dpbf16ps(1, 6, 7);
-    _tile_loadd(7, b + 64, kWeightBytes);
-    _tile_dpbf16ps(2, 6, 7);
+// What addends of many rows add, one after the other. Registers 0–2: the sums; 6: shrunk inputs, zero in other adapters'
+// rows; 7: b.
+class Square {
+ public:
+  explicit Square(float* out) : out_(out) {}
+
+  void add(const Addend& one, const bf16* b) {
+    constexpr int kWeightBytes = kTileRow * sizeof(bf16);
+    if (!loaded_) {
+      _tile_loadd(0, out_, kOutBytes);
+      _tile_loadd(1, out_ + 16, kOutBytes);
+      _tile_loadd(2, out_ + 32, kOutBytes);
+      loaded_ = true;
+    }
+    for (int p = 0; p < one.pairs; p += kDepth, b += kDepth * kTileRow) {
+      _tile_loadd(6, one.h + rank_at(2 * p), 64);
+      _tile_loadd(7, b, kWeightBytes);
+      _tile_dpbf16ps(0, 6, 7);
+      _tile_loadd(7, b + 32, kWeightBytes);
+      _tile_dpbf16ps(1, 6, 7);
+      _tile_loadd(7, b + 64, kWeightBytes);
+      _tile_dpbf16ps(2, 6, 7);
+    }
   }
-  _tile_stored(0, out, kOutBytes);
-  _tile_stored(1, out + 16, kOutBytes);
-  _tile_stored(2, out + 32, kOutBytes);
+
+  void store() {
+    if (!loaded_) return;
+    _tile_stored(0, out_, kOutBytes);
+    _tile_stored(1, out_ + 16, kOutBytes);
+    _tile_stored(2, out_ + 32, kOutBytes);
+    loaded_ = false;
+  }
+
+ private:
+  static constexpr int kOutBytes = kTile * sizeof(float);
+  float* const out_;
+  bool loaded_ = false;
+};
+
+// A tile of b, in `room` if it is packed; with zeros for what registers lack, where it comes into registers.
+inline const bf16* tile_of(const Addend& one, int tile, bf16* room) {
+  const std::ptrdiff_t numbers = std::ptrdiff_t{one.pairs} * kTileRow;
+  const bool filled = one.count > 2 && one.pairs % kDepth;
+  const bf16* dense = one.b.dense + tile * numbers;
+  if (!one.b.packed && !filled) return dense;
+  if (one.b.packed)
+    Stretch(one.b, tile * numbers).next(room, numbers / kPackedNumbers);
+  else
+    std::copy(dense, dense + numbers, room);
+  if (filled) std::fill(room + numbers, room + round_up(one.pairs, kDepth) * kTileRow, 0);
+  return room;
 }
 
-void expand(float* out, const Addend* addends, int count, int tile, const Addend* next, int next_tile) {
+void expand(float* out, const Addend* addends, int count, int tile) {
   const AsTheUnit rounding;
+  alignas(64) bf16 rooms[2][kMostPackedRanks / 2 * kTileRow];  // in turn: what is in one may still be on its way to the sums
+  Square square(out);
   for (int i = 0; i < count; ++i) {
     const Addend& one = addends[i];
-    const bf16* b = one.b + std::ptrdiff_t{tile} * one.pairs * kTileRow;
-    if (next)
-      fetch(next[i].b + std::ptrdiff_t{next_tile} * next[i].pairs * kTileRow, next[i].pairs * kTileRow * sizeof(bf16));
+    if (!one.count) continue;
+    const bf16* b = tile_of(one, tile, rooms[i % 2]);
+    if (one.count > 2) {
+      square.add(one, b);
+      continue;
+    }
+    square.store();
     if (one.count == 1)
       add_rows<1>(out, one, b);
-    else if (one.count == 2)
+    else
       add_rows<2>(out, one, b);
-    else if (one.count)
-      add_square(out, one, b);
   }
+  square.store();
 }
 
-// Sixteen pairs of up to sixteen rows, turned: to[pair][row].
-inline void turn(const void* const* x, int k, int count, std::uint32_t (*to)[kHeight]) {
-  const auto at = [&](int i) { return static_cast<const bf16*>(x[i]) + k; };
-  if (count <= 4) {
-    for (int i = 0; i < count; ++i)
-      for (int p = 0; p < kDepth; ++p) __builtin_memcpy(&to[p][i], at(i) + 2 * p, sizeof(std::uint32_t));
-    return;
+// Sixteen ranks of a factor A, step by step of 32 inputs. Packed ones are restored some steps ahead of the first that is
+// read, by when the stores are through.
+class Slice {
+ public:
+  static constexpr int kAhead = 2;
+
+  Slice(const Numbers& a, int first, int ranks, int inputs)
+      : numbers_(2 * kDepth * (ranks < kHalf ? round_up(ranks, 4) : kHalf)), packed_(a.packed) {
+    const std::ptrdiff_t begin = std::ptrdiff_t{first} * inputs;
+    if (packed_)
+      from_ = Stretch(a, begin);
+    else
+      at_ = a.dense + begin;
   }
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(at(i < count ? i : 0));
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+
+  // Before the next `steps` ≤ kAhead.
+  void prepare(int steps) {
+    if (!packed_) return;
+    from_.next(restored_, steps * numbers_ / kPackedNumbers);
+    at_ = restored_;
   }
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+
+  const bf16* next() {
+    const bf16* now = at_;
+    at_ += numbers_;
+    return now;
   }
-  for (int i = 0; i < 4; ++i) {  // a[4g + i], lane block l: rows 4g…4g + 3 of pair 4l + i
-    const __m512i low = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), high = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd);
-    const __m512i low2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
-    const __m512i high2 = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd);
-    _mm512_storeu_si512(to[i], _mm512_shuffle_i32x4(low, low2, 0x88));
-    _mm512_storeu_si512(to[4 + i], _mm512_shuffle_i32x4(high, high2, 0x88));
-    _mm512_storeu_si512(to[8 + i], _mm512_shuffle_i32x4(low, low2, 0xdd));
-    _mm512_storeu_si512(to[12 + i], _mm512_shuffle_i32x4(high, high2, 0xdd));
-  }
-}
+
+  int row_bytes() const { return numbers_ / kDepth * static_cast<int>(sizeof(bf16)); }
+
+ private:
+  const int numbers_;  // of a step
+  const bool packed_;
+  const bf16* at_;
+  Stretch from_;
+  alignas(64) bf16 restored_[kAhead * kHalf * 2 * kDepth + 2 * kDepth];  // a register's rows are read to their end
+};
 
 inline __mmask16 lanes_below(int n) { return n <= 0 ? 0 : n < 16 ? (1u << n) - 1 : 0xffff; }
 
-// Ranks are the rows of the sums in registers 0–3, and rows the columns, since a lies as it is wanted then. 4 and, for the
-// last ranks, 6: a; 5: the inputs, a pair of each row in a line. A lone row needs no turning: lines that begin a pair
-// apart have its pairs in their first column, and what the others have is not looked at.
-void shrink(bf16* const* h, const void* const* x, const float* weight, int count, const Stack& stack, int first,
-            int ranks, int inputs, Ahead ahead) {
-  constexpr int kAhead = 8;   // registers turned before the first is read, by when their stores are through
-  constexpr int kAtOnce = 64;  // ranks
-  alignas(64) std::uint32_t turned[kAhead][kDepth][kHeight];
-  alignas(64) float sums[kAtOnce][kHeight];
-  const int a_bytes = inputs * static_cast<int>(sizeof(bf16)), steps = inputs / (2 * kDepth);
-  const std::ptrdiff_t below = std::ptrdiff_t{16} * inputs;
+// Shrunk inputs of one row, `n` ≤ 16 sums from a matrix's rank `from` on, the `n`th and what follows it being zero to `end`.
+inline void put_shrunk(const float* sums, float scale, int from, int until, int end, bf16* to) {
+  for (int rank = from; rank < end;) {
+    const int most = std::min(end, (rank / kRanks + 1) * kRanks) - rank, count = std::min(most, 16);
+    const F sum = (F)_mm512_maskz_loadu_ps(lanes_below(until - rank), sums + (rank - from));
+    _mm256_mask_storeu_epi16(to + rank_at(rank), lanes_below(count), (__m256i)to_bf16(sum * fill(scale)));
+    rank += count;
+  }
+}
+
+// Registers 0–3: the sums of a run each; 4: inputs; 5: a slice of a. What either has beyond its ranks and rows comes to no
+// one else's.
+void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int ranks, int inputs, Ahead ahead) {
+  alignas(64) float sums[kMostShrinking][kHalf][kHalf];
+  const int steps = inputs / (2 * kDepth), slices = (ranks + kHalf - 1) / kHalf;
   const char* next = static_cast<const char*>(ahead.at);
-  const std::size_t each = ahead.bytes / steps / ((ranks + kAtOnce - 1) / kAtOnce) / 64 * 64;
-  for (int begin = first; begin < first + ranks; begin += kAtOnce) {
-    const int now = first + ranks - begin < kAtOnce ? first + ranks - begin : kAtOnce;
-    const int whole = (now - 1) / 16, rest = now - 16 * whole;  // whole registers, and the last one's ranks
-    const bf16* a = stack.a + std::ptrdiff_t{begin} * inputs;
-    if (rest < 16) _tile_loadconfig(&kShrinking.of[rest]);
+  const std::size_t each = (ahead.bytes / (steps * slices) + 63) / 64 * 64;
+  for (int begin = first; begin < first + ranks; begin += kHalf) {
+    const int now = std::min(kHalf, first + ranks - begin);
+    Slice a(stack.a, begin, now, inputs);
+    const int a_bytes = a.row_bytes();
+    const auto x = [&](int run, int step) { return static_cast<const bf16*>(runs[run].x.row(0)) + 2 * kDepth * step; };
+    const auto x_bytes = [&](int run) { return static_cast<int>(runs[run].x.stride); };
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int step = 0; step < steps; ++step, a += 2 * kDepth, next += each) {
-      if (count == 1) {
-        _tile_loadd(5, static_cast<const bf16*>(x[0]) + step * 2 * kDepth, sizeof(std::uint32_t));
-      } else {
-        if (step % kAhead == 0)
-          for (int i = 0; i < kAhead && step + i < steps; ++i) turn(x, (step + i) * 2 * kDepth, count, turned[i]);
-        _tile_loadd(5, turned[step % kAhead], 64);
-      }
-      if (whole > 0) {
-        _tile_loadd(4, a, a_bytes);
-        _tile_dpbf16ps(0, 4, 5);
-      }
-      if (whole > 1) {
-        _tile_loadd(4, a + below, a_bytes);
+    for (int step = 0; step < steps; ++step, next += each) {
+      if (step % Slice::kAhead == 0) a.prepare(std::min(Slice::kAhead, steps - step));
+      fetch(next, each);
+      _tile_loadd(5, a.next(), a_bytes);
+      _tile_loadd(4, x(0, step), x_bytes(0));
+      _tile_dpbf16ps(0, 4, 5);
+      if (count > 1) {
+        _tile_loadd(4, x(1, step), x_bytes(1));
         _tile_dpbf16ps(1, 4, 5);
       }
-      if (whole > 2) {
-        _tile_loadd(4, a + 2 * below, a_bytes);
+      if (count > 2) {
+        _tile_loadd(4, x(2, step), x_bytes(2));
         _tile_dpbf16ps(2, 4, 5);
       }
-      _tile_loadd(6, a + whole * below, a_bytes);
-      _tile_dpbf16ps(3, 6, 5);
-      fetch(next, each);
-    }
-    if (whole > 0) _tile_stored(0, sums[0], 64);
-    if (whole > 1) _tile_stored(1, sums[16], 64);
-    if (whole > 2) _tile_stored(2, sums[32], 64);
-    _tile_stored(3, sums[16 * whole], 64);
-    if (rest < 16) _tile_loadconfig(&kLinear);
-    const __m512i rows = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                                            _mm512_set1_epi32(kHeight));
-    for_matrices(stack, begin, now, [&](int matrix, int from, int until, int start, int offset) {
-      const int end = until < stack.ranks[matrix] ? until : round_up(until, kRanks);  // zeros included
-      for (int rank = from / 16 * 16; rank < end; rank += 16) {
-        const __mmask16 before = lanes_below(from - rank), written = lanes_below(end - rank) & ~before;
-        const __mmask16 known = lanes_below(until - rank) & ~before;
-        const float* at = sums[0] + std::ptrdiff_t{start + rank - begin} * kHeight;
-        for (int i = 0; i < count; ++i) {
-          const F sum = (F)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), known, rows, at + i, sizeof(float));
-          const U16 rounded = to_bf16(sum * fill(stack.scale[matrix] * weight[i]));
-          _mm256_mask_storeu_epi16(h[i] + offset + rank_at(rank), written, (__m256i)rounded);
-        }
+      if (count > 3) {
+        _tile_loadd(4, x(3, step), x_bytes(3));
+        _tile_dpbf16ps(3, 4, 5);
       }
+    }
+    _tile_stored(0, sums[0], 64);
+    if (count > 1) _tile_stored(1, sums[1], 64);
+    if (count > 2) _tile_stored(2, sums[2], 64);
+    if (count > 3) _tile_stored(3, sums[3], 64);
+    for_matrices(stack, begin, now, [&](int matrix, int from, int until, int start, int offset) {
+      const int end = until < stack.ranks[matrix] ? until : round_up(until, kRanks);
+      for (const Shrinking* run = runs; run < runs + count; ++run)
+        for (int i = 0; i < run->count; ++i)
+          put_shrunk(sums[run - runs][run->rows[i]] + (start + from - begin), stack.scale[matrix] * run->weights[i], from,
+                     until, end, run->h + offset + run->rows[i] * kRanks);
     });
   }
 }

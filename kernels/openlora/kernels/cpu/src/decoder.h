@@ -23,7 +23,7 @@ struct Layer {
 };
 
 struct Adapter {
-  Memory memory;
+  std::vector<Memory> memory;
   std::vector<Lora> loras;    // [layers · kParts + 1], the head last
   std::vector<Stack> stacks;  // [layers · kInputs + 1]
   std::size_t h_numbers = 0;  // of a half block's shrunk inputs, for the matrices that share an input

@@ -30,6 +30,21 @@ struct Ahead {
   std::size_t bytes = 0;
 };
 
+// An adapter's factor, dense or packed.
+struct Numbers {
+  const bf16* dense = nullptr;
+  const Packed* packed = nullptr;
+  const PackedGroup* groups = nullptr;  // its own
+
+  // Where `count` of them lie, from one on; packed they are whole groups.
+  Ahead from(std::ptrdiff_t first, std::ptrdiff_t count) const {
+    if (!packed) return {dense + first, sizeof(bf16) * count};
+    const PackedGroup* end = groups + (first + count) / kPackedNumbers;
+    const void* at = first ? static_cast<const void*>(groups + first / kPackedNumbers) : packed;
+    return {at, static_cast<std::size_t>(reinterpret_cast<const char*>(end) - static_cast<const char*>(at))};
+  }
+};
+
 // What becomes of a block's products, row by row of 48.
 struct Finish {
   enum Kind {
@@ -51,6 +66,8 @@ struct Finish {
 struct Meanwhile {
   Finish finish;
   Ahead ahead;
+  const Ahead* first = nullptr;  // what is wanted when they are, and how many of it
+  int firsts = 0;
   Restoring* restoring = nullptr;
   int groups = 0;
 };
@@ -59,7 +76,7 @@ struct Meanwhile {
 // 2 · pairs ranks. h, as layout.h has it, is zero for the other rows, and beyond the ranks.
 struct Addend {
   const bf16* h;             // [ranks / 32, rounded up][16][32]
-  const bf16* b;             // [tiles][pairs][48][2]
+  Numbers b;                 // [tiles][pairs][48][2]; packed, pairs are a multiple of 4
   int pairs;                 // 0: it adds nothing
   const std::uint8_t* rows;  // its own
   int count;
@@ -67,13 +84,30 @@ struct Addend {
 
 // An adapter's factors A for the matrices that share an input, one below the other.
 struct Stack {
-  const bf16* a = nullptr;  // [ranks of all][inputs, a multiple of 32]
+  // [ranks of all][inputs], inputs being a multiple of 32. Where the unit takes packed weights, packed or not, in slices of
+  // sixteen ranks, the last one filled up with zeros to a multiple of 4: [inputs / 2][ranks][2].
+  Numbers a;
   int matrices = 0;
   int ranks[3] = {};  // 0: the adapter leaves the matrix alone
   float scale[3] = {};
 
   int height() const { return ranks[0] + ranks[1] + ranks[2]; }
+
+  // Where some ranks lie, from a sixteenth on.
+  Ahead from(int first, int count, int inputs) const {
+    return a.from(std::ptrdiff_t{first} * inputs, std::ptrdiff_t{a.packed ? round_up(count, 4) : count} * inputs);
+  }
 };
+
+// Some of sixteen rows, to be shrunk for one adapter.
+struct Shrinking {
+  Inputs x;                   // all sixteen
+  const std::uint8_t* rows;
+  const float* weights;       // of the adapter in each
+  int count;
+  bf16* h;                    // as layout.h has it: of the first matrix; the others' squares follow
+};
+constexpr int kMostShrinking = 4;  // that are shrunk at once
 
 struct Kernels {
   const char* name;
@@ -100,17 +134,13 @@ struct Kernels {
   // tile has from `ahead`, unless that is null.
   void (*unpack)(const char* coded, const Coding& coding, int pairs, bf16* tile, const void* ahead);
 
-  // Adds `count` addends to the tile of sixteen rows, out [16][48], one after the other. Meanwhile fetches b's tile
-  // `next_tile` of as many others, unless they are null. Up to sixteen pairs of b are read from any sixteenth on: what
-  // follows b must be finite.
-  void (*expand)(float* out, const Addend* addends, int count, int tile, const Addend* next, int next_tile);
+  // Adds `count` addends to the tile of sixteen rows, out [16][48], one after the other.
+  void (*expand)(float* out, const Addend* addends, int count, int tile);
 
-  // Shrinks `count` ≤ 16 rows to the stack's ranks first:first + ranks: h[i][r] = weight[i] · scale · Σ_k x[i][k] · a[r, k],
-  // rounded to bfloat16. h[i] is where the row's part of the first matrix's first square begins; the other matrices'
-  // squares follow. A matrix's last rank is followed by zeros to the end of its square. Meanwhile fetches `ahead`. Up to
-  // sixteen rows of a are read from any sixteenth on, and x's rows 64 bytes beyond their end.
-  void (*shrink)(bf16* const* h, const void* const* x, const float* weight, int count, const Stack& stack, int first,
-                 int ranks, int inputs, Ahead ahead);
+  // Shrinks `count` ≤ kMostShrinking runs of rows to the stack's ranks first:first + ranks, `first` being a multiple of
+  // sixteen: h[row][r] = weight of the row · scale · Σ_k x[row][k] · a[r, k], rounded to bfloat16. A matrix's last rank is
+  // followed by zeros to the end of its square. Meanwhile fetches `ahead`. Of a, 64 bytes are read beyond its end.
+  void (*shrink)(const Shrinking* runs, int count, const Stack& stack, int first, int ranks, int inputs, Ahead ahead);
 
   // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
   // · v[j] over the positions of seen[i], as inputs; their ends do not fall. With a soft cap, scale · q[i] · k[j] is

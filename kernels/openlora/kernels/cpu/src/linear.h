@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "api.h"
+#include "kernels.h"
 #include "memory.h"
 #include "quantised.h"
 
@@ -65,7 +66,8 @@ void pack_quantised(const Values&, int out, int inputs, int first, char* tile);
 struct Lora {
   int ranks = 0;            // 0: the adapter leaves this matrix alone
   int offset = 0;           // of its shrunk inputs, among those of the matrices that share an input
-  const bf16* b = nullptr;  // [tiles][ranks / 2][48][2]
+  Numbers b;                // [tiles][pairs][48][2]
+  int pairs = 0;            // half of the ranks; packed, more
 };
 
 }  // namespace openlora

@@ -1,7 +1,6 @@
 // Packing of bfloat16.
 #include "packed.h"
 
-#include <algorithm>
 #include <numeric>
 
 namespace openlora {
@@ -40,9 +39,11 @@ void pack_group(const bf16* numbers, const std::uint8_t* places, PackedGroup& to
 
 std::size_t pack(const bf16* numbers, int count, Packed* to) {
   std::uint8_t upper[kPlaces], place[kUppers];
-  if (choose_places(numbers, count, upper, place) > count / kMostPatched) return 0;
+  const int patched = choose_places(numbers, count, upper, place);
+  if (patched > count / kMostPatched) return 0;
   std::copy(upper, upper + kPlaces, to->upper);
-  Patch* patch = to->patches(count);
+  to->patched = patched;
+  Patch* patch = to->patches();
   for (int at = 0; at < count; at += kPackedNumbers) {
     std::uint8_t places[kPackedNumbers];
     for (int i = 0; i < kPackedNumbers; ++i) {
@@ -52,9 +53,8 @@ std::size_t pack(const bf16* numbers, int count, Packed* to) {
     }
     pack_group(numbers + at, places, to->groups()[at / kPackedNumbers]);
   }
-  *patch++ = {static_cast<std::uint32_t>(count), 0};
-  const std::size_t bytes = reinterpret_cast<char*>(patch) - reinterpret_cast<char*>(to);
-  return (bytes + 63) / 64 * 64;
+  *patch = {static_cast<std::uint32_t>(count), 0};
+  return Packed::head_bytes(patched) + count / kPackedNumbers * sizeof(PackedGroup);
 }
 
 }  // namespace openlora

@@ -4,6 +4,8 @@
 // take few values: sixteen of them make up all but some ten thousandths of a tile. So a number stands as its lower byte
 // and, in four bits, the place of its upper byte in a table; whatever the table lacks is listed besides.
 #pragma once
+#include <algorithm>
+
 #include "layout.h"
 
 namespace openlora {
@@ -22,30 +24,45 @@ struct Patch {
   bf16 value;
 };
 
-// What comes before the groups of a stretch of numbers, and after them its patches: ascending, and one more beyond all
-// numbers.
-struct alignas(64) Packed {
+// What comes before the groups of a stretch of numbers: its table, and after this its patches, ascending, and one more
+// beyond all numbers.
+struct Packed {
   std::uint8_t upper[16];
+  std::uint32_t patched;
 
-  PackedGroup* groups() { return reinterpret_cast<PackedGroup*>(this + 1); }
-  const PackedGroup* groups() const { return reinterpret_cast<const PackedGroup*>(this + 1); }
-  Patch* patches(int numbers) { return reinterpret_cast<Patch*>(groups() + numbers / kPackedNumbers); }
-  const Patch* patches(int numbers) const {
-    return reinterpret_cast<const Patch*>(groups() + numbers / kPackedNumbers);
+  Patch* patches() { return reinterpret_cast<Patch*>(this + 1); }
+  const Patch* patches() const { return reinterpret_cast<const Patch*>(this + 1); }
+  // The first one from a number on.
+  const Patch* patches_from(std::uint32_t at) const {
+    return std::lower_bound(patches(), patches() + patched, at, [](const Patch& one, std::uint32_t it) { return one.at < it; });
+  }
+
+  PackedGroup* groups() { return reinterpret_cast<PackedGroup*>(reinterpret_cast<char*>(this) + head_bytes(patched)); }
+  const PackedGroup* groups() const { return const_cast<Packed*>(this)->groups(); }
+
+  static constexpr std::size_t head_bytes(int patched) {
+    return (sizeof(Packed) + (patched + 1) * sizeof(Patch) + 63) / 64 * 64;
   }
 };
 
-// Packs `count` numbers, a multiple of 128, and returns the bytes that they take, a multiple of 64. It is 0 where the table
-// lacks more than one number in kMostPatched: they had better stay as they are. From 1,536 numbers on, it never needs more
-// room than they do.
+// Packs `count` numbers, a multiple of 128, to a 64-byte line, and returns the bytes that they take, whole lines. It is 0
+// where the table lacks more than one number in kMostPatched: they had better stay as they are.
 constexpr int kMostPatched = 64;
 std::size_t pack(const bf16* numbers, int count, Packed* to);
+
+// At most so many bytes; from 1,536 numbers on they are fewer than the numbers have.
+constexpr std::size_t packed_bytes(int count) {
+  return Packed::head_bytes(count / kMostPatched) + count / kPackedNumbers * sizeof(PackedGroup);
+}
+
+// Factors B of more ranks stay as they are; their ranks are multiples of 32.
+constexpr int kMostPackedRanks = 256;
 
 // How far the restoring of `count` numbers has come.
 struct Restoring {
   Restoring() = default;
   Restoring(const Packed* from, int count, bf16* to)
-      : packed(from), patch(from->patches(count)), to(to), left(count / kPackedNumbers) {}
+      : packed(from), patch(from->patches()), to(to), left(count / kPackedNumbers) {}
 
   const Packed* packed = nullptr;
   const Patch* patch = nullptr;  // the next one

@@ -242,6 +242,7 @@ class Pass {
     const Team::Range mine = apart ? rows_of(member, rows) : Team::Range{0, rows};
     const int blocks = (mine.end - mine.begin + kBlock - 1) / kBlock;
     const auto addends = adapted.addends(layer, part, linear.matrices);
+    std::vector<Ahead> added;
     const bool kept = blocks > kRestoredAgain;
     Restoring restoring[2];
     for (int i = 0; kept && i < linear.unit && units.begin < units.end; ++i) {
@@ -261,15 +262,18 @@ class Pass {
         for (int i = 0; i < linear.unit; ++i) {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
-          Meanwhile meanwhile{finish, {}, restoring[i].left ? &restoring[i] : nullptr};
+          Meanwhile meanwhile{.finish = finish, .restoring = restoring[i].left ? &restoring[i] : nullptr};
+          if (!block && adapted.any()) {
+            adapted.find(addends, tile.part, tile.index, added);
+            meanwhile.first = added.data();
+            meanwhile.firsts = static_cast<int>(added.size());
+          }
           multiply_tile(member, linear, unit, i, x, {first, first + count}, {block, blocks}, meanwhile, products[i]);
           finish = {};
           if (altered.any())
             altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), products[i]);
           if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, products[i]);
-          if (!adapted.any()) continue;
-          const bool last = t + 1 == units.end * linear.unit;
-          adapted.expand(addends, tile.part, tile.index, last ? nullptr : &linear.tiles[t + 1], first, count, products[i]);
+          if (adapted.any()) adapted.expand(addends, tile.part, tile.index, first, count, products[i]);
         }
         finish = {kind, products[0], count, to};
         done(unit, first, count, products[0]);
@@ -299,6 +303,7 @@ class Pass {
     x = x.from(rows.begin);
     if (linear.integers()) {
       k_.finish(meanwhile.finish, 0, meanwhile.finish.rows);
+      fetch(meanwhile);
       k_.tile_int8(planes(linear, rows.begin), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear.quads(), out,
                    place.block ? nullptr : ahead);
     } else if (linear.coded()) {
@@ -315,6 +320,12 @@ class Pass {
       meanwhile.groups = linear.pairs() * kTileRow / kPackedNumbers / place.blocks + 1;
       k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
     }
+  }
+
+  static void fetch(const Meanwhile& meanwhile) {
+    for (int i = 0; i < meanwhile.firsts; ++i)
+      for (std::size_t at = 0; at < meanwhile.first[i].bytes; at += 64)
+        __builtin_prefetch(static_cast<const char*>(meanwhile.first[i].at) + at, 0, 2);
   }
 
   // The i-th tile of a unit, if it is packed, to where it is unpacked.
