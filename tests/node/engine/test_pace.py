@@ -192,6 +192,16 @@ def test_what_made_drafts_dear_is_forgotten() -> None:
     assert 8 in drafting(pace, 8, [0.9] * 8, lambda rows: 0.01, 3 * FORGET)
 
 
+def test_prompts_may_add_what_drafts_did_in_their_place() -> None:
+    pace = learnt()
+    for _ in range(30):
+        run(pace, 31, 0, 0.05, drafts=60)
+    assert pace.prompt_rows(31, 1) == 49  # 1.5 times 20 ms at half a millisecond each, in full blocks
+    for _ in range(30):
+        run(pace, 31, 0, 0.02)
+    assert pace.prompt_rows(31, 1) == 33
+
+
 def test_drafts_do_not_slow_down_those_who_have_none_without_end() -> None:
     rows = drafting(Pace(), 8, [0.999] * 48, lambda rows: 0.001 if rows == 8 else 0.00008 * rows, 40)
     assert max(rows[10:]) == 8  # with 24 a pass takes 2.6 times as long, and they would save more than that

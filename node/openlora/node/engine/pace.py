@@ -19,6 +19,7 @@ FORGET = 128  # passes after which the oldest of those with drafts are forgotten
 _LEAST_ADDED = 0.01  # of calm: it is never free
 _FOLLOWED = 0.5  # of what passes take longer or shorter than was foreseen, as a power of it
 _ODD = 0.3  # in the same logarithms: a pass that is further off says no more than this
+_LATELY = 0.125  # of a mean: the latest pass
 _DRAFTS_SEEN = 3  # remembered; the median counts, so that one odd pass changes nothing
 
 
@@ -33,7 +34,7 @@ class Pace:
     Beside w prompts, begun or ready to begin, the next pass may last calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)),
     for w prompts one after another wait 1 + 2 + … + w times as long as one, and whoever waits counts as two readers. So
     one prompt beside many readers less than doubles the time between their tokens and takes about twice its time alone,
-    and many prompts do not wait for a few readers.
+    and many prompts do not wait for a few readers. Prompts that take the place of drafts may add what those lately did.
 
     A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. How long passes with drafts last is
     learnt for each number of blocks of rows, and forgotten in time, since what was dear once would not be tried again.
@@ -44,6 +45,7 @@ class Pace:
         self._calm_rows: dict[int, int] = {}  # of which the last one had so many
         self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same and by the number of blocks of rows
         self._row_s = 0.0  # what a row of a prompt adds; 0: none was seen
+        self._added = 0.0  # what drafts have added of late, as a share of calm
         self._passes = 0
         self._passes_with_drafts = 0  # since a look for their sake
         self._passes_with_prompts = 0  # since a look for theirs
@@ -55,7 +57,7 @@ class Pace:
         calm_s = self._calm_s.get(decoding.bit_length())
         if calm_s is None or self._look_due:
             return 0
-        spare_s = calm_s * max(LEAST_SHARE, prompts * (prompts + 1) / decoding)
+        spare_s = calm_s * max(LEAST_SHARE, self._added, prompts * (prompts + 1) / decoding)
         rows = int(spare_s / self._row_s) if self._row_s else 0
         return max(LEAST_ROWS, rows - (decoding + rows) % BLOCK)  # a block begun costs nearly what a full one does
 
@@ -87,6 +89,7 @@ class Pace:
             self._learn_drafts(decoding, draft_rows, seconds)
         else:
             self._look(decoding, seconds)
+            self._added -= _LATELY * self._added
         self._passes += 1
         if self._passes % FORGET == 0:
             self._forget()
@@ -103,6 +106,8 @@ class Pace:
         }
 
     def _learn_drafts(self, decoding: int, rows: int, seconds: float) -> None:
+        calm_s = self._calm_s.get(decoding.bit_length(), seconds)
+        self._added += _LATELY * (min(MOST_ADDED, seconds / calm_s - 1) - self._added)
         key = decoding.bit_length(), _blocks(decoding, rows)
         self._drafts_s.setdefault(key, deque(maxlen=_DRAFTS_SEEN)).append(seconds)
         self._passes_with_drafts += 1
