@@ -132,7 +132,7 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
       }
     }
   });
-  cache = Memory(sizeof(bf16) * page_numbers() * s.pages * s.layers * s.kv_heads);
+  cache = Memory(sizeof(bf16) * page_numbers() * page_parts() * s.pages);
 }
 
 const Kernels* choose_kernels(const char* instructions) {

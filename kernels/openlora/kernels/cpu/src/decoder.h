@@ -57,9 +57,11 @@ struct Decoder {
   std::vector<Memory> unpacked;  // a thread each: the tiles of two units, where they have to be unpacked
 
   std::size_t page_numbers() const { return std::size_t{2} * kPageTokens * shape.head_size; }
+  // An odd number, so that one layer's and head's part of all pages is not in the same few sets of a core's caches.
+  std::size_t page_parts() const { return std::size_t{1} * shape.layers * shape.kv_heads | 1; }
   bf16* page(int layer, int page, int kv_head) const {
-    const std::size_t index = (std::size_t{1} * page * shape.layers + layer) * shape.kv_heads + kv_head;
-    return cache.as<bf16>() + index * page_numbers();
+    const std::size_t part = std::size_t{1} * layer * shape.kv_heads + kv_head;
+    return cache.as<bf16>() + (page * page_parts() + part) * page_numbers();
   }
   const Stack& stack(int slot, int layer, int input) const {
     const Adapter* adapter = adapters[slot].get();
