@@ -111,6 +111,17 @@ async def test_bad_completion_requests(server: Harness, extra: dict[str, object]
 
 
 @pytest.mark.parametrize(
+    "content",
+    [None, 5, ["a"], [{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "text", "text": "a", "b": 1}]],
+)
+async def test_content_that_is_no_text(server: Harness, content: object) -> None:
+    body = {"model": BASE, "messages": [{"role": "user", "content": content}]}
+    error = (await server.post("/v1/chat/completions", body)).json()["error"]
+    assert error["param"] == "messages.0.content"
+    assert "give a string, or parts that are" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("path", "extra"),
     [
         ("completions", {"prompt": "\ud800"}),

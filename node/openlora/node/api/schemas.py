@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from openlora.node.documents import MAX_STOP_CHARS, MAX_STOPS, ChatMessage
 from openlora.node.errors import RequestError
@@ -158,6 +166,17 @@ class InputMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
     name: str | None = None
+
+    @field_validator("content", mode="wrap")
+    @classmethod
+    def _in_one_sentence(cls, content: object, validated: ValidatorFunctionWrapHandler) -> object:
+        """What is wrong, where each kind of content would have a sentence of its own."""
+        try:
+            return validated(content)
+        except ValidationError:
+            raise ValueError(
+                'give a string, or parts that are {"type": "text", "text": "..."}, and no others'
+            ) from None
 
     def plain(self) -> ChatMessage:
         """The message as the job documents have it. Raises RequestError for parts that it has no place for."""

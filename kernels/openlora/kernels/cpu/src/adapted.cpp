@@ -65,7 +65,7 @@ void AdaptedRows::find_chunks() {
   }
 }
 
-// The products are divided in their order, by what they cost: reading A, and computing for each of the rows.
+// The products are divided in their order, by what they cost: reading A, and computing for each run.
 std::vector<AdaptedRows::Product> AdaptedRows::products(int member, int layer, int input) const {
   const int at_once = static_cast<int>(chunks_.size()) < d_.team.size() ? kRanksAtOnce / 4 : kRanksAtOnce;
   std::vector<Product> all;

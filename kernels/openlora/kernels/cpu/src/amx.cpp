@@ -272,12 +272,13 @@ class Square {
 inline const bf16* tile_of(const Addend& one, int tile, bf16* room) {
   const std::ptrdiff_t numbers = std::ptrdiff_t{one.pairs} * kTileRow;
   const bool filled = one.count > 2 && one.pairs % kDepth;
-  const bf16* dense = one.b.dense + tile * numbers;
-  if (!one.b.packed && !filled) return dense;
-  if (one.b.packed)
+  if (one.b.packed) {
     Stretch(one.b, tile * numbers).next(room, numbers / kPackedNumbers);
-  else
+  } else {
+    const bf16* dense = one.b.dense + tile * numbers;
+    if (!filled) return dense;
     std::copy(dense, dense + numbers, room);
+  }
   if (filled) std::fill(room + numbers, room + round_up(one.pairs, kDepth) * kTileRow, 0);
   return room;
 }
@@ -343,7 +344,7 @@ class Slice {
 
 inline __mmask16 lanes_below(int n) { return n <= 0 ? 0 : n < 16 ? (1u << n) - 1 : 0xffff; }
 
-// Shrunk inputs of one row, `n` ≤ 16 sums from a matrix's rank `from` on, the `n`th and what follows it being zero to `end`.
+// One row's sums for some ranks of a matrix, scaled, to its shrunk inputs; then zeros to `end`.
 inline void put_shrunk(const float* sums, float scale, int from, int until, int end, bf16* to) {
   for (int rank = from; rank < end;) {
     const int most = std::min(end, (rank / kRanks + 1) * kRanks) - rank, count = std::min(most, 16);
