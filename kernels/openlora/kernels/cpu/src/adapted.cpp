@@ -128,10 +128,13 @@ void AdaptedRows::find(const std::vector<Addend>& addends, int part, int tile, s
   }
 }
 
-void AdaptedRows::expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, float* out) const {
+void AdaptedRows::expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, Ahead ahead,
+                         float* out) const {
+  const std::size_t bytes = ahead.bytes / 2;
   for (int half = first / kHalf; half * kHalf < first + count; ++half, out += kHalf * kTile) {
     const int begin = half_starts_[half], runs = half_starts_[half + 1] - begin;
-    d_.kernels.expand(out, addends.data() + part * runs_.size() + begin, runs, tile);
+    d_.kernels.expand(out, addends.data() + part * runs_.size() + begin, runs, tile, {ahead.at, bytes});
+    ahead.at = static_cast<const char*>(ahead.at) + bytes;
   }
 }
 

@@ -27,8 +27,8 @@ class AdaptedRows {
   // Where what will be added to one tile lies, whatever the rows; `part` counts from the addends' first.
   void find(const std::vector<Addend>& addends, int part, int tile, std::vector<Ahead>& found) const;
 
-  // Adds to the tile's rows first:first + count, out [32][48].
-  void expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, float* out) const;
+  // Adds to the tile's rows first:first + count, out [32][48]. Meanwhile fetches `ahead`.
+  void expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, Ahead ahead, float* out) const;
 
  private:
   struct Use {

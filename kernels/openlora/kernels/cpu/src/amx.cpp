@@ -283,12 +283,15 @@ inline const bf16* tile_of(const Addend& one, int tile, bf16* room) {
   return room;
 }
 
-void expand(float* out, const Addend* addends, int count, int tile) {
+void expand(float* out, const Addend* addends, int count, int tile, Ahead ahead) {
   const AsTheUnit rounding;
   alignas(64) bf16 rooms[2][kMostPackedRanks / 2 * kTileRow];  // in turn: what is in one may still be on its way to the sums
   Square square(out);
-  for (int i = 0; i < count; ++i) {
+  const char* next = static_cast<const char*>(ahead.at);
+  const std::size_t each = count ? (ahead.bytes / count + 63) / 64 * 64 : 0;
+  for (int i = 0; i < count; ++i, next += each) {
     const Addend& one = addends[i];
+    fetch(next, each);
     if (!one.count) continue;
     const bf16* b = tile_of(one, tile, rooms[i % 2]);
     if (one.count > 2) {

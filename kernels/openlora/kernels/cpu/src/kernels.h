@@ -134,8 +134,8 @@ struct Kernels {
   // tile has from `ahead`, unless that is null.
   void (*unpack)(const char* coded, const Coding& coding, int pairs, bf16* tile, const void* ahead);
 
-  // Adds `count` addends to the tile of sixteen rows, out [16][48], one after the other.
-  void (*expand)(float* out, const Addend* addends, int count, int tile);
+  // Adds `count` addends to the tile of sixteen rows, out [16][48], one after the other. Meanwhile fetches `ahead`.
+  void (*expand)(float* out, const Addend* addends, int count, int tile, Ahead ahead);
 
   // Shrinks `count` ≤ kMostShrinking runs of rows to the stack's ranks first:first + ranks, `first` being a multiple of
   // sixteen: h[row][r] = weight of the row · scale · Σ_k x[row][k] · a[r, k], rounded to bfloat16. A matrix's last rank is

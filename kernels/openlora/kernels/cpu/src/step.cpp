@@ -268,12 +268,13 @@ class Pass {
             meanwhile.first = added.data();
             meanwhile.firsts = static_cast<int>(added.size());
           }
-          multiply_tile(member, linear, unit, i, x, {first, first + count}, {block, blocks}, meanwhile, products[i]);
+          const Ahead later =
+              multiply_tile(member, linear, unit, i, x, {first, first + count}, {block, blocks}, meanwhile, products[i]);
           finish = {};
           if (altered.any())
             altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), products[i]);
           if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, products[i]);
-          if (adapted.any()) adapted.expand(addends, tile.part, tile.index, first, count, products[i]);
+          if (adapted.any()) adapted.expand(addends, tile.part, tile.index, first, count, later, products[i]);
         }
         finish = {kind, products[0], count, to};
         done(unit, first, count, products[0]);
@@ -293,8 +294,9 @@ class Pass {
     int block, blocks;  // which of the member's
   };
 
-  // The i-th tile of a unit with a block of rows.
-  void multiply_tile(int member, const Linear& linear, int unit, int i, Inputs x, Team::Range rows, Place place,
+  // The i-th tile of a unit with a block of rows. Returns what should be fetched while adapters are added: as much as is
+  // fetched here for their sake.
+  Ahead multiply_tile(int member, const Linear& linear, int unit, int i, Inputs x, Team::Range rows, Place place,
                      Meanwhile& meanwhile, float* out) {
     const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
     const int count = rows.end - rows.begin;
@@ -310,9 +312,11 @@ class Pass {
       if (!place.block) k_.unpack(tile.weights, linear.coding, linear.pairs(), room, ahead);
       k_.tile(x, count, room, linear.pairs(), out, meanwhile);
     } else if (tile.packed && place.blocks <= kRestoredAgain) {
-      const std::size_t each = tile.bytes / place.blocks;
-      meanwhile.ahead = {ahead + each * place.block, each};
+      const std::size_t each = tile.bytes / place.blocks, later = std::min(each, bytes_of(meanwhile)) / 64 * 64;
+      const char* from = ahead + each * place.block;
+      meanwhile.ahead = {from, each - later};
       k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
+      return {from + (each - later), later};
     } else {
       if (tile.packed) ahead += linear.unit * tile.bytes;  // than what is being restored
       const std::size_t each = tile.bytes / place.blocks;
@@ -320,6 +324,13 @@ class Pass {
       meanwhile.groups = linear.pairs() * kTileRow / kPackedNumbers / place.blocks + 1;
       k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
     }
+    return {};
+  }
+
+  static std::size_t bytes_of(const Meanwhile& meanwhile) {
+    std::size_t bytes = 0;
+    for (int i = 0; i < meanwhile.firsts; ++i) bytes += meanwhile.first[i].bytes;
+    return bytes;
   }
 
   static void fetch(const Meanwhile& meanwhile) {
