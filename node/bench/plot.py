@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bench.results import LARGE, OURS, SMALL, SPECULATING, TITLES, Line
 
 WIDTH, HEIGHT, TOP, BOTTOM = 900, 440, 92, 386
-PANELS = {SMALL: (60, 380), LARGE: (600, 740)}  # left and right end of the lines; names stand beyond the right one
+PANELS = {SMALL: (60, 360), LARGE: (640, 780)}  # left and right end of the lines; names stand beyond the right one
 COLOURS = {  # on a light page, on a dark one
     OURS: ("#c2410c", "#fb923c"),
     "vLLM CPU": ("#1d4ed8", "#60a5fa"),
@@ -95,4 +95,5 @@ def _style() -> str:
 def _shades(which: int, page: str, ink: str, note: str, grid: str) -> str:
     colours = [both[which] for both in COLOURS.values()]
     rules = (f".e{number}{{stroke:{colour}}}.t{number}{{fill:{colour}}}" for number, colour in enumerate(colours))
-    return f".page{{fill:{page}}}text{{fill:{ink}}}.note{{fill:{note}}}.grid{{stroke:{grid}}}{''.join(rules)}"
+    text = f"fill:{ink};stroke:{page};stroke-width:4px;paint-order:stroke"  # no line runs through a name
+    return f".page{{fill:{page}}}text{{{text}}}.note{{fill:{note}}}.grid{{stroke:{grid}}}{''.join(rules)}"
