@@ -99,7 +99,7 @@ class Worker:
             await self._give_up(job_id, str(error))
         except OpenLoraError:
             raise
-        except Exception:
+        except Exception:  # a fault of ours: the claim goes back, and whoever runs the job logs it
             self.breaker.failed()
             await self._give_up(job_id, "a fault of this program")
             raise

@@ -8,11 +8,10 @@ import typer
 
 from openlora.node.cli.hand import parse_address
 from openlora.node.cli.init import chosen_chain
-from openlora.node.cli.output import ClientFile, JsonFlag, Output, tokens
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output, tokens
 from openlora.node.errors import ConfigError, RpcError
 from openlora.node.wei import TOKEN_WEI
 
-CLIENT_TOML = Path("client.toml")
 COIN_WEI = 10**18  # that a key has at least afterwards, of the dev chain's coin
 GIFT_WEI = 1_000 * TOKEN_WEI
 

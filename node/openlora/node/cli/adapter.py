@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openlora.node.cli.hand import Hand, parse_address, signed
-from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output, parse_tokens
 from openlora.node.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from openlora.contracts import Access
     from openlora.node.deeds import Deed, Desk
 
-CLIENT_TOML = Path("client.toml")
 AdapterName = Annotated[str, typer.Argument(help="Its registered name, or its CID.")]
 
 

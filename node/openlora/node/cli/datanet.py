@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openlora.node.cli.hand import parse_address
-from openlora.node.cli.output import ClientFile, JsonFlag, Output
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output
 from openlora.node.errors import ConfigError
 
 if TYPE_CHECKING:
     from openlora.contracts import Share
 
-CLIENT_TOML = Path("client.toml")
 
 app = typer.Typer(help="Register the texts that adapters are trained on, and list them.", no_args_is_help=True)
 

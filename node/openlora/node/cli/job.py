@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openlora.node.cli.hand import Hand, parse_address, signed
-from openlora.node.cli.output import ClientFile, Ink, JsonFlag, Output, parse_tokens, tokens
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, Ink, JsonFlag, Output, parse_tokens, tokens
 from openlora.node.content import document_cid
 from openlora.node.documents import MAX_INLINE_BYTES, ChatMessage, InputDocument, JobSampling, encode
 from openlora.node.errors import ConfigError, RequestError
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Submit inference jobs to the on-chain queue and read their answers.", no_args_is_help=True)
 
-CLIENT_TOML = Path("client.toml")
 MAX_JOB = 2**64 - 1
 JobNumber = Annotated[int, typer.Argument(min=1, max=MAX_JOB, help="As `job submit` printed it.")]
 TEMPLATE_TOKENS = 128  # what a chat template may add to a prompt, generously

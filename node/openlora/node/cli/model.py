@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from openlora.node.cli.output import ClientFile, JsonFlag, Output
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output
 from openlora.node.errors import ModelError
-
-CLIENT_TOML = Path("client.toml")
 
 app = typer.Typer(help="Fetch base models, check what they are, and register them.", no_args_is_help=True)
 

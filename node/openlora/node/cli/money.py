@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openlora.node.cli.hand import Hand, parse_address, signed
-from openlora.node.cli.output import ClientFile, JsonFlag, NodeFile, Output, parse_tokens, tokens
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, NodeFile, Output, parse_tokens, tokens
 from openlora.node.config import KeyConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 withdraw = typer.Typer(help="Take out earnings, Vault balance, or what has left the stake.", no_args_is_help=True)
 
 OPERATOR_TOML = Path("operator.toml")
-CLIENT_TOML = Path("client.toml")
 Amount = Annotated[str, typer.Argument(help="Tokens, such as 12.5.")]
 Receiver = Annotated[str | None, typer.Option(help="Address that receives the tokens; the key's own by default.")]
 

@@ -20,9 +20,10 @@ from openlora.node.wei import TOKEN_WEI, tokens
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text; wei are strings.")]
 NodeFile = Annotated[Path, typer.Option("--config", help="The node's configuration.")]
+CLIENT_TOML = Path("client.toml")  # what commands take it to be called
 ClientFile = Annotated[Path, typer.Option("--client", help="The configuration of the key to act for.")]
 
-__all__ = ["ClientFile", "Ink", "JsonFlag", "NodeFile", "Output", "parse_tokens", "printable", "tokens"]
+__all__ = ["CLIENT_TOML", "ClientFile", "Ink", "JsonFlag", "NodeFile", "Output", "parse_tokens", "printable", "tokens"]
 
 MAX_WEI = 10**9 * TOKEN_WEI
 

@@ -1,13 +1,12 @@
 """`openlora session`: a deposit for one node, against which it answers orders at once."""
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openlora.node.cli.hand import Hand, parse_address, signed
-from openlora.node.cli.output import ClientFile, JsonFlag, Output, parse_tokens, tokens
+from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output, parse_tokens, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +17,6 @@ app = typer.Typer(
     help="Deposit for one node, order from it without a transaction, and settle later.", no_args_is_help=True
 )
 
-CLIENT_TOML = Path("client.toml")
 SessionId = Annotated[str, typer.Argument(help="The session's id, or how it begins.")]
 
 
