@@ -92,17 +92,18 @@ class FakeChain:
     def head(self) -> FakeBlock:
         return self.blocks[-1]
 
-    def mine(self, count: int = 1, logs: Sequence[FakeLog] = ()) -> None:
-        """Blocks with what is executable in the pool; `logs` go into the first."""
+    def mine(self, count: int = 1, logs: Sequence[FakeLog] = (), *, full: bool = False) -> None:
+        """Blocks with what is executable in the pool, or with others' transactions alone; `logs` go into the first."""
         for index in range(count):
             number = self.head.number + 1
             block = FakeBlock(number, _hash(f"{number}.{self._forks}.{self.head.hash.hex()}"), self.head.hash)
             block.logs = [*logs] if index == 0 else []
             self.blocks.append(block)
             used = self._nonces(number - 1)
-            while ready := [tx for tx in self.pool.values() if tx.nonce == used[tx.sender] and self._pays(tx)]:
+            pool = {} if full else self.pool
+            while ready := [tx for tx in pool.values() if tx.nonce == used[tx.sender] and self._pays(tx)]:
                 for tx in ready:
-                    del self.pool[tx.sender, tx.nonce]
+                    del pool[tx.sender, tx.nonce]
                     block.txs.append(tx)
                     used[tx.sender] += 1
 

@@ -266,7 +266,7 @@ async def test_the_older_version_is_recognised_when_it_lands(world: World) -> No
     sending = world.send("claim")
     await world.tick()
     old = world.outbox.attempts("claim")[0].signed
-    await world.tick(later_s=31)
+    await world.pass_over()
     world.chain.inject(old.raw)
     await world.tick()
     assert sending.result().tx_hash == old.hash
@@ -276,7 +276,7 @@ async def test_the_older_version_is_recognised_when_it_lands(world: World) -> No
 async def test_a_bump_is_at_least_an_eighth(world: World) -> None:
     world.send("claim")
     await world.tick()
-    await world.tick(5, later_s=31)
+    await world.pass_over(5)
     fees = [attempt.signed.fees for attempt in reversed(world.outbox.attempts("claim"))]
     assert len(fees) == 6
     for before, after in itertools.pairwise(fees):
@@ -290,9 +290,19 @@ async def test_the_cap_ends_the_bumping(tmp_path: Path) -> None:
     await world.start()
     world.send("claim")
     await world.tick()
-    await world.tick(20, later_s=31)
+    await world.pass_over(20)
     assert [attempt.signed.fees.max_fee_wei <= 4 * GWEI for attempt in world.outbox.attempts("claim")] == [True] * 3
     await world.kill()
+
+
+async def test_while_no_block_comes_nothing_is_bid_higher(world: World) -> None:
+    sent = world.send("claim")
+    await world.tick()
+    await world.tick(20, later_s=31)
+    assert len(bytes_of(world, "claim")) == 1, "a chain that stands still takes no dearer one either"
+    world.chain.mine()
+    await world.tick()
+    assert sent.result().succeeded
 
 
 async def test_what_does_not_pay_the_base_fee_is_replaced_soon(world: World) -> None:
@@ -322,12 +332,21 @@ async def test_gas_above_the_cap_is_waited_out_and_nothing_else_waits(world: Wor
     assert second.result().succeeded
 
 
+async def test_a_bid_at_the_cap_is_told_of_now_and_then(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.send("claim")
+    await world.tick()
+    world.chain.base_fee = 600 * GWEI
+    world.chain.mine()
+    await world.tick(60, later_s=1)
+    assert caplog.text.count("fee_cap_reached") == 2
+
+
 async def test_only_the_next_in_line_is_bumped(world: World) -> None:
     for name in ("one", "two", "three"):
         world.send(name)
         await world.settle()
     await world.tick()
-    await world.tick(later_s=31)
+    await world.pass_over()
     assert [len(bytes_of(world, name)) for name in ("one", "two", "three")] == [2, 1, 1]
 
 

@@ -66,7 +66,9 @@ class World:
         pool = RpcPool(endpoints, CHAIN_ID, patience_s=0.0, clock=lambda: self.now)
         self.client = ChainClient(pool, CHAIN_ID)
         self.journal = CrashingJournal(self.folder, IDENTITY, clock=lambda: self.now)
-        self.sender = Sender(self.client, self.journal, HOT_KEY, IDENTITY.contracts, self.options)
+        self.sender = Sender(
+            self.client, self.journal, HOT_KEY, IDENTITY.contracts, self.options, clock=lambda: self.now
+        )
         self.outbox = Outbox(self.journal)
 
     async def start(self) -> None:
@@ -98,6 +100,12 @@ class World:
             await self.settle()
             await self.sender.tick()
         await self.settle()
+
+    async def pass_over(self, times: int = 1) -> None:
+        """A block comes without the agent's transactions, and a look at it half a minute later."""
+        for _ in range(times):
+            self.chain.mine(full=True)
+            await self.tick(later_s=31)
 
     async def kill(self) -> None:
         """The process ends: nothing it would still do happens."""

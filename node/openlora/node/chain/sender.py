@@ -6,7 +6,8 @@ a server answered: "failed" sends have landed, and "sent" ones have vanished.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -32,8 +33,9 @@ PATIENCE_TICKS = 10  # with a server that shows no sense, before another is aske
 @dataclass(frozen=True, slots=True)
 class SenderOptions:
     """`confirmations` is the default depth at which `send` returns: 1 is inclusion. A mined transaction is watched
-    until it is `final_depth` blocks deep. One that is not mined is sent again every `resend_after_s` and replaced by a
-    dearer one every `bump_after_s`, or `outbid_after_s` where it does not pay a block's base fee."""
+    until it is `final_depth` blocks deep. One that is not mined is sent again every `resend_after_s`, and replaced by a
+    dearer one when blocks have come without it for `bump_after_s`, or `outbid_after_s` where it does not pay their base
+    fee."""
 
     confirmations: int = 1
     final_depth: int = 64
@@ -63,6 +65,8 @@ class Sender:
         account: LocalAccount,
         contracts: Mapping[str, str],
         options: SenderOptions = SenderOptions(),
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`contracts`: those that nobody but this agent may call with the hot key, name → address."""
         self._client = client
@@ -71,6 +75,7 @@ class Sender:
         self._address = str(account.address).lower()
         self._contracts = {address.lower(): name for name, address in contracts.items()}
         self._options = options
+        self._clock = clock
         self._outbox = Outbox(journal)
         self._head: Block | None = None  # as of the last tick
         self._highest = 0  # number of the newest block that any tick saw
@@ -78,7 +83,9 @@ class Sender:
         self._started = False
         self._unexplained = 0  # ticks in a row that found a foreign nonce without its transaction
         self._sent_at: dict[str, float] = {}  # when an intent's newest bytes were last handed to a server, by key
-        self._waiting_since: dict[str, float] = {}  # since when it has not been mined at these fees, in this life
+        self._waiting_since: dict[
+            str, tuple[float, int]
+        ] = {}  # time and block, since when it waits at these fees, by key
         self._stopped: JournalError | None = None
         self._ticked = asyncio.Event()  # set and replaced after every tick
         self._work = asyncio.Event()  # something was sent: look at the chain soon
@@ -227,7 +234,7 @@ class Sender:
 
     async def _broadcast(self, key: str, signed: SignedTransaction) -> None:
         """Hands bytes to a server. Whatever it answers, the chain will tell; `tick` looks."""
-        self._sent_at[key] = self._journal.now()
+        self._sent_at[key] = self._clock()
         try:
             await self._client.send_raw(signed.raw)
         except RpcError as error:
@@ -337,23 +344,26 @@ class Sender:
         await self._broadcast(intent.key, signed)
 
     async def _push(self, intent: Intent, used: int, head: Block) -> None:
-        """Not mined: the same bytes again now and then, and dearer ones when it is next in line and has waited long."""
-        newest, now = self._newest(intent), self._journal.now()
-        waited_s = now - self._waiting_since.setdefault(intent.key, now)
+        """Not mined: the same bytes again now and then, and dearer ones when it is next in line and blocks have passed
+        it over for long. While none comes, no fee helps, and the bids would soon be at the cap."""
+        newest, now = self._newest(intent), self._clock()
+        since, at_block = self._waiting_since.setdefault(intent.key, (now, head.number))
         outbid = newest.signed.fees.max_fee_wei < head.base_fee_wei
         patience_s = self._options.outbid_after_s if outbid else self._options.bump_after_s
-        if intent.nonce == used and waited_s >= patience_s:
-            await self._bump(intent, newest)
+        passed_over = outbid or head.number != at_block
+        if intent.nonce == used and passed_over and now - since >= patience_s:
+            await self._bump(intent, newest, head)
         elif now - self._sent_at.get(intent.key, -float("inf")) >= self._options.resend_after_s:
             await self._broadcast(intent.key, newest.signed)
 
-    async def _bump(self, intent: Intent, newest: Attempt) -> None:
-        self._waiting_since[intent.key] = self._journal.now()
+    async def _bump(self, intent: Intent, newest: Attempt, head: Block) -> None:
+        self._waiting_since[intent.key] = self._clock(), head.number
         try:
             fees = self._options.fees.bump(newest.signed.fees, await self._options.fees.quote(self._client))
         except GasTooDear:
             fees = None
         if fees is None:
+            self._waiting_since[intent.key] = self._clock() + self._options.bump_after_s, head.number
             log.warning("event=fee_cap_reached intent=%s nonce=%d", intent.key, intent.nonce)
             return
         signed = self._sign(intent.to, intent.data, intent.gas_limit, fees, intent.nonce)
@@ -367,8 +377,9 @@ class Sender:
         pending = self._outbox.pending()
         if not pending or pending[0].nonce <= used or not self._outbox.is_foreign(used):
             return
-        waited_s = self._journal.now() - self._waiting_since.get(pending[0].key, self._journal.now())
-        if waited_s >= self._options.bump_after_s:
+        now = self._clock()
+        since, _ = self._waiting_since.get(pending[0].key, (now, 0))
+        if now - since >= self._options.bump_after_s:
             fees = await self._options.fees.quote(self._client)
             signed = self._sign(self._address, b"", TRANSFER_GAS, fees, used)
             log.warning("event=nonce_gap_filled nonce=%d tx=%s", used, to_hex(signed.hash))
