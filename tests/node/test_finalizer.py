@@ -12,7 +12,7 @@ import pytest
 from openlora.contracts import AdapterRegistry, Call, Job, JobQueue, NodeRegistry
 from openlora.contracts import JobState as OnChain
 from openlora.node.chain.types import Block, Wei
-from openlora.node.errors import Reverted, RpcDown, RpcError
+from openlora.node.errors import GasTooDear, Reverted, RpcDown, RpcError
 from openlora.node.facts import ChainFacts
 from openlora.node.finalizer import Finalizer
 from openlora.node.job import JobId, JobState
@@ -65,11 +65,14 @@ class Transactions:
     journal: Journal | None = None  # where what is paid is finalized at once
     most: int = 99  # jobs that a block has gas for
     poison: set[str] = field(default_factory=set)  # jobs that revert their transaction
+    dear: bool = False  # gas is, above the cap
 
     def finalized(self) -> set[str]:
         return {job_id for key in self.sent for job_id in key.split(":")[1].split(",")}
 
     async def send(self, key: str, call: Call[Any]) -> None:
+        if self.dear:
+            raise GasTooDear("gas costs too much")
         ids = set(key.split(":")[1].split(","))
         if len(ids) > self.most:
             raise RpcError(-32000, "gas required exceeds allowance (30000000)", None)
@@ -182,3 +185,16 @@ async def test_trouble_with_the_chain_delays_it_only(scene: Scene):
     scene.commit(FIRST, until=999)
     await scene.chain.looked_again(times=4)
     assert scene.transactions.sent == ["finalize:1:2"], "another transaction than the one that reverted"
+
+
+async def test_dear_gas_is_asked_for_and_told_of_more_and_more_seldom(scene: Scene, caplog: pytest.LogCaptureFixture):
+    scene.transactions.dear, scene.finalizer._most = True, 1
+    scene.commit(FIRST, until=999)
+    scene.commit(SECOND, until=999)
+    started_s = asyncio.get_running_loop().time()
+    await scene.chain.looked_again(times=8)
+    assert asyncio.get_running_loop().time() - started_s >= sum(0.001 * 2**pause for pause in range(6))
+    assert caplog.text.count("settlement_waits") <= scene.chain.looks
+    scene.transactions.dear = False
+    await scene.chain.looked_again()
+    assert scene.transactions.finalized() == {"1", "2"}

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from openlora.node.chain.client import ChainClient
-from openlora.node.errors import ChainError, JournalUnwritable, Reverted
+from openlora.node.errors import ChainError, GasTooDear, JournalUnwritable, Reverted, RpcDown
 from openlora.node.facts import HELD, ChainFacts
 from openlora.node.job import Job, JobId, JobState
 from openlora.node.settlement import Settlement
+from openlora.node.supervise import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ MAX_BATCH: Final = 32
 
 @dataclass(slots=True)
 class Finalizer:
-    """`run` looks every `poll_s` until cancelled. Trouble with the chain delays a payment and loses none."""
+    """`run` looks every `poll_s` until cancelled, after trouble with growing pauses. That delays a payment and loses
+    none."""
 
     settlement: Settlement
     chain: ChainClient
@@ -31,30 +33,37 @@ class Finalizer:
 
     async def run(self) -> None:
         """Raises JournalError but for a full disk, which may pass."""
+        pauses = Backoff(first_s=self.poll_s)
         while True:
             try:
-                due = await self._due()
+                well = await self._finalize(await self._due())
             except (ChainError, JournalUnwritable) as error:
+                well = False
                 log.warning("event=settlement_waits reason=%r", str(error))
-            else:
-                await self._finalize(due)
-            await asyncio.sleep(self.poll_s)
+            if well:
+                pauses = Backoff(first_s=self.poll_s)
+            await asyncio.sleep(self.poll_s if well else pauses.after(0))
 
-    async def _finalize(self, due: Sequence[Job]) -> None:
-        """In transactions of their own: one that is refused delays no others. The next ones are smaller then, for jobs
-        of recipes with many payees may take more gas together than a block has."""
+    async def _finalize(self, due: Sequence[Job]) -> bool:
+        """Whether all went well, in transactions of their own: one that is refused delays no others of this look. The
+        next ones are smaller then, for jobs of recipes with many payees may take more gas together than a block has.
+        Raises what would befall all of them."""
+        well = True
         while due:
             batch, due = due[: self._most], due[self._most :]
             try:
                 await self.settlement.finalize(batch, self._attempt)
                 if len(batch) == self._most:
                     self._most = min(2 * self._most, MAX_BATCH)
+            except (GasTooDear, RpcDown, JournalUnwritable):
+                raise
             except Reverted as error:
-                self._attempt, self._most = self._attempt + 1, max(1, self._most // 2)
+                well, self._attempt, self._most = False, self._attempt + 1, max(1, self._most // 2)
                 log.error("event=finalization_reverted attempt=%d reason=%r", self._attempt, str(error))
-            except (ChainError, JournalUnwritable) as error:
-                self._most = max(1, self._most // 2)
+            except ChainError as error:
+                well, self._most = False, max(1, self._most // 2)
                 log.warning("event=settlement_waits reason=%r", str(error))
+        return well
 
     async def _due(self) -> Sequence[Job]:
         """The committed jobs whose windows are over. A question moves a window's end, so an end is read again when it
