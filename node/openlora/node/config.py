@@ -36,8 +36,8 @@ class ChainConfig(Table, frozen=True):
 
 
 class NodeChainConfig(ChainConfig, frozen=True):
-    max_gas_gwei: float = 500.0  # per gas, what a transaction of the hot key may cost; above it, it waits
-    max_tip_gwei: float = 50.0  # … and the most that an RPC's suggestion makes of the tip in it
+    max_gas_gwei: float = 500.0  # the most that a transaction of the hot key may pay per gas; else it waits
+    max_tip_gwei: float = 50.0  # … and the most of it that the tip may be, whatever an RPC suggests
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,12 +90,12 @@ class VllmConfig(Table, frozen=True):
 
 class EngineConfig(Table, frozen=True):
     backend: Backend = Backend.OPENLORA
-    devices: tuple[str, ...] = ()  # an engine on each: "cuda:0", or cores as "cpu:0-7"; (): one on all there is
+    devices: tuple[str, ...] = ()  # one engine on each: "cuda:0", or cores as "cpu:0-7"; (): one for the machine
     kv_tokens: int = 32_768  # capacity of the paged KV cache
     max_running: int = 64  # requests in one batch
     max_batch_tokens: int = 512  # tokens of one forward pass
-    prefix_cache: bool = True  # requests of one tenant that begin alike compute the beginning once
-    speculation: bool = True  # compute ahead what a request's own text suggests (CPU); answers stay equal
+    prefix_cache: bool = True  # compute once what requests of one tenant begin with in common
+    speculation: bool = True  # guess tokens ahead from a request's own text (CPU); answers stay the same
     adapter_bytes: int = 2 << 30  # memory for loaded adapters
     vllm: VllmConfig = VllmConfig()
 
@@ -105,9 +105,9 @@ class MarketConfig(Table, frozen=True):
     min_out_price_wei_per_k: int = 0  # ask: token wei per 1,000 output tokens
     max_live_jobs: int = 8  # claimed and not yet committed
     min_time_left_s: int = 15  # a job whose deadline or lease is nearer is not claimed
-    turn_s: float = 4.0  # what each node that is better placed for a job is given to claim it first
-    clients: tuple[str, ...] = ()  # addresses whose jobs alone are taken; (): everybody's
-    adapters: tuple[str, ...] = ()  # CIDs of the adapters that alone are served; (): any
+    turn_s: float = 4.0  # that each better placed node has to claim a job first
+    clients: tuple[str, ...] = ()  # take jobs from these addresses only; (): from everybody
+    adapters: tuple[str, ...] = ()  # serve these adapters only, by CID; (): any
 
     def __post_init__(self) -> None:
         if wrong := _wrong_addresses(self.clients):
@@ -129,10 +129,10 @@ def _wrong_addresses(addresses: tuple[str, ...]) -> list[str]:
 class SessionsConfig(Table, frozen=True):
     """The signed lane: orders that clients send directly, against a deposit for this node."""
 
-    max_orders: int = 4  # answered at once, of all sessions
-    max_unpaid_wei: int = 0  # a session's orders beyond the first may run unpaid while they may cost no more than this
-    settle_at_wei: int = 10**18  # unsettled payments of a session that are brought to the chain at once …
-    settle_every_s: int = 86_400  # … and smaller ones at the latest so long after the first of them
+    max_orders: int = 4  # answered at the same time, over all sessions
+    max_unpaid_wei: int = 0  # the most that a session may owe, a new order included; one is always taken
+    settle_at_wei: int = 10**18  # a session's payments are settled once they come to this …
+    settle_every_s: int = 86_400  # … and smaller ones this long after the first of them
 
 
 class StorageConfig(Table, frozen=True):
@@ -149,7 +149,7 @@ class NetworkConfig(Table, frozen=True):
     announce: tuple[str, ...] = ()  # multiaddrs to tell others, where they differ from `listen`
     mdns: bool = True  # look for peers on the local network
     nat: bool = True  # ask the router for a port
-    memory_bytes: int = 768 << 20  # of the process that speaks with strangers
+    memory_bytes: int = 768 << 20  # limit of the process that speaks with strangers
 
 
 class MqttConfig(Table, frozen=True):
@@ -165,7 +165,7 @@ class MqttConfig(Table, frozen=True):
 
 class TelemetryConfig(Table, frozen=True):
     listen: str = ""  # host:port of the dashboard, of /v1 and of /metrics; "": none, and /v1 on agent.sock only
-    key_file: str = ""  # full path of API keys, one a line; where `listen` is not of this machine alone, it must be set
+    key_file: str = ""  # full path of API keys, one a line; needed where others can reach `listen`
     mqtt: MqttConfig = MqttConfig()
 
 

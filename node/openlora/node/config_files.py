@@ -16,8 +16,8 @@ rpc_urls = [{rpc_url}]                  # tried in order; each must serve this c
 deployment = {deployment}               # the JSON file that names the contracts
 confirmations = {confirmations}         # blocks before a claim or commit counts, its own included
 poll_s = {poll_s}                       # how often a new head is looked for
-max_gas_gwei = 500.0                    # per gas, what a transaction may cost; one that would cost more waits
-max_tip_gwei = 50.0                     # the most that an RPC's suggestion makes of the tip in it
+max_gas_gwei = 500.0                    # the most that a transaction may pay per gas; else it waits
+max_tip_gwei = 50.0                     # the most of it that the tip may be, whatever an RPC suggests
 
 [hot_key]                               # claims, commits and signs; can never move stake
 keystore = {keystore}                   # keystore v3
@@ -29,13 +29,13 @@ dtype = "auto"                          # auto | bfloat16 | float32
 weights = "auto"                        # auto: as the file keeps them | full: in dtype | int8 | int4: rounded at start
 
 [engine]
-backend = {backend}                     # openlora: our own; vllm: answers that nobody can compute again, any GPU count
-devices = []                            # an engine on each: "cuda:0", or cores as "cpu:0-7"; []: one on all there is
+backend = {backend}                     # openlora: our own | vllm: several GPUs; nobody can verify its answers
+devices = []                            # one engine on each: "cuda:0", or cores as "cpu:0-7"; []: one for the machine
 kv_tokens = {kv_tokens}                 # capacity of the paged KV cache, in tokens
 max_running = 64                        # requests in one batch
 max_batch_tokens = 512                  # tokens of one forward pass
-prefix_cache = true                     # requests of one tenant that begin alike compute the beginning once
-speculation = true                      # compute ahead what a request's own text suggests (CPU); answers stay equal
+prefix_cache = true                     # compute once what requests of one tenant begin with in common
+speculation = true                      # guess tokens ahead from a request's own text (CPU); answers stay the same
 adapter_bytes = 2147483648              # memory for loaded adapters
 
 [engine.vllm]                           # read where backend is "vllm"
@@ -48,20 +48,20 @@ executor = "auto"                       # who starts the workers of several devi
 gpu_memory = 0.9                        # share of a device's memory for weights, cache and adapters
 eager = {vllm_eager}                    # start sooner and run slower: no CUDA graphs, no compiled layers
 
-[market]                                # a running node takes changes here over: `openlora reload`
+[market]                                # `openlora reload` brings changes here to a running node
 min_in_price_wei_per_k = {in_price}     # ask: token wei per 1,000 prompt tokens
 min_out_price_wei_per_k = {out_price}   # ask: token wei per 1,000 output tokens
 max_live_jobs = {max_live_jobs}         # claimed and not yet committed
 min_time_left_s = 15                    # a job whose deadline or lease ends sooner is not claimed
-turn_s = {turn_s}                       # what each node better placed for a job is given to claim it first
-clients = []                            # addresses whose jobs alone are taken; []: everybody's
-adapters = []                           # CIDs of the adapters that alone are served; []: any
+turn_s = {turn_s}                       # seconds that each better placed node has to claim a job first
+clients = []                            # take jobs from these addresses only; []: from everybody
+adapters = []                           # serve these adapters only, by CID; []: any
 
 [sessions]                              # orders that clients send directly, against a deposit for this node
-max_orders = 4                          # answered at once, of all sessions
-max_unpaid_wei = 0                      # a session's orders beyond the first may run unpaid while they may cost no more
-settle_at_wei = 1000000000000000000     # unsettled payments of a session that are brought to the chain at once
-settle_every_s = 86400                  # smaller ones at the latest so long after the first of them
+max_orders = 4                          # answered at the same time, over all sessions
+max_unpaid_wei = 0                      # the most that a session may owe, a new order included; one is always taken
+settle_at_wei = 1000000000000000000     # a session's payments are settled once they come to this
+settle_every_s = 86400                  # smaller ones are settled this long after the first of them
 
 [network]
 listen = {listen}  # multiaddrs
@@ -69,7 +69,7 @@ bootstrap = {bootstrap}                 # multiaddrs of peers to join by, each e
 announce = {announce}                   # multiaddrs to tell others, where they differ from `listen`
 mdns = {mdns}                           # look for peers on the local network
 nat = {nat}                             # ask the router for a port
-memory_bytes = 805306368                # of the process that speaks with strangers
+memory_bytes = 805306368                # limit of the process that speaks with strangers
 
 [storage]
 content_dir = {content_dir}             # the block store
@@ -79,13 +79,13 @@ min_free_bytes = 2147483648             # below this, no job is claimed
 kubo_rpc = ""                           # multiaddr of a Kubo's RPC to fetch and publish through, if any
 
 [telemetry]
-listen = {dashboard}                    # of the dashboard, /v1 and /metrics: 127.0.0.1:9464, say; "": agent.sock only
+listen = {dashboard}                    # host:port of the dashboard, /v1 and /metrics; "": /v1 on agent.sock only
 key_file = ""                           # full path of API keys, one a line; needed where others can reach `listen`
 
 [telemetry.mqtt]
-host = {mqtt_host}                      # of a broker that is told what this node does; "": none
+host = {mqtt_host}                      # the broker to publish to; "": none
 port = {mqtt_port}
-tls = {mqtt_tls}                        # without it, no password is sent but to this machine
+tls = {mqtt_tls}                        # without it, a password is sent to a broker on this machine only
 ca_file = ""                            # full path of the authority that vouches for the broker; "": the system's
 username = ""                           # "": the operator's address in lower case
 password_file = {mqtt_password_file}    # full path, or a systemd credential's
