@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -145,6 +146,18 @@ async def test_passed_over_jobs_are_looked_at_again_all_of_them_in_turn(journal)
         await until(lambda: worker.started.count(1) >= 6)
         assert worker.started.count(7) == looks == 1, "the price is what it was"
     assert 8 not in worker.started
+
+
+@pytest.mark.parametrize("ahead_s", [10_000.0, -10_000.0])
+async def test_jobs_are_looked_at_again_by_the_chains_clock(journal, ahead_s: float):
+    """This machine's is hours ahead: the deadline seems past. Or behind: the other's lease seems to last."""
+    chain_s = time.time() - ahead_s
+    see(journal, 1, deadline=int(chain_s) + 600)
+    journal.move(JobId(1), JobState.SKIPPED, skip=SkipCode.TAKEN)
+    worker = Worker(journal, stays={1})
+    worker.go.set()
+    async with dispatching(journal, worker, chain_s=lambda: chain_s, lease_ends_at_s=lambda _: chain_s - 10):
+        await until(lambda: worker.started)
 
 
 async def test_a_job_under_anothers_lease_is_not_looked_at_before_its_end(journal):

@@ -54,6 +54,11 @@ def test_jobs_of_the_same_adapters_meet_and_different_adapters_are_spread():
     assert all(30 < first[node.operator] < 70 for node in FOUR)
 
 
+def test_a_clock_that_was_set_back_makes_no_job_wait_until_the_old_time():
+    seen_later = replace(SEEN, changed_at=9_000.0)
+    assert waits(contender("a"), contender("b", PIRATE), job=seen_later) == 0
+
+
 def test_a_private_job_waits_for_nobody():
     private = replace(SEEN, spec=spec(flags=JobFlag.PRIVATE))
     assert (

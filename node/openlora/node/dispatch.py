@@ -48,6 +48,7 @@ class Dispatcher:
     journal: Journal
     max_live: Callable[[], int]  # asked anew each time
     lease_ends_at_s: Callable[[JobId], float | None] = lambda _: None  # of a live claim, whosesoever
+    chain_s: Callable[[], float] = time.time  # the chain's time, which deadlines and leases are in
     retry_s: float = RETRY_S
     reconsider_s: float = RECONSIDER_S
     _active: set[JobId] = field(default_factory=set)
@@ -130,7 +131,7 @@ class Dispatcher:
 
     def _passed_over(self) -> list[JobId]:
         """Jobs whose reason may have passed, newest first; not those under somebody's lease."""
-        now_s = time.time()
+        now_s = self.chain_s()
         jobs = self.journal.jobs(JobState.SKIPPED, JobState.LOST, limit=MAX_SECOND_LOOKS, newest_first=True)
         hopeful = (job for job in jobs if job.state is JobState.LOST or job.skip in self._second_looks)
         return [job.id for job in hopeful if job.spec.deadline > now_s > (self.lease_ends_at_s(job.id) or 0)]

@@ -48,9 +48,10 @@ class Turns:
 
     def wait_s(self, job: Job, recipe: Recipe, now_s: float) -> float:
         """Seconds until this node's turn at a new job, from when it was seen. A job that came back waits for nobody:
-        those who were better placed have had it. Nor does a private one: its client asks one node at a time."""
+        those who were better placed have had it. Nor does a private one: its client asks one node at a time. Nor one
+        seen after `now_s`, before the machine's clock was set back."""
         turn_s = self.turn_s()
-        if job.state is not JobState.SEEN or turn_s <= 0 or job.spec.flags & JobFlag.PRIVATE:
+        if job.state is not JobState.SEEN or turn_s <= 0 or job.spec.flags & JobFlag.PRIVATE or job.changed_at > now_s:
             return 0.0
         mine = self.me().place(job.id, recipe.adapters)
         before = sum(rival.place(job.id, recipe.adapters) < mine for rival in self.rivals(job, recipe))

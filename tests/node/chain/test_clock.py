@@ -15,10 +15,21 @@ def test_a_wrong_clock_is_told_of_once_until_it_is_right_again(ahead_s: int, cap
         now = float(block + ahead_s)
         watch.look(block)
     assert watch.ahead_s == ahead_s
+    assert watch.chain_s() == 108, "the chain's time all the same"
     assert [record.getMessage() for record in caplog.records] == [f"event=clock_off ahead_s={ahead_s}"]
     now = 121.0
     watch.look(120)
     assert watch.ahead_s == 0
+    assert watch.chain_s() == now
+
+
+def test_a_clock_that_goes_on_going_wrong_is_followed() -> None:
+    now = 0.0
+    watch = ClockWatch(lambda: now)
+    for block, ahead_s in ((0, 100), (12, 100), (24, 100), (36, 900), (48, 900), (60, 900)):
+        now = float(block + ahead_s)
+        watch.look(block)
+    assert watch.chain_s() == 60
 
 
 def test_blocks_that_were_seen_late_say_nothing(caplog: pytest.LogCaptureFixture) -> None:

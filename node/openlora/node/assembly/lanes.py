@@ -120,7 +120,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         confirmations=config.chain.confirmations,
         urgent=lambda: questions.pending,
     )
-    dispatcher = Dispatcher(worker, journal, lambda: terms.market.max_live_jobs, claims.ends_at_s)
+    dispatcher = Dispatcher(worker, journal, lambda: terms.market.max_live_jobs, claims.ends_at_s, ground.clock.chain_s)
     sessions = signed_lane(
         contract=Sessions(ground.deployment.sessions),
         chain=ground.chain,

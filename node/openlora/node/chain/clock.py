@@ -14,10 +14,10 @@ BLOCKS: Final = 3  # in a row
 
 
 class ClockWatch:
-    """Warns once when the clocks part. Nothing is changed: the agent goes by the chain's clock where it can."""
+    """Warns once when the clocks part, and knows the chain's time without asking for it."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.ahead_s = 0  # of the chain's, when they parted; negative where ours is behind, 0 while they agree
+        self.ahead_s = 0  # of the chain's, once they have parted; negative where ours is behind, 0 while they agree
         self._clock = clock
         self._ahead: deque[float] = deque(maxlen=BLOCKS)
 
@@ -27,6 +27,11 @@ class ClockWatch:
         least = min(self._ahead, key=abs)
         if len(self._ahead) < BLOCKS or -MAX_SLOW_S <= least <= MAX_FAST_S:
             self.ahead_s = 0
-        elif not self.ahead_s:
+        else:
+            if not self.ahead_s:
+                log.warning("event=clock_off ahead_s=%d", round(least))
             self.ahead_s = round(least)
-            log.warning("event=clock_off ahead_s=%d", self.ahead_s)
+
+    def chain_s(self) -> float:
+        """The chain's time, in unix seconds: this machine's, less what it is ahead."""
+        return self._clock() - self.ahead_s
