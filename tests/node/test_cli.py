@@ -18,6 +18,7 @@ from openlora.node.cli.datanet import parse_share
 from openlora.node.cli.hand import parse_address
 from openlora.node.cli.job import parse_price, parse_term, parse_terms
 from openlora.node.cli.main import app
+from openlora.node.cli.model import parse_id
 from openlora.node.cli.output import Output, parse_tokens, tokens
 from openlora.node.config import KeyConfig
 from openlora.node.config_files import ChainEntry, write_client_config
@@ -37,6 +38,12 @@ def test_tokens_are_exact(text, wei):
 def test_what_is_no_number_of_tokens_is_refused(text):
     with pytest.raises(ConfigError, match="--stake"):
         parse_tokens(text, "--stake")
+
+
+@pytest.mark.parametrize("text", ["", "0x", "zz", "0x12", "0x" + "0" * 63])
+def test_what_is_no_model_id_is_refused(text):
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        parse_id(text)
 
 
 def test_a_price_is_two_numbers():

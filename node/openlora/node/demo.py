@@ -15,7 +15,6 @@ from typing import Final
 
 from openlora.contracts import Access, Role
 from openlora.node.audit import audit_vault
-from openlora.node.base_model import pull
 from openlora.node.books import Books
 from openlora.node.config import EngineConfig
 from openlora.node.config_files import ENGINE
@@ -28,6 +27,7 @@ from openlora.node.demo_nodes import DemoFailed, NodeProcess, node_processes
 from openlora.node.demo_scenes import Played, Scenes
 from openlora.node.devnet import DEVELOPERS, MODEL_NAME, OLRA, Devnet, devnet
 from openlora.node.documents import ChatMessage, InputDocument
+from openlora.node.known_models import pull
 from openlora.node.market import Market, Term
 from openlora.node.network.client import NetworkClient
 from openlora.node.network.participant import Participant, participant

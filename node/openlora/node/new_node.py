@@ -11,7 +11,6 @@ import msgspec
 
 from openlora.contracts import JobQueue
 from openlora.node.admission import CLAIM_AND_COMMIT_GAS
-from openlora.node.base_model import CATALOGUE, Say, pull
 from openlora.node.chain.client import ChainClient
 from openlora.node.config import HTTP, ChainConfig, EngineConfig, NetworkConfig
 from openlora.node.config_files import ChainEntry, write_client_config, write_node_config
@@ -19,6 +18,7 @@ from openlora.node.deployment import load_deployment
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.errors import ChainError, ConfigError, ModelError, WrongChain
 from openlora.node.keys import create_key
+from openlora.node.known_models import CATALOGUE, Say, pull
 
 FILES: Final = ("node.toml", "operator.toml", "hot.json", "hot.password", "operator.json", "operator.password")
 ACCOUNT_FILES: Final = ("client.toml", "client.json", "client.password")

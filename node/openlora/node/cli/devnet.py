@@ -51,7 +51,7 @@ def devnet(
 ) -> None:
     """Run a chain with the market deployed and people in it, until Ctrl-C; nodes and jobs are yours to start."""
     from openlora.node import devnet as networks
-    from openlora.node.base_model import pull
+    from openlora.node.known_models import pull
 
     output = Output(json)
     if state.exists() and any(state.iterdir()):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output
-from openlora.node.errors import ModelError
+from openlora.node.errors import ConfigError, ModelError
 
 app = typer.Typer(help="Fetch base models, check what they are, and register them.", no_args_is_help=True)
 
@@ -19,12 +19,13 @@ def pull(
     json: JsonFlag = False,
 ) -> None:
     """Fetch a base model, convert it, and check it against its pinned id. Instant when it is there already."""
-    from openlora.node import base_model
+    from openlora.node import known_models
+    from openlora.node.base_model import base_model_id
 
     output = Output(json)
-    path = base_model.pull(name, to, progress=output.say)
+    path = known_models.pull(name, to, progress=output.say)
     output.say(f"{path} is {name}")
-    output.result({"name": name, "path": str(path), "base_id": base_model.base_model_id(path)})
+    output.result({"name": name, "path": str(path), "base_id": base_model_id(path)})
 
 
 @app.command()
@@ -37,8 +38,9 @@ def verify(
     from openlora.node.base_model import base_model_id
 
     output = Output(json)
+    expected = None if expect is None else parse_id(expect)
     base_id = base_model_id(path)
-    if expect is not None and bytes.fromhex(expect.removeprefix("0x")) != base_id:
+    if expected not in (None, base_id):
         raise ModelError(f"{path} is 0x{base_id.hex()}, not {expect}; fetch the model again")
     output.say(f"0x{base_id.hex()}  {path}")
     output.result({"path": str(path), "base_id": base_id})
@@ -64,3 +66,14 @@ def register(
             output.result({"name": name, "base_id": base_id, "payee": person.key.address})
 
     asyncio.run(run())
+
+
+def parse_id(text: str) -> bytes:
+    """A base model's id. Raises ConfigError."""
+    try:
+        base_id = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        base_id = b""
+    if len(base_id) != 32:
+        raise ConfigError(f"--expect {text} is no base model's id: give 0x and 64 hex digits")
+    return base_id
