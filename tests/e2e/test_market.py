@@ -76,7 +76,7 @@ def books(net: Devnet) -> Books:
         ("job demand 77", "no job 77 was ever submitted"),
         ("job cancel 77", "no job 77 was ever submitted"),
         ("job submit Hello --publish --max-tokens 9000", "too many to publish"),
-        ("job submit Hello --publish --session", "--publish goes with the queue"),
+        ("job submit Hello --publish --session", "--publish does not go with --session"),
         ("job submit Hello --node 0x12", "is no address"),
         (f"job submit Hello --node 0x{12:040}", "--node goes with --session or --private"),
         ("job submit Hello --price 9000000:9000000", "OLRA are needed"),

@@ -1,4 +1,4 @@
-"""The demonstration: three nodes, twenty-four jobs, one murder, one fraud, and an account of every wei.
+"""The demonstration: three nodes, twenty-five jobs, one murder, one fraud, and an account of every wei.
 
 Nothing is staged: each node is the same `openlora run` that an operator starts, in a process of its own; jobs reach the
 nodes through the chain alone, adapters and answers travel over libp2p, and the books are read from the chain's events.

@@ -68,7 +68,6 @@ class Played:
     """What came of it."""
 
     session_receipts: int = 0
-    session_fee_wei: int = 0
     slashed_wei: int = 0
     published: int = 0  # outputs that a demand brought to light
     refused_proofs: int = 0  # of what an honest node never did
@@ -110,7 +109,7 @@ class Scenes:
         conversation = await self._conversation(visitor, node, session)
         recipe_id = await visitor.recipe(self.net.base_id, ())
         for prompt in SESSION_PROMPTS:
-            self.played.session_fee_wei = await self._order(conversation, recipe_id, prompt)
+            await self._order(conversation, recipe_id, prompt)
             self.played.session_receipts += 1
         await visitor.carry_out(await visitor.desk.request_close_session(session))
         return session
@@ -121,14 +120,13 @@ class Scenes:
         await _patiently(lambda: conversation.start(time.time()))
         return conversation
 
-    async def _order(self, conversation: Conversation, recipe_id: int, prompt: str) -> int:
-        """What the session has cost with it, in token wei."""
+    async def _order(self, conversation: Conversation, recipe_id: int, prompt: str) -> None:
         document = InputDocument(v=1, messages=(ChatMessage("user", prompt),))
         offer = Offer(128, SESSION_OUT_TOKENS, ASK_IN_WEI_PER_K, ASK_OUT_WEI_PER_K)
         _, order = conversation.sign(recipe_id, document, offer, int(time.time()))
         answered = await _patiently(lambda: conversation.answer(order))
         self.told(f"  {prompt} → {' '.join(answered.output.text.split())[:60]}… without a transaction")
-        return (await _patiently(lambda: conversation.pay([answered], time.time()))).cumulative_fee
+        await _patiently(lambda: conversation.pay([answered], time.time()))
 
     async def _end_of(self, session: bytes) -> None:
         """The node has settled all receipts in one transaction; what is left of the deposit goes back."""

@@ -47,7 +47,7 @@ class Dispatcher:
     worker: Worker
     journal: Journal
     max_live: Callable[[], int]  # asked anew each time
-    lease_ends_at_s: Callable[[JobId], float | None] = lambda _: None  # of a live claim, whosesoever
+    lease_ends_at_s: Callable[[JobId], float | None] = lambda _: None  # of a live claim, whoever holds it
     chain_s: Callable[[], float] = time.time  # the chain's time, which deadlines and leases are in
     retry_s: float = RETRY_S
     reconsider_s: float = RECONSIDER_S

@@ -45,9 +45,9 @@ class Finalizer:
             await asyncio.sleep(self.poll_s if well else pauses.after(0))
 
     async def _finalize(self, due: Sequence[Job]) -> bool:
-        """Whether all went well, in transactions of their own: one that is refused delays no others of this look. The
-        next ones are smaller then, for jobs of recipes with many payees may take more gas together than a block has.
-        Raises what would befall all of them."""
+        """Finalizes batch by batch; returns whether all went well. A batch that is refused holds up no other one, and
+        makes those after it smaller, since jobs of recipes with many payees may together take more gas than a block
+        has. Raises what would stop every batch."""
         well = True
         while due:
             batch, due = due[: self._most], due[self._most :]

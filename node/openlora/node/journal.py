@@ -174,7 +174,7 @@ class Journal(Database):
         """Opens or creates `folder/journal.sqlite`.
 
         Raises JournalError when another process has it open, when it belongs to another chain, set of contracts or
-        operator, or to a hot key of nobody knows whom, and when a newer version wrote it.
+        operator, or to another hot key while either one's operator is unknown, and when a newer version wrote it.
         """
         super().__init__(folder / "journal.sqlite", MIGRATIONS)
         self.now = clock  # unix seconds

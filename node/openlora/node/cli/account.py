@@ -1,4 +1,4 @@
-"""`openlora account` and `openlora faucet`: a key for whoever is no node, and play money on a dev network."""
+"""`openlora account` and `openlora faucet`: a key for people who run no node, and play money on a dev network."""
 
 import asyncio
 from pathlib import Path
@@ -34,9 +34,11 @@ def account(
     chain_id = chosen_chain(rpc, served_chain(rpc), chain_id, _ask_nobody)
     config, address = write_account(state, rpc, chain_id, deployment, bootstrap or ())
     output.say(f"{config} is the configuration of {address}; its key lies beside it")
-    output.say("Fund it: gas money to act at all, and tokens to pay for jobs")
+    output.say("Fund it: it needs the chain's coin for gas, and tokens to pay for jobs")
     if not bootstrap:
-        output.say("Name a node in its network.bootstrap before you watch answers or publish (--bootstrap)")
+        output.say(
+            "Before you watch answers or publish, name a node in its network.bootstrap (or give --bootstrap here)"
+        )
     output.result({"config": str(config), "address": address})
 
 
@@ -45,11 +47,11 @@ def _ask_nobody(question: str, _default: str) -> str:
 
 
 def faucet(
-    others: Annotated[list[str] | None, typer.Argument(metavar="ADDRESS", help="Further addresses.")] = None,
+    others: Annotated[list[str] | None, typer.Argument(metavar="ADDRESS…", help="Further addresses to fund.")] = None,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """On a dev network: give a configuration's key, and other addresses, coin of the chain and tokens."""
+    """On a dev network: fund a configuration's key, and other addresses, with the chain's coin and tokens."""
     from openlora.node.market import open_market
 
     output, given = Output(json), [parse_address(text) for text in others or ()]

@@ -49,7 +49,10 @@ def publish(
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Check an adapter as every node will, register it, and hand it to nodes that keep it; again, if it is yours."""
+    """Check an adapter as every node will, register it, and hand it to nodes that keep it.
+
+    Publishing an adapter of yours again hands it to nodes anew.
+    """
     from openlora.node.base_model import base_model_id
     from openlora.node.content import adapter_cid
     from openlora.node.engine.models.config import DecoderConfig
@@ -63,14 +66,16 @@ def publish(
         async with participant(client) as peer:
             digest = await peer.market.publish_adapter(directory, layout, base_id, datanet or (), name)
             cid = adapter_cid(digest)
-            known_as = (await peer.market.catalogue()).adapter(cid).name  # an interrupted command's, when it goes on
+            known_as = (await peer.market.catalogue()).adapter(cid).name  # another one, if it was registered before
             output.say(f"{known_as} is registered as {cid}")
             if access is not AccessChoice.PUBLIC:
                 await peer.market.carry_out(peer.market.desk.set_access(digest, access.on_chain, use_fee_wei))
-                output.say(f"{name} is {access.value}")
+                output.say(f"{known_as} is {access.value}")
             kept = await peer.replicate(cid, copies, base_id)
-        output.say(f"{name}: {kept}")
-        output.result({"name": name, "cid": cid, "digest": digest, "holders": kept.holders, "refusals": kept.refusals})
+        output.say(f"{known_as}: {kept}")
+        output.result(
+            {"name": known_as, "cid": cid, "digest": digest, "holders": kept.holders, "refusals": kept.refusals}
+        )
 
     asyncio.run(run())
 
@@ -109,7 +114,7 @@ def access(
     take_down: Annotated[bool, typer.Option("--take-down", help="For good: no new job may use it.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Say who may use an adapter of yours. It binds new jobs; those that are claimed run on."""
+    """Say who may use an adapter of yours, from the next job on: claimed jobs run on."""
     use_fee_wei = checked_fee(to or AccessChoice.PUBLIC, use_fee)
     allowed, denied = [parse_address(text) for text in allow or ()], [parse_address(text) for text in deny or ()]
     if to is None and not (allowed or denied or take_down):

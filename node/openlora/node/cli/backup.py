@@ -13,21 +13,20 @@ from openlora.node.errors import BackupError, ChainError
 if TYPE_CHECKING:
     from openlora.node.config import NodeConfig
 
-PasswordFile = Annotated[
-    Path | None, typer.Option(help="File with the password that encrypts it; without one it is readable by you alone.")
-]
 PATIENCE_S = 5.0
 
 
 def backup(
     archive: Annotated[Path, typer.Argument(help="File to write; it must not exist.")],
     config: NodeFile = Path("node.toml"),
-    password_file: PasswordFile = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File with a password to encrypt it with; without one it is not encrypted.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Keep keys, configuration and journal in one file, also while the node runs.
 
-    A backup is of use until the node signs its next transaction: an older journal is refused by `restore`.
+    A backup can be restored until the node signs its next transaction: `restore` refuses an older journal.
     """
     from openlora.node.backup import back_up
 
@@ -47,7 +46,9 @@ def restore(
     config: Annotated[Path, typer.Option("--config", help="Where the node's configuration will lie.")] = Path(
         "node.toml"
     ),
-    password_file: PasswordFile = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File with the password that it was encrypted with, if it was.")
+    ] = None,
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Do not ask the chain whether the journal is the newest.")
     ] = False,
@@ -63,7 +64,7 @@ def restore(
         places = put_back(opened, config, _nothing_known if unchecked else _sent)
     for path in places:
         output.say(f"{path} restored")
-    output.say("If it answered sessions since the backup: openlora rotate-hot-key first, or it may sign them twice.")
+    output.say("If the node served sessions after the backup: openlora rotate-hot-key first, or it may sign twice.")
     output.say(f"Next: openlora doctor --config {config}")
     output.result({"restored": [str(path) for path in places]})
 

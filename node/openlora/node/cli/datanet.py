@@ -21,16 +21,20 @@ app = typer.Typer(help="Register the texts that adapters are trained on, and lis
 
 @app.command()
 def create(
-    texts: Annotated[list[Path], typer.Argument(metavar="TEXT…", help="The files, in an order that names them too.")],
+    texts: Annotated[
+        list[Path], typer.Argument(metavar="TEXT…", help="The files; their order is part of what is registered.")
+    ],
     name: Annotated[str, typer.Option(help="The label under which people find it.")],
     share: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS:PERCENT", help="Who is paid; your key all of it by default. Repeatable."),
+        typer.Option(
+            metavar="ADDRESS:PERCENT", help="Who is paid how much; all of it goes to your key by default. Repeatable."
+        ),
     ] = None,
     client: ClientFile = CLIENT_TOML,
     json: JsonFlag = False,
 ) -> None:
-    """Register texts by their digests. Jobs with adapters that name them pay 10 % to the datanets, by these shares.
+    """Register texts by their digests, and who shares the 10 % that jobs with adapters trained on them pay.
 
     The texts stay where they are. What is registered never changes.
     """

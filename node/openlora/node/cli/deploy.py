@@ -15,7 +15,7 @@ def deploy(
     settings: Annotated[Path, typer.Argument(help="Who governs, and on what terms: see configs/market.example.toml.")],
     rpc: Annotated[str, typer.Option(help="RPC URL of the chain.")],
     chain_id: Annotated[int, typer.Option(help="The chain's id, which the RPC must serve.")],
-    keystore: Annotated[Path, typer.Option(help="Keystore v3 file of the key that pays the gas, and keeps no power.")],
+    keystore: Annotated[Path, typer.Option(help="Keystore v3 file of the key that pays the gas; it keeps no power.")],
     out: Annotated[Path, typer.Option(help="File to write the addresses to.")] = Path("deployment.json"),
     password_file: PasswordFile = None,
     json: JsonFlag = False,

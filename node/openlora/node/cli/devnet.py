@@ -75,7 +75,7 @@ def devnet(
             output.say(f"  openlora earnings --client {net.nodes[0].operator_config}")
             places = f"--rpc {net.chain.rpc_url} --deployment {net.folder / 'deployment.json'}"
             joining = f"{places} --bootstrap {net.nodes[0].address}"
-            output.say("People and nodes of your own, whose keys `openlora faucet` funds here:")
+            output.say("To add an account or a node of your own, whose keys `openlora faucet` funds:")
             output.say(f"  openlora account {joining}")
             output.say(f"  openlora init {joining} --model {path}")
             if net.mqtt is not None:

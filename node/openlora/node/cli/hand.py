@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 OperatorKeystore = Annotated[
     Path | None, typer.Option(help="Keystore v3 file to sign with, in place of the configuration's key.")
 ]
-PasswordFile = Annotated[Path | None, typer.Option(help="Its password; asked for on the terminal if none is given.")]
+PasswordFile = Annotated[Path | None, typer.Option(help="File with its password; if not given, the terminal is asked.")]
 UnsignedFlag = Annotated[
     bool, typer.Option("--unsigned", help="Print the transactions as JSON, to be signed elsewhere; send nothing.")
 ]
 FromAddress = Annotated[
-    str | None, typer.Option("--from", help="With --unsigned: whose transactions; read from the keystore if not given.")
+    str | None,
+    typer.Option("--from", help="With --unsigned: the address that will send them; the keystore's by default."),
 ]
 
 Drawn = Callable[["Desk"], Awaitable[Sequence["Deed"]]]
@@ -140,7 +141,7 @@ def unlocked(keystore: Path, password_file: Path | None) -> "LocalAccount":
 
 
 def _asked(prompt: str) -> str:
-    """Ctrl-C ends it; an event loop that runs would take the first one for a word to its next await."""
+    """Ctrl-C ends it at once; a running event loop would only pass the first one on at its next await."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return getpass.getpass(prompt)

@@ -67,6 +67,13 @@ def submit(
     from openlora.node.network.participant import participant
     from openlora.node.private.sealing import SEALED_MORE_BYTES
 
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty; say something")
+    if node is not None and not session and not private:
+        raise ConfigError("--node goes with --session or --private: any other job of the queue may go to any node")
+    for flag, given in (("--private", private), ("--publish", publish)):
+        if given and session:
+            raise ConfigError(f"{flag} does not go with --session: an order of a session never reaches the chain")
     output = Output(json)
     in_price_wei, out_price_wei = parse_price(price)
     sampling = JobSampling(temperature=temperature, stop=tuple(stop or ()))
@@ -119,14 +126,6 @@ def submit(
             if peer and (watch or private):
                 await show_answer(peer, job.job_id, output)
 
-    if not prompt.strip():
-        raise ConfigError("the prompt is empty; say something")
-    if node is not None and not session and not private:
-        raise ConfigError("--node goes with --session or --private: any node may claim another job of the queue")
-    if private and session:
-        raise ConfigError("--private goes with the queue: an order of a session never reaches the chain")
-    if publish and session:
-        raise ConfigError("--publish goes with the queue: an order of a session never reaches the chain")
     asyncio.run(order() if session else run())
 
 
@@ -201,7 +200,7 @@ def status(
             {
                 "job_id": report.job_id,
                 "state": report.state,
-                "until": report.until_s,
+                "until_s": report.until_s,
                 "client": report.spec.client,
                 "recipe_id": report.spec.recipe_id,
                 "node": report.node,
@@ -218,7 +217,7 @@ def status(
 @app.command()
 @signed(CLIENT_TOML)
 def cancel(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
-    """Take back a job that no node holds, and all that it has put up; after its deadline anybody may."""
+    """Take back a job that no node holds: its whole escrow returns to its client. After its deadline anybody may."""
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
         from openlora.node.market import spec_of
@@ -231,7 +230,7 @@ def cancel(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
 @app.command()
 @signed(CLIENT_TOML)
 def demand(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
-    """Demand an answer that the node withholds: it publishes it on chain in time and has the bond, or loses its own."""
+    """Demand an answer that the node withholds: it publishes it on chain and gets your bond, or loses its own."""
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
         from openlora.node.market import committed
@@ -242,7 +241,7 @@ def demand(hand: Hand, job_id: JobNumber, json: JsonFlag = False) -> None:
 
 
 async def show_answer(peer: "Participant", job_id: int, output: Output, patience_s: float = 20.0) -> None:
-    """The job's answer as it comes; a word once it has waited for a node so long."""
+    """Prints the job's answer as it comes; says so once it has waited `patience_s` for a node."""
     from openlora.node.network.watching import WAITING, follow_answer
 
     ink, state, text, told = Ink(), "", "", False

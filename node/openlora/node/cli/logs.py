@@ -22,17 +22,17 @@ def logs(
     file: Annotated[
         Path | None, typer.Option(help=f"Log file; by default the services' journal, or {FILE} in the state folder.")
     ] = None,
-    job: Annotated[int | None, typer.Option(help="Only what is about this job.")] = None,
-    level: Annotated[str, typer.Option(help=f"Only this level and worse: {', '.join(PRIORITIES)}.")] = "debug",
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the past.")] = 100,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    job: Annotated[int | None, typer.Option(help="Lines about this job only.")] = None,
+    level: Annotated[str, typer.Option(help=f"This level and worse: {', '.join(PRIORITIES)}.")] = "debug",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many past lines.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Show the node's log, past and present, by job and by level."""
     from openlora.node.config import NodeConfig, load
 
     if level not in PRIORITIES:
-        raise ConfigError(f"--level {level} is none; choose one of {', '.join(PRIORITIES)}")
+        raise ConfigError(f"--level {level} is unknown; choose one of {', '.join(PRIORITIES)}")
     path = file or load(config, NodeConfig).state_dir / FILE
     if file is None and not path.exists() and (journalctl := shutil.which("journalctl")) and has_units():
         os.execv(journalctl, command(journalctl, job, level, lines, follow, json))  # noqa: S606 - its pager and signals

@@ -32,7 +32,7 @@ def register(
     config: NodeFile = Path("node.toml"),
     json: JsonFlag = False,
 ) -> None:
-    """Make the operator's key an operator whose hot key is the node's, and stake."""
+    """Register the operator's key as an operator with the node's hot key, and stake."""
     from openlora.node.config import NodeConfig, load
     from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
     from openlora.node.keys import load_key
@@ -57,7 +57,7 @@ def stake(hand: Hand, amount: Amount, json: JsonFlag = False) -> None:
 
 @signed(OPERATOR_TOML)
 def unstake(hand: Hand, amount: Amount, json: JsonFlag = False) -> None:
-    """Begin to take tokens out of the stake; `withdraw stake` fetches them once the exit delay is over."""
+    """Begin to take tokens out of the stake; `withdraw stake` takes them out once the exit delay is over."""
     amount_wei = parse_tokens(amount, "AMOUNT")
     hand.carry_out(lambda desk: desk.unstake(amount_wei), Output(json), {"amount_wei": amount_wei})
 
@@ -94,13 +94,13 @@ def withdraw_balance(
 @signed(OPERATOR_TOML)
 def rotate_hot_key(
     hand: Hand,
-    new_hot_key: Annotated[Path, typer.Option(help="Keystore v3 file of the key that takes over; made if not there.")],
+    new_hot_key: Annotated[Path, typer.Option(help="Keystore v3 file of the new key; made if it does not exist.")],
     new_password_file: Annotated[
-        Path | None, typer.Option(help="Its password; the .password file beside it by default.")
+        Path | None, typer.Option(help="File with its password; the .password file beside it by default.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Give the operator another, unused hot key. The node stops; with the key in its configuration it goes on."""
+    """Give the operator another, unused hot key. The node stops; configure the new key and start it again."""
     from openlora.node.deeds import CONSENT_S, UNSIGNED_CONSENT_S
     from openlora.node.keys import create_key, load_key
     from openlora.node.private.sealing import public_key

@@ -13,7 +13,8 @@ from openlora.node.cli.output import NodeFile
 def run(
     config: NodeFile = Path("node.toml"),
     children: Annotated[
-        Path | None, typer.Option(help="Folder where engine and network, services of their own, join the agent.")
+        Path | None,
+        typer.Option(help="Folder of the sockets at which engine and network process join, where they are services."),
     ] = None,
 ) -> None:
     """Run the node until it is told to stop (SIGTERM or Ctrl-C)."""

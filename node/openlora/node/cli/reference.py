@@ -126,7 +126,7 @@ def _value(parameter: inspect.Parameter) -> Value | None:
     is_option, default = isinstance(info, OptionInfo), parameter.default
     first = info.default if isinstance(info.default, str) else None  # within Annotated, Typer puts the first name there
     flags = tuple(filter(None, (first, *(info.param_decls or ())))) or (f"--{parameter.name.replace('_', '-')}",)
-    name = parameter.name.upper().replace("_", "-")
+    name = info.metavar if info.metavar and not is_option else parameter.name.upper().replace("_", "-")
     shown = ", ".join(f"`{flag}`" for flag in flags) if is_option else f"`{name}`"
     if kind is not bool:
         shown += f" {info.metavar or _kind_name(kind)}" if is_option else ""
@@ -167,7 +167,8 @@ def exit_codes() -> dict[int, str]:
     }
     found = OTHER_CODES | refusals
     for kind in error_tree():
-        found.setdefault(kind.exit_code, _first_sentence(kind).split(";")[0])
+        said = _first_sentence(kind).split(";")[0]
+        found.setdefault(kind.exit_code, said[0].lower() + said[1:])
     return found
 
 

@@ -12,7 +12,7 @@ from openlora.node.errors import ConfigError
 
 def upgrade(
     config: NodeFile = Path("node.toml"),
-    check: Annotated[bool, typer.Option("--check", help="Ask the new version, before anything changes.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Required: nothing else is done; nothing is changed.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Check with the new version that it understands the node's configuration, journal and contracts; exit 1 if not.
