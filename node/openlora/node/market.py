@@ -209,10 +209,6 @@ class Market:
         """
         data = documents.encode(document)
         documents.decode_input(data)
-        if offer.publish and documents.output_bytes(offer.max_out_tokens) > documents.MAX_PUBLISHED_BYTES:
-            raise RequestError(
-                "output_too_large", f"{offer.max_out_tokens} tokens are too many to publish; ask for less"
-            )
         if offer.private:
             data = self._sealed(data, offer.only_node)
         inline = data if len(data) <= documents.MAX_INLINE_BYTES else b""

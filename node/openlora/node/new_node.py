@@ -24,7 +24,6 @@ FILES: Final = ("node.toml", "operator.toml", "hot.json", "hot.password", "opera
 ACCOUNT_FILES: Final = ("client.toml", "client.json", "client.password")
 PATIENCE_S: Final = 5.0
 FUNDED_JOBS: Final = 100  # that the hot key should be able to pay for at first
-REGISTRATION_GAS: Final = 1_000_000  # of the operator's transactions until it has staked, generously
 KV_STEP_TOKENS: Final = 1024
 OVERHEAD_BYTES: Final = 1 << 30  # of the node's processes, beside weights, cache and adapters
 
@@ -58,7 +57,6 @@ class Needs:
     """What the node's keys need, in wei: of the chain's coin, and of the token for the bond of each job at once."""
 
     hot_key_gas_wei: int
-    operator_gas_wei: int
     bond_wei: int
 
 
@@ -177,6 +175,5 @@ async def needs(chain: ChainConfig) -> Needs | None:
         await client.close()
     return Needs(
         hot_key_gas_wei=FUNDED_JOBS * CLAIM_AND_COMMIT_GAS * gas_price_wei,
-        operator_gas_wei=REGISTRATION_GAS * gas_price_wei,
         bond_wei=params.bond,
     )
