@@ -1,4 +1,4 @@
-"""How flat answers flow while a long prompt is computed beside them.
+"""How evenly answers flow while a long prompt is computed beside them.
 
     python node/bench/pace.py MODEL [--decoding 31] [--prompt 2000] [--rounds 3] [--dtype bfloat16] [--cache-dir DIR]
         [--no-speculation]

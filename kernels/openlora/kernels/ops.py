@@ -153,7 +153,7 @@ class Ops:
         return self._backend.soft_cap(x, cap)
 
     def rope_(self, q: Tensor, k: Tensor, positions: Tensor, table: Tensor) -> None:
-        """Positions must be rows of the table; that alone is not checked, being data."""
+        """Positions must be rows of the table; that alone is not checked, since they are data."""
         _require(q.ndim == 3 and k.ndim == 3 and q.shape[::2] == k.shape[::2], "rope: q and k do not fit", q, k)
         _require(q.shape[2] % 2 == 0 and table.shape[1:] == q.shape[2:], "rope: table does not fit q", table, q)
         _require(positions.shape == q.shape[:1], "rope: one position a row", positions, q)
@@ -212,13 +212,13 @@ class Ops:
         return self._backend.lora_table(device)
 
     def lora_(self, y: Tensor, x: Tensor, plan: LoraPlan, table: Changes, bias: Tensor | None = None) -> None:
-        """The changes' shapes are the table's maker's affair: they are checked where an adapter enters a slot."""
+        """The shapes of the changes are not checked here, but where an adapter enters a slot."""
         _require(len(x) == len(y) == plan.rows, "lora: x and y do not fit the plan", x, y)
         _require(plan.slots <= len(table), "lora: the plan names a slot beyond the table", x)
         self._backend.lora_(y, x, plan.prepared, table, bias)
 
     def lora_embedding_(self, y: Tensor, tokens: Tensor, plan: LoraPlan, table: Changes) -> None:
-        """As in lora_; tokens must be the embedding's, which is not checked, being data."""
+        """As in lora_; tokens must be the embedding's, which is not checked, since they are data."""
         _require(tokens.shape == y.shape[:1], "lora_embedding: one token a row", tokens, y)
         _require(len(y) == plan.rows, "lora_embedding: y does not fit the plan", y)
         _require(plan.slots <= len(table), "lora_embedding: the plan names a slot beyond the table", y)

@@ -74,8 +74,8 @@ def _keystore(path: Path) -> dict[str, Any]:
 def create_key(folder: Path, name: str, private_key: bytes | None = None) -> tuple[KeyConfig, str]:
     """Writes `name.json` and `name.password` (both readable by the owner alone) and returns them with the address.
 
-    A fresh key is drawn unless one is given. Refuses to overwrite: a key
-    that is gone is money that is gone.
+    A fresh key is drawn unless one is given. Nothing is overwritten: a key that is gone is money that is gone. Raises
+    ConfigError.
     """
     config = KeyConfig(keystore=folder / f"{name}.json", password_file=folder / f"{name}.password")
     files = (config.password_file, config.keystore)

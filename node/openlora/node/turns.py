@@ -1,8 +1,9 @@
 """Who claims first: nodes that could take a job take turns, so that few claims are lost to each other and adapters are
 used where they are.
 
-Every node puts the live ones into the same order, from nothing but the job and what each says of itself. It is no rule:
-a node that claims out of turn gains a job and loses nothing, save that the others fetch less and pay less gas.
+Every node puts the live ones into the same order, from nothing but the job and what each says of itself. Nothing
+enforces it: a node that claims out of turn gains a job and loses nothing. But nodes that keep to it fetch less and pay
+less gas.
 """
 
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -31,8 +32,9 @@ class Contender:
     crowded: bool
 
     def place(self, job_id: int, adapters: Sequence[bytes]) -> tuple[bool, int, bytes]:
-        """Less is better: crowded or not, adapters to fetch, and a lot. Jobs of the same adapters draw the same lots
-        (rendezvous hashing), so that they meet where these are loaded; jobs without any are spread."""
+        """A sort key, the smallest first: whether it is crowded, how many adapters it must fetch, and a lot. Jobs of
+        the same adapters draw the same lots (rendezvous hashing), so that they meet where these are loaded; jobs
+        without any are spread."""
         to_fetch = sum(digest not in self.adapters for digest in adapters)
         key = b"".join(adapters) or b"%d" % job_id
         return self.crowded, to_fetch, sha256(key + self.operator.lower().encode()).digest()

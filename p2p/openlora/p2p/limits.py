@@ -1,8 +1,9 @@
 """What strangers may cost us, in numbers, and the two books that hold them to it.
 
-Nobody is told off for what an honest peer may do by accident; every refusal has a short code and is counted. A misdeed
-is a warning, what may happen to anybody a debugging line. Who may have any number of names must not fill a disk with
-them: both are logged at most once a minute for each peer and code, and a few times a minute for each code.
+What an honest peer may do by accident is not punished; every refusal has a short code and is counted. A misdeed is
+logged as a warning, what may happen to anybody at debug level. A stranger can take any number of names, and must not
+fill a disk with them: both are logged at most once a minute for each peer and code, and a few times a minute for each
+code.
 """
 
 import logging

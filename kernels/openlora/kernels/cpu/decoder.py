@@ -109,9 +109,8 @@ class CpuDecoder:
         cache_dir: Path,
         instructions: str = "",
     ) -> None:
-        """Build the library where it is missing, and pack the weights, which are not needed any more then, except for
-        the embedding. `instructions`: "amx", "avx512", "avx512-bf16", "avx2", "plain", or ""
-        for the best there is.
+        """Build the library where it is missing, and pack the weights; of those given, only the embedding is needed
+        afterwards. `instructions`: "amx", "avx512", "avx512-bf16", "avx2", "plain", or "" for the best there is.
 
         Raises KernelsUnavailable.
         """
@@ -154,7 +153,7 @@ class CpuDecoder:
         self, rows: Sequence[Rows], sampling: Sequence[Sampling] | None, *, want_logits: bool
     ) -> tuple[list[int], Tensor | None]:
         """Compute the rows into the cache. Returns the next token of every output row (−1 where its logits are not all
-        finite), and if wanted the logits [outputs, vocabulary] float32. `sampling` has one entry an output row;
+        finite), and if wanted the logits [outputs, vocabulary] float32. `sampling` has one entry for each output row;
         None: every token is the most probable one."""
         outputs = sum(one.outputs for one in rows)
         ends = list(accumulate(len(one.tokens) for one in rows))

@@ -1,4 +1,4 @@
-"""What every request passes before any route: who asks, from where, and how much he sends."""
+"""What every request passes before any route: who asks, from where, and how much they send."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping

@@ -48,7 +48,7 @@ class ChainClient:
         return self._pool.doubts
 
     def doubt(self, doubts: int) -> bool:
-        """What was shown since there were `doubts` contradicts what we know: has another server asked first from now
+        """What was shown since `self.doubts` was `doubts` contradicts what we know: asks another server first from now
         on. False if there is none left to ask."""
         return self._pool.doubt(doubts)
 
@@ -170,7 +170,7 @@ def _if_any(decode: Callable[[Any], T]) -> Callable[[Any], T | None]:
 
 
 def _in_order(raw: list[dict[str, Any]], blocks: range, digest: bytes | None = None) -> list[Log]:
-    """Each log once. A server that shows what was not asked for shows nothing that counts: ValueError."""
+    """Each log once. Raises ValueError where the server shows logs that were not asked for."""
     found: dict[tuple[int, int], Log] = {}
     for log in (Log.from_rpc(entry) for entry in raw if not entry.get("removed")):
         same = found.setdefault((log.block.number, log.index), log) == log

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
 MAX_RANGE = 4096  # blocks of one eth_getLogs
-PATIENCE_STEPS = 10  # with a server that shows no sense, before another is asked
+PATIENCE_STEPS = 10  # with a server whose answers contradict each other, before another is asked
 MAX_LOGS = 256  # of one batch of several blocks: decoding and recording one takes 0.4 ms of the event loop
 
 
@@ -131,8 +131,8 @@ class Follower:
         return batch
 
     async def _next(self, cursor: BlockRef | None, head: Block, *, doubted: bool) -> Batch | None:
-        """`doubted`: an RPC that showed what was applied last has been passed over since. What the one that is asked
-        now does not show is taken back then, though it may merely lag."""
+        """`doubted`: the RPC that showed what was applied last has been put aside since. Then what the present one does
+        not show is taken back, though it may merely lag."""
         first = self._start_block if cursor is None else cursor.number + 1
         if cursor is not None and doubted and head.number < cursor.number:
             return await self._unwind(head)

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 TRANSFER_GAS = 21_000
 OUT_OF_GAS = 0.95  # of the limit: a plain revert uses no more than two thirds of it
 GAP = "gap:"  # keys of the transfers that fill holes in the nonces
-PATIENCE_TICKS = 10  # with a server that shows no sense, before another is asked or the signing stops
+PATIENCE_TICKS = 10  # with a server whose answers contradict each other, before another is asked or the signing stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +344,8 @@ class Sender:
         await self._broadcast(intent.key, signed)
 
     async def _push(self, intent: Intent, used: int, head: Block) -> None:
-        """Not mined: the same bytes again now and then, and dearer ones when it is next in line and blocks have passed
-        it over for long. While none comes, no fee helps, and the bids would soon be at the cap."""
+        """Not mined: sends the same bytes again now and then, and dearer ones when it is next in line and blocks have
+        passed it over for long. While no block comes no fee helps, and the bids would soon reach the cap."""
         newest, now = self._newest(intent), self._clock()
         since, at_block = self._waiting_since.setdefault(intent.key, (now, head.number))
         outbid = newest.signed.fees.max_fee_wei < head.base_fee_wei

@@ -43,7 +43,7 @@ def install(prefix: Prefix = ROOT, dry_run: DryRun = False, json: JsonFlag = Fal
     if CONFIG.exists() and prefix == ROOT:
         for misfit in misfits(load(CONFIG, NodeConfig)):
             output.say(f"{CONFIG}: {misfit}")
-    output.say(f"Next: {CONFIG} (a model is `configs/node.example.toml`) and the hot key's password as a credential,")
+    output.say(f"Next: put the node's configuration at {CONFIG}, encrypt the hot key's password, and start the node:")
     output.say("  systemd-creds encrypt --name=hot.password hot.password /etc/credstore.encrypted/hot.password")
     output.say(f"  systemctl enable --now {TARGET}")
 

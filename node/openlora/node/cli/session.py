@@ -64,7 +64,7 @@ def topup(
 @app.command()
 @signed(CLIENT_TOML)
 def close(hand: Hand, session: SessionId, json: JsonFlag = False) -> None:
-    """Ask for the rest of a deposit; after the delay in which the node can settle, the same again brings it back."""
+    """Ask for the rest of a deposit back; once the node has had its time to settle, the same command brings it."""
 
     async def draw(desk: "Desk") -> "Sequence[Deed]":
         from openlora.node.sessions.deposits import Deposits

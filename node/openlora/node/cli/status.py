@@ -21,7 +21,7 @@ def status(
     once: Annotated[bool, typer.Option("--once", help="Print one look, also on a terminal.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Watch the node on this machine: health, engine, work, money, alarms. Ctrl-C leaves it; the node runs on."""
+    """Watch the node on this machine: health, engine, work, money, alerts. Ctrl-C leaves it; the node runs on."""
     from openlora.node.config import NodeConfig, load
 
     output, socket = Output(json), load(config, NodeConfig).socket

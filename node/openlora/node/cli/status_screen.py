@@ -34,9 +34,9 @@ class Moment:
 
 def screen(moment: Moment, width: int) -> RenderableType:
     parts: list[RenderableType] = [_header(moment.state, moment.now_s)]
-    if alarms := list(_alarms(moment.state, moment.now_s)):
+    if alerts := list(_alerts(moment.state, moment.now_s)):
         style = "red" if _critical(moment.state) else "yellow"
-        parts.append(_framed("alarms", Group(*alarms), style))
+        parts.append(_framed("alerts", Group(*alerts), style))
     rows = [
         (("engine", _engine(moment)), ("work", _work(moment.state, moment.now_s))),
         (("money", _money(moment.state)), ("machine and network", _machine(moment.state))),
@@ -96,7 +96,7 @@ def _critical(state: State) -> bool:
     return any(alert["severity"] == "critical" for alert in state["alerts"])
 
 
-def _alarms(state: State, now_s: float) -> Iterator[RenderableType]:
+def _alerts(state: State, now_s: float) -> Iterator[RenderableType]:
     for alert in state["alerts"]:
         text = Text(f"▲ {printable(alert['message'])}", style="red" if alert["severity"] == "critical" else "yellow")
         if alert["due_at_s"] is not None:

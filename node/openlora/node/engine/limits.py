@@ -13,7 +13,7 @@ class EngineLimits:
     page_tokens: int = 16
     max_batch_tokens: int = 512  # rows of one forward pass
     max_running: int = 64  # sequences that hold pages
-    max_waiting: int = 2_048  # one tenant at most as many as remain free: alone, the half
+    max_waiting: int = 2_048  # of which a tenant has at most as many as remain free: half, if it is alone
     max_waiting_tokens: int = 2_097_152  # of all waiting prompts; one tenant as above
     max_adapters: int = 16  # in one request's recipe
     adapter_bytes: int = 2 << 30  # of all adapters, those kept for running requests included

@@ -1,4 +1,4 @@
-"""How many rows of prompts and of drafts a pass may hold, so that those who read their answers do well by it."""
+"""How many rows of prompts and of drafts a pass may hold beside the requests that decode."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from statistics import median
 
 from openlora.node.engine.sequence import Chunk
 
-LEAST_SHARE = 0.9  # of the time that the decode rows take by themselves: what prompts may add, however few they are
+LEAST_SHARE = 0.9  # what prompts may add, however few, to the time that the decode rows take by themselves
 LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
 LOOK_EVERY = 16  # passes with prompts: then one goes without, to see again what decoding takes by itself
 BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
 MOST_ADDED = 1.5  # times calm that drafts may add to a pass, for those who have none
-MARGIN = 1.5  # times the time it takes that a draft must be expected to save: all wait for it, and one gains
+MARGIN = 1.5  # a draft must be expected to save so many times what it takes: all wait for it, and one gains
 UNTRIED = 0.3  # of a row's part of a pass of full blocks: what a row of a draft is taken to add before any was seen
 DRAFTS_LOOK_EVERY = 32  # passes with drafts
 FORGET = 128  # passes after which the oldest of those with drafts are forgotten
@@ -24,20 +24,22 @@ _DRAFTS_SEEN = 3  # remembered; the median counts, so that one odd pass changes 
 
 
 class Pace:
-    """Learns from passes what the next one may hold: machine, model and adapters are known by their times alone.
+    """Learns what the next pass may hold from the times of those before alone.
 
-    A pass of n decode rows and p prompt rows is taken to last calm(n) + p · row seconds, calm being one figure a power
-    of two of rows. Passes of decode rows alone correct calm, and those with prompts row, by a part of the *factor* by
-    which they were foreseen wrongly: a machine's speed comes and goes for all that it does, and were the whole of the
-    difference charged to a few rows, they would seem to be free in one pass and dear in the next.
+    A pass of n decode rows and p prompt rows is estimated at calm(n) + p · row seconds, where calm is one figure for
+    each power of two of rows. Passes of decode rows alone correct calm, and passes with prompts correct row, by a part
+    of the *factor* by which the estimate was off: a machine that slows down does so for all its work, and if the whole
+    difference were charged to a few prompt rows, they would seem free in one pass and dear in the next.
 
     Beside w prompts, begun or ready to begin, the next pass may last calm(n) · (1 + max(LEAST_SHARE, w · (w + 1) / n)),
-    for w prompts one after another wait 1 + 2 + … + w times as long as one, and whoever waits counts as two readers. So
-    one prompt beside many readers less than doubles the time between their tokens and takes about twice its time alone,
-    and many prompts do not wait for a few readers. Prompts that take the place of drafts may add what those lately did.
+    since w prompts one after another wait 1 + 2 + … + w times as long as one, and a request that waits counts as two
+    that read. So one prompt beside many readers less than doubles the time between their tokens and takes about twice
+    its time alone, and many prompts do not wait for a few readers. Prompts that take the place of drafts may add what
+    those lately did.
 
     A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. How long passes with drafts last is
-    learnt for each number of blocks of rows, and forgotten in time, since what was dear once would not be tried again.
+    learnt for each number of blocks of rows, and forgotten after a while: otherwise what was dear once would never be
+    tried again.
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ class Parts:
         """The youngest sequences of tenants that keep their part without them, if their going lets `sequence` run
         within its own tenant's part; else none.
 
-        No one who has given way is below his part by it, so nobody is sent to and fro.
+        Giving way takes nobody below its part, so no sequence is sent to and fro.
         """
         if self._above_with(sequence):
             return []

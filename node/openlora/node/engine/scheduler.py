@@ -20,13 +20,13 @@ class Scheduler:
     """Continuous batching under a budget of tokens a pass, evenly shared between tenants.
 
     *Pace.* Every sequence that decodes has its row in every pass. Prompts fill what is left, in chunks: up to
-    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for. Beside them there are no
-    drafts, which would have whoever reads wait for both.
+    `max_batch_tokens` where nothing decodes, else as many rows as `Pace` finds time for. A pass with prompts has no
+    drafts: whoever reads answers would wait for both.
 
-    *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line
-    (the requests for the same adapters) served least; a line is first come, first served. Whoever is next and does
-    not fit yet is waited for, unless it would have its tenant above an even part of places and pages. A tenant below
-    its part, whose turn it is, takes from those above theirs.
+    *Order.* The next chunk, and the next to be admitted, belong to the tenant served least, and in it to the line (the
+    requests for the same adapters) served least; a line is first come, first served. If the next one does not fit yet,
+    the others wait for it, unless it would take its tenant above an even part of places and pages. A tenant below its
+    part takes room, when it is its turn, from tenants above theirs.
 
     *Memory.* A sequence is admitted when there are pages for all its tokens, besides one for each that runs; decoding
     takes pages as it grows. When none is left, cached pages go first, then those of the youngest sequence of the tenant
@@ -59,7 +59,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a queued or running sequence; nobody holds its pages any more for its sake."""
+        """Forget a queued or running sequence, and release its pages."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence)

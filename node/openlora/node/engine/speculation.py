@@ -13,9 +13,9 @@ MAX_DRAFT = 6  # tokens of a sequence in a pass; of one that is alone as many as
 class Speculation:
     """Lets the row of a sequence that decodes be followed by a draft: rows for the tokens that its own text suggests.
 
-    Of the tokens drawn from all these rows those count that would have been drawn one by one: the first, and each that
-    follows a row whose token was the one drawn before it. So the answer is the same, in fewer passes. A draft goes only
-    as far as it saves more time than its rows take, and into pages that are free.
+    Of the tokens drawn from all these rows, those are kept that would have been drawn one by one: the first, and each
+    one after a token of the draft that was right. So the answer is the same, in fewer passes. A draft goes only as far
+    as it saves more time than its rows take, and into pages that are free.
     """
 
     def __init__(self, blocks: BlockAllocator, pace: Pace) -> None:
@@ -54,7 +54,7 @@ class Speculation:
         return sequence.lookup.guess(self._odds, min(most, sequence.sampling.max_tokens - sequence.generated - 1))
 
     def _with_pages(self, sequence: Sequence, draft: list[int]) -> tuple[int, ...]:
-        """The draft, or what of it fits where no page is free for it."""
+        """The draft, cut to the pages at hand where none is free for all of it."""
         missing = self._blocks.pages_for(len(sequence.tokens) + len(draft)) - len(sequence.pages)
         if missing <= self._blocks.free:
             sequence.pages += self._blocks.allocate(max(0, missing))

@@ -45,9 +45,8 @@ class Workload:
 
 @dataclass(slots=True)
 class Announcer:
-    """Owns what others hear of this node: hardware, model, adapters by tier, prices, load; each change within a second.
-
-    Adapters on disk are told to the DHT too, where also those look who have no record of this node.
+    """Owns what others hear of this node (hardware, model, adapters by tier, prices, load), and tells each change
+    within a second. Adapters on disk are announced in the DHT too, for peers that have no record of this node.
     """
 
     network: NetworkClient
@@ -111,7 +110,7 @@ class Announcer:
 
 
 def newest(digests: Iterable[bytes]) -> list[bytes]:
-    """Most recently used first, of what is least recently used first."""
+    """`digests`, which come least recently used first, the other way round."""
     return list(digests)[::-1]
 
 

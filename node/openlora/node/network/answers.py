@@ -34,7 +34,8 @@ class Answers:
         task.add_done_callback(lambda _: self._running.pop(asked.id, None))
 
     def gone(self, number: int) -> None:
-        """The peer waits no longer. Its place is free before the handler has ended: so the other side counts."""
+        """The peer waits no longer. Its place is free at once, before the handler has ended, as the network process
+        counts too."""
         if (answering := self._running.pop(number, None)) is not None:
             answering.task.cancel()
 

@@ -22,8 +22,8 @@ _BUSY: Final = "this node is busy; ask another, or later"
 class AskedOfUs:
     """Hands each request to the agent and its replies back; refuses, rather than queues, what is too much at once.
 
-    When all places are taken, whoever holds most gives up his oldest for one who holds fewer. One who is not `staked`
-    counts as if he held one more: any number of strangers together cannot keep a node out."""
+    When all places are taken, the peer that holds most gives up its oldest for one that holds fewer. A peer that is not
+    `staked` counts as if it held one more, so that no number of strangers together can keep a node out."""
 
     def __init__(self, outbox: Outbox, staked: Callable[[], Collection[PeerId]]) -> None:
         self.refused: Counter[str] = Counter()

@@ -104,7 +104,7 @@ class NetworkService:
             nursery.cancel_scope.cancel()
 
     async def _say_farewell(self) -> None:
-        """Others drop us in seconds instead of a minute. Best effort: an agent that ends waits for this."""
+        """Others then drop us in seconds instead of a minute. Best effort, since an agent that ends waits for it."""
         with trio.move_on_after(_FAREWELL_S):
             try:
                 await self._peer.presence.farewell()

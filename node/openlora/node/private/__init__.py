@@ -5,6 +5,6 @@
     node     opens and checks the prompt, and only then claims: what it cannot run costs it nothing, and the lease
              begins when it has all it needs. It keeps the key in memory alone (`brought`) and seals the answer under it
 
-A key that came after the claim would let a client who brings none have a part of every claimant's bond. So whoever is
+If the key came after the claim, a client that brings none could have a part of every claimant's bond. So whoever is
 invited can read the prompt, whether it then claims or not; nobody else can, the other nodes of the market included.
 """

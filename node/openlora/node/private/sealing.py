@@ -10,8 +10,8 @@ the output; what it is, as associated data, keeps one from passing for the other
 there because this AEAD alone lets one ciphertext open to two documents under two keys: with it, what the chain's digest
 names is one document. A wrapped key opens at one operator's node, for one job of one queue on one chain.
 
-A node's own key comes of its hot key, so that there is nothing more to keep; the operator's key puts its public half
-into the NodeRegistry, where clients read it.
+A node's own key is derived from its hot key, so that there is nothing more to keep; the operator's key puts its public
+half into the NodeRegistry, where clients read it.
 """
 
 import secrets

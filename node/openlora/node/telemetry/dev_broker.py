@@ -54,7 +54,7 @@ def may(user: str, topic: str, action: Action) -> bool:
 
 
 class TokenBroker(Broker):
-    """amqtt's broker, but that nobody is anyone before his token is known, and everyone is told what is his to know.
+    """amqtt's broker, but nobody is served before their token is known, and everyone hears only what they may.
 
     Five things of amqtt 0.12.1 are mended. Sessions are found and deleted by a client's id alone, before it is known
     who speaks: here an id belongs to a user, and no session outlives its connection. A last will is published wherever

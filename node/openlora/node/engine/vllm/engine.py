@@ -145,7 +145,7 @@ class VllmEngine:
         return []
 
     def _hold(self, submit: Submit) -> _Held:
-        """The adapters and their recipe, which vLLM has then. Raises RequestError with nothing left held."""
+        """Holds the request's adapters, and gives vLLM their recipe. Raises RequestError with nothing left held."""
         adapters: list[tuple[ResidentAdapter, float]] = []
         try:
             for use in submit.adapters:
