@@ -53,10 +53,10 @@ def _cores() -> int:
     return os.cpu_count() or 0
 
 
-def ram_available_bytes(*, meminfo: Path = Path("/proc/meminfo")) -> int:
+def ram_available_bytes() -> int:
     """What new work can have without swapping, as the kernel estimates it; 0 when unknown."""
     with suppress(OSError, ValueError, IndexError):
-        for line in meminfo.read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     return 0

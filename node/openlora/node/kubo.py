@@ -42,12 +42,10 @@ class KuboContent:
     block. Nothing is sent before the first call, so a Kubo that is not there shows as a ContentError then.
     """
 
-    def __init__(
-        self, rpc: str, *, find_timeout_s: float = FIND_TIMEOUT_S, store_timeout_s: float = STORE_TIMEOUT_S
-    ) -> None:
+    def __init__(self, rpc: str, *, find_timeout_s: float = FIND_TIMEOUT_S) -> None:
         """Raises ConfigError for an address that no RPC can have."""
         self._rpc = rpc
-        self._find_timeout_s, self._store_timeout_s = find_timeout_s, store_timeout_s
+        self._find_timeout_s = find_timeout_s
         try:
             # Not `connect`, which asks for the version first and warns of every Kubo since 0.9.
             self._kubo = ipfshttpclient.Client(rpc, username=None, password=None)
@@ -111,7 +109,7 @@ class KuboContent:
         return bytes(block)
 
     def _put(self, cid: Cid, block: bytes) -> None:
-        call = _timeout(self._store_timeout_s, {"cid-codec": _CODEC_NAMES[cid.codec], "mhtype": "sha2-256"})
+        call = _timeout(STORE_TIMEOUT_S, {"cid-codec": _CODEC_NAMES[cid.codec], "mhtype": "sha2-256"})
         with self._storing(cid), self._answering():
             stored = self._kubo.block.put(io.BytesIO(block), **call).as_json()
         if stored.get("Key") != str(cid):
@@ -119,7 +117,7 @@ class KuboContent:
 
     def _pin(self, root: Cid) -> None:
         with self._storing(root), self._answering():
-            self._kubo.pin.add(str(root), **_timeout(self._store_timeout_s))
+            self._kubo.pin.add(str(root), **_timeout(STORE_TIMEOUT_S))
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 RATE_LIMIT_CODES = frozenset({429, -32005, -32029})
 MAX_BACKOFF_S = 30.0
+MAX_BEHIND = 16  # blocks
 MAX_BEHIND_S = 60
+CHECK_EVERY_S = 30.0
 DOUBT_S = 60.0
 MAX_ANSWER_BYTES = 64 << 20
 SAYS_WHY = (400, 413)  # HTTP errors about the request itself: many servers explain them by a JSON-RPC error
@@ -115,8 +117,8 @@ class RpcPool:
     """Asks the first endpoint that is fit to be asked, and the next one when it gives no answer.
 
     An endpoint that fails rests for 0.25 s, doubling to 30 s (or what Retry-After says). It proves its chain id before
-    it is used, after each failure and every `check_every_s`; on another chain it rests for 30 s. One more than
-    `max_behind` blocks or `MAX_BEHIND_S` behind is left out until it catches up, if the one ahead has its head too:
+    it is used, after each failure and every `CHECK_EVERY_S`; on another chain it rests for 30 s. One more than
+    `MAX_BEHIND` blocks or `MAX_BEHIND_S` behind is left out until it catches up, if the one ahead has its head too:
     else they contradict each other, and the order stays as configured. With three endpoints or more, one that alone
     claims a higher head does not set the measure.
     """
@@ -128,16 +130,12 @@ class RpcPool:
         *,
         timeout_s: float = 10.0,
         patience_s: float = 20.0,
-        max_behind: int = 16,
-        check_every_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = list(endpoints)
         self._chain_id = chain_id
         self._timeout_s = timeout_s
         self._patience_s = patience_s
-        self._max_behind = max_behind
-        self._check_every_s = check_every_s
         self._clock = clock
         self._checked_at = -float("inf")
         self.doubts = 0  # how often another endpoint has come first because of a contradiction
@@ -164,7 +162,7 @@ class RpcPool:
         answers with an error, RpcDown when none has answered for `patience_s`, WrongChain when none has ever served our
         chain and those that answer are all on another."""
         give_up_at = self._clock() + self._patience_s
-        if self._clock() - self._checked_at > self._check_every_s:
+        if self._clock() - self._checked_at > CHECK_EVERY_S:
             await self.check()
         while True:
             for endpoint in self._fit():
@@ -218,7 +216,7 @@ class RpcPool:
 
     def _is_behind(self, head: Block, other: Block) -> bool:
         late_s = other.timestamp - head.timestamp
-        return other.number - head.number > self._max_behind or (other.number > head.number and late_s > MAX_BEHIND_S)
+        return other.number - head.number > MAX_BEHIND or (other.number > head.number and late_s > MAX_BEHIND_S)
 
     async def _extends(self, ahead: Endpoint, endpoint: Endpoint, head: Block) -> bool:
         """Whether the one ahead is on the chain of this one's head: a number alone is soon claimed."""

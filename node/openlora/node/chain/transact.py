@@ -17,16 +17,15 @@ RESEND_EVERY = 50  # polls
 
 
 async def transact(
-    client: ChainClient, account: LocalAccount, call: Call[Any], *, value_wei: int = 0, timeout_s: float = 120.0
+    client: ChainClient, account: LocalAccount, call: Call[Any], *, timeout_s: float = 120.0
 ) -> TxReceipt:
     """Sends `call` from `account` and waits until it is mined.
 
     Raises Reverted, before anything is signed if it would revert now; ChainError naming the transaction when it is not
     mined in time, for it may be later.
     """
-    if not value_wei:
-        await client.call(call, sender=account.address)  # reverts with a better reason than an estimate gives
-    return await _send(client, account, call.to, call.data, call.name, value_wei, timeout_s)
+    await client.call(call, sender=account.address)  # reverts with a better reason than an estimate gives
+    return await _send(client, account, call.to, call.data, call.name, 0, timeout_s)
 
 
 async def create(

@@ -38,12 +38,11 @@ class FeePolicy:
 
     cap_wei: int = 500 * GWEI  # per gas, all included
     tip_cap_wei: int = 50 * GWEI
-    min_tip_wei: int = 1
 
     async def quote(self, client: ChainClient) -> Fees:
         """Raises GasTooDear when the present base fee leaves no room under the cap."""
         block, suggested = await asyncio.gather(client.block("latest"), client.suggested_tip())
-        base, tip = block.base_fee_wei, min(max(suggested, self.min_tip_wei), self.tip_cap_wei)
+        base, tip = block.base_fee_wei, min(max(suggested, 1), self.tip_cap_wei)
         if base + tip > self.cap_wei:
             needed, cap = (base + tip) / GWEI, self.cap_wei / GWEI
             raise GasTooDear(f"gas costs {needed:.3f} gwei, and chain.max_gas_gwei is {cap:.3f}; wait, or raise it")

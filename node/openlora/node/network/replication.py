@@ -96,7 +96,6 @@ async def replicate(
     base_id: str | None = None,
     patience_s: float = PATIENCE_S,
     node_timeout_s: float = NODE_TIMEOUT_S,
-    silence_s: float = SILENCE_S,
 ) -> Replicas:
     """Asks live nodes to keep `cid`, which is in our block store and provided, until `copies` of them do.
 
@@ -117,7 +116,7 @@ async def replicate(
         for node in untried:  # shared: no node is asked twice
             try:
                 async with asyncio.timeout(node_timeout_s):
-                    await _ask(network, node, request, silence_s)
+                    await _ask(network, node, request)
             except TimeoutError:
                 refusals["it did not have all of it in time"] += 1
             except NetworkDown:
@@ -136,9 +135,9 @@ async def replicate(
     return replicas
 
 
-async def _ask(network: NetworkClient, node: Presence, request: bytes, silence_s: float) -> None:
+async def _ask(network: NetworkClient, node: Presence, request: bytes) -> None:
     """Returns when the node has all of it. Raises NetworkError, with the node's words where it refuses."""
-    replies = network.ask(node.peer, CONTROL, request, addresses=node.addresses, timeout_s=silence_s)
+    replies = network.ask(node.peer, CONTROL, request, addresses=node.addresses, timeout_s=SILENCE_S)
     async with aclosing(replies):
         async for data in replies:
             try:

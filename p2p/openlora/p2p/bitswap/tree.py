@@ -35,8 +35,8 @@ class _Part:
 class Tree:
     """What is known of the tree under `root`. `add` is given every block once, in any order after its parent."""
 
-    def __init__(self, root: Cid, *, max_bytes: int, max_links: int, max_entries: int = MAX_ENTRIES) -> None:
-        self._max_bytes, self._max_entries, self._links_left = max_bytes, max_entries, max_links
+    def __init__(self, root: Cid, *, max_bytes: int, max_links: int) -> None:
+        self._max_bytes, self._links_left = max_bytes, max_links
         self._parts = {root: _Part(depth=1, whole=True)}
         self._root = self._parts[root]
         self._declared_bytes = 0  # of distinct files: no more than what the tree comes to
@@ -112,7 +112,7 @@ class Tree:
         part.entries += more_entries
         if part.total_bytes > self._max_bytes:
             raise OverBudget("the content is larger than allowed")
-        if part.entries > self._max_entries:
+        if part.entries > MAX_ENTRIES:
             raise OverBudget("the content has more files and folders than allowed")
 
 

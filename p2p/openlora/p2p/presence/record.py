@@ -191,9 +191,9 @@ def check_signature(presence: Presence, data: bytes) -> None:
         raise GossipRefused("forged", f"a presence record that {presence.peer} has not signed")
 
 
-def plain_text(text: str, most: int = 64) -> str:
-    """`text` as a record may carry it: printable ASCII, at most `most` characters."""
-    return "".join(character if " " <= character <= "~" else "?" for character in text[:most])
+def plain_text(text: str) -> str:
+    """`text` as a record may carry it: printable ASCII, at most 64 characters."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:64])
 
 
 def _shorten(adapters: Adapters, untold: int) -> Adapters:

@@ -10,7 +10,6 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, islice
 from typing import Annotated, Final
@@ -34,19 +33,16 @@ _LIMITS: Final = rpc.RpcLimits(request_bytes=_MAX_KNOWN * _TAG_BYTES + 64, reply
 _MAX_EXCHANGED: Final = 4096
 _MAX_ASKERS: Final = 1024  # whose last exchange is remembered
 
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    tick_s: float = 1.0  # records expire, and exchanges start, at most this late
-    eager_rounds: int = 5  # ticks with `eager_peers` exchanges each after a start and after `resync`,
-    eager_peers: int = 3  # one after an exchange that brought news …
-    exchange_every_s: float = 15.0  # … and then one in this time
-    graft_s: float = 1.5  # until a new connection carries gossip
-    few: int = 4  # connections: a node with no more was out of gossip's reach a moment ago
-    answer_every_s: float = 0.5  # how often one peer may ask …
-    answer_bytes_s: float = 64 << 10  # … and what it gets on average
-    silence_s: float = 5.0  # for each step of an exchange …
-    exchange_s: float = 20.0  # … and for all of it
+_TICK_S: Final = 1.0  # records expire, and exchanges start, at most this late
+_EAGER_ROUNDS: Final = 5  # ticks with `_EAGER_PEERS` exchanges each after a start and after `resync`,
+_EAGER_PEERS: Final = 3  # one after an exchange that brought news …
+_EXCHANGE_EVERY_S: Final = 15.0  # … and then one in this time
+_GRAFT_S: Final = 1.5  # until a new connection carries gossip
+_FEW: Final = 4  # connections: a node with no more was out of gossip's reach a moment ago
+_ANSWER_EVERY_S: Final = 0.5  # how often one peer may ask …
+_ANSWER_BYTES_S: Final = 64 << 10  # … and what it gets on average
+_SILENCE_S: Final = 5.0  # for each step of an exchange …
+_EXCHANGE_S: Final = 20.0  # … and for all of it
 
 
 class Wanted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -60,9 +56,6 @@ def topic(chain_id: int) -> str:
     return f"/openlora/1/{chain_id}/presence"
 
 
-_TIMING: Final = Timing()
-
-
 class PresenceService:
     """Keeps `book` by the network and, where there is an `announcer`, the network told of this node.
 
@@ -70,16 +63,13 @@ class PresenceService:
 
     MAX_REPLIES: Final = 1024  # records of one exchange
 
-    def __init__(
-        self, network: Network, book: PresenceBook, announcer: Announcer | None = None, timing: Timing = _TIMING
-    ) -> None:
+    def __init__(self, network: Network, book: PresenceBook, announcer: Announcer | None = None) -> None:
         self._network = network
         self._book = book
         self._announcer = announcer
-        self._timing = timing
         self._topic = topic(book.chain_id)
         self._changes: list[Changes] = []
-        self._eager = timing.eager_rounds
+        self._eager = _EAGER_ROUNDS
         self._ask_again: OrderedDict[PeerId, float] = OrderedDict()  # when each peer may
         self._exchanged: OrderedDict[bytes, bool] = OrderedDict()  # records that gossip has not brought as well
         self._know_more: set[PeerId] = set()  # peers that told us of records we lack, since the last tick
@@ -107,7 +97,7 @@ class PresenceService:
     def resync(self) -> None:
         """For when `authorise` has learnt something: those it now refuses go, those it refused before are asked for."""
         self._book.reauthorise()
-        self._eager = self._timing.eager_rounds
+        self._eager = _EAGER_ROUNDS
 
     async def farewell(self) -> None:
         """Tells the network that this node goes, which it would else notice when the last record expires."""
@@ -150,24 +140,24 @@ class PresenceService:
         next_exchange = trio.current_time()
         async with trio.open_nursery() as nursery:
             while True:
-                await trio.sleep(self._timing.tick_s)
+                await trio.sleep(_TICK_S)
                 self._book.expire()
                 connected = self._network.connected()
-                peers = list(self._know_more & connected)[: self._timing.eager_peers]
+                peers = list(self._know_more & connected)[:_EAGER_PEERS]
                 self._know_more.clear()
                 if self._eager > 0 or trio.current_time() >= next_exchange:
-                    count = self._timing.eager_peers if self._eager > 1 else 1
+                    count = _EAGER_PEERS if self._eager > 1 else 1
                     peers += random.sample(sorted(connected), min(len(connected), count))
                     self._eager = max(0, self._eager - 1)
-                    next_exchange = trio.current_time() + self._timing.exchange_every_s
+                    next_exchange = trio.current_time() + _EXCHANGE_EVERY_S
                 for peer in set(peers):
                     nursery.start_soon(self._exchange, peer)
 
     async def _greet(self, peer: PeerId) -> None:
         """A new connection: gives us the other's table, and gossip a way for what we said when nobody listened."""
         await self._exchange(peer)
-        if self._announcer is not None and len(self._network.connected()) <= self._timing.few:
-            await trio.sleep(self._timing.graft_s)
+        if self._announcer is not None and len(self._network.connected()) <= _FEW:
+            await trio.sleep(_GRAFT_S)
             self._announcer.repeat()
 
     # ---- exchange ---------------------------------------------------------------------------------------------------
@@ -177,10 +167,9 @@ class PresenceService:
         async with self._exchanges:
             known = [data[:_TAG_BYTES] for data in islice(self._records(), _MAX_KNOWN)]
             request = msgspec.msgpack.encode(Wanted(self._book.chain_id, b"".join(known)))
-            silence_s = self._timing.silence_s
-            with trio.move_on_after(self._timing.exchange_s), suppress(PeerUnreachable, StreamLost):
+            with trio.move_on_after(_EXCHANGE_S), suppress(PeerUnreachable, StreamLost):
                 async with aclosing(
-                    rpc.ask(self._network, peer, PROTOCOL, request, timeout_s=silence_s, limits=_LIMITS)
+                    rpc.ask(self._network, peer, PROTOCOL, request, timeout_s=_SILENCE_S, limits=_LIMITS)
                 ) as replies:
                     await self._take_all(peer, replies)
 
@@ -211,8 +200,8 @@ class PresenceService:
         if known - {data[:_TAG_BYTES] for data in records}:
             self._know_more.add(peer)
         records = [data for data in records if data[:_TAG_BYTES] not in known][: self.MAX_REPLIES]
-        cost_s = sum(map(len, records)) / self._timing.answer_bytes_s
-        self._ask_again[peer] = now + max(self._timing.answer_every_s, cost_s)
+        cost_s = sum(map(len, records)) / _ANSWER_BYTES_S
+        self._ask_again[peer] = now + max(_ANSWER_EVERY_S, cost_s)
         self._ask_again.move_to_end(peer)
         if len(self._ask_again) > _MAX_ASKERS:
             self._ask_again.popitem(last=False)
