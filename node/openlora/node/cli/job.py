@@ -67,9 +67,10 @@ def submit(
     from openlora.node.network.participant import participant
     from openlora.node.private.sealing import SEALED_MORE_BYTES
 
+    named = None if node is None else parse_address(node)
     if not prompt.strip():
         raise ConfigError("the prompt is empty; say something")
-    if node is not None and not session and not private:
+    if named is not None and not session and not private:
         raise ConfigError("--node goes with --session or --private: any other job of the queue may go to any node")
     for flag, given in (("--private", private), ("--publish", publish)):
         if given and session:
@@ -86,7 +87,7 @@ def submit(
         deadline_s=deadline,
         publish=publish,
         private=private,
-        only_node=None if node is None else parse_address(node).lower(),
+        only_node=None if named is None else named.lower(),
     )
 
     is_inline = len(encode(document)) + private * SEALED_MORE_BYTES <= MAX_INLINE_BYTES
@@ -98,7 +99,7 @@ def submit(
             catalogue = await peer.market.catalogue()
             terms = parse_terms(adapter or (), catalogue.adapter)
             recipe_id = await peer.market.recipe(catalogue.base(base).base_id, terms)
-            await show_ordered(peer, None if node is None else parse_address(node), recipe_id, document, offer, output)
+            await show_ordered(peer, named, recipe_id, document, offer, output)
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
