@@ -177,7 +177,7 @@ class Desk:
         if known.encryption_key == encryption_key:
             return []
         metadata = self.nodes.set_metadata(encryption_key, known.metadata, known.peer_id)
-        return [Deed(metadata, "tell clients the key to which they wrap those of private jobs")]
+        return [Deed(metadata, "register the encryption key to which clients wrap the keys of private jobs")]
 
     # ---- sessions ----
 
@@ -206,7 +206,7 @@ class Desk:
 
     async def take_back(self, job_id: int, spec: JobSpec) -> list[Deed]:
         """Ends a job that no node holds: its client at any time, anybody once its deadline has passed."""
-        refunded = f"all that {spec.client} has put up for it returns to its Vault balance"
+        refunded = f"all that was put up for it returns to the Vault balance of {spec.client}"
         if spec.client != self.address and (await self.chain.block("latest")).timestamp > spec.deadline:
             return [Deed(self.queue.expire(job_id, spec), f"expire job {job_id}: {refunded}")]
         return [Deed(self.queue.cancel(job_id, spec), f"cancel job {job_id}: {refunded}")]

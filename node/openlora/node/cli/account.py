@@ -66,7 +66,9 @@ def faucet(
                     except RpcError as error:
                         raise ConfigError(f"this chain is no dev network and gives nothing away: {error}") from None
                 await person.transact(person.token.mint(address, GIFT_WEI))
-                output.say(f"{address} is given {tokens(GIFT_WEI)} OLRA, and has {tokens(COIN_WEI)} coin or more")
+                output.say(
+                    f"{address} is given {tokens(GIFT_WEI)} OLRA; it has {tokens(COIN_WEI)} coin of the chain or more"
+                )
             output.result({"addresses": people, "tokens_wei": GIFT_WEI})
 
     asyncio.run(run())

@@ -156,7 +156,9 @@ def show(output: Output, plan: "Plan", made: "Made", wanted: "Needs | None", why
     gas = f"{tokens(wanted.hot_key_gas_wei)} of the chain's coin, for 100 jobs" if wanted else "a little gas money"
     output.say(f"  hot key       {made.hot_key}   {gas}")
     stake = (
-        f"gas money, and {tokens(wanted.bond_wei)} tokens for each job at once" if wanted else "gas money and tokens"
+        f"gas money, and {tokens(wanted.bond_wei)} OLRA for each job that it holds at once"
+        if wanted
+        else "gas money and OLRA"
     )
     output.say(f"  operator key  {made.operator}   {stake}")
     output.say("The hot key claims, commits and signs; it can never move stake. The operator key stakes and is paid:")
