@@ -3,9 +3,12 @@
 import ast
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 
-from openlora.node.job import SkipCode
+import pytest
+
+from openlora.node.job import JobState, SkipCode
 from openlora.node.telemetry.snapshot import AlertCode
 
 LEVELS = ("warning", "error", "exception", "critical", "log")
@@ -64,7 +67,8 @@ def test_no_key_is_there_twice(repository: Path):
     assert len(found) == len(set(found))
 
 
-def test_the_page_has_a_word_for_every_skip_code(repository: Path):
+@pytest.mark.parametrize(("constant", "codes"), [("STATES", JobState), ("SKIPS", SkipCode)])
+def test_the_page_has_a_word_for_every_state_and_skip_code(repository: Path, constant: str, codes: type[StrEnum]):
     words = (repository / "node/openlora/node/api/page/words.js").read_text()
-    skips = words.partition("export const SKIPS")[2].partition("};")[0]
-    assert set(re.findall(r"^  (\w+):", skips, re.MULTILINE)) == {str(code) for code in SkipCode}
+    listed = words.partition(f"export const {constant}")[2].partition("};")[0]
+    assert set(re.findall(r"^  (\w+):", listed, re.MULTILINE)) == {str(code) for code in codes}

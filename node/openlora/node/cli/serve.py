@@ -34,7 +34,9 @@ def serve(
     enable_adapter_loading: Annotated[
         bool, typer.Option("--enable-adapter-loading", help="Let clients load adapters from this machine's disk.")
     ] = False,
-    served_model_name: Annotated[str | None, typer.Option(help="The base model's name for clients.")] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The base model's name for clients; by default its folder's or file's.")
+    ] = None,
     engine: EngineChoice = Backend.OPENLORA,
     vllm_python: VllmPython = "",
     device: Devices = None,

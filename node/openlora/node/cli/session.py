@@ -105,7 +105,7 @@ def status(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> None:
                     "state": deposit.session.state.name.lower(),
                     "deposit_wei": deposit.session.deposit,
                     "settled_wei": deposit.session.settled,
-                    "close_at": deposit.session.close_at,
+                    "close_at_s": deposit.session.close_at,
                 }
                 for deposit in deposits
             ]
