@@ -92,7 +92,7 @@ export function changed() {
 
 function paint() {
   const nothing = filter
-    ? "No job is like that."
+    ? "No job matches."
     : "No job has been seen yet. They come from the chain's queue, a moment after they are submitted.";
   show(byId("jobs-table"), table("Jobs, newest first", COLUMNS, page.jobs.map(row), nothing), pager());
 }
