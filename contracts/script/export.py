@@ -8,19 +8,10 @@ import json
 import sys
 from pathlib import Path
 
+from openlora.contracts.artifact import NAMES
+
 CONTRACTS = Path(__file__).resolve().parent.parent
 ARTIFACTS = CONTRACTS / "openlora" / "contracts" / "artifacts"
-NAMES = (
-    "Vault",
-    "NodeRegistry",
-    "AdapterRegistry",
-    "JobQueue",
-    "Sessions",
-    "Outputs",
-    "Disputes",
-    "Governance",
-    "DevToken",
-)
 
 
 def artifact(out: Path, name: str) -> str:

@@ -23,7 +23,6 @@ def test_the_committed_artefacts_are_what_the_sources_compile_to(tmp_path: Path)
     result = subprocess.run(command, cwd=CONTRACTS, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     export = runpy.run_path(str(CONTRACTS / "script" / "export.py"))
-    assert export["NAMES"] == NAMES
     for name in NAMES:
         committed = (CONTRACTS / "openlora/contracts/artifacts" / f"{name}.json").read_text(encoding="utf-8")
         assert export["artifact"](tmp_path / "out", name) == committed, f"{name}: run contracts/script/export.py"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eth_account.signers.local import LocalAccount
+from eth_typing import ChecksumAddress
 
 from openlora.contracts import (
     Call,
@@ -88,6 +89,24 @@ class Offer:
         """What it can cost at most, leaving use fees aside."""
         return -(
             -(self.max_in_tokens * self.in_price_wei_per_k + self.max_out_tokens * self.out_price_wei_per_k) // 1000
+        )
+
+    def spec(
+        self, client: ChecksumAddress, recipe_id: int, document: bytes, now_s: int, nonce: int, flags: int = 0
+    ) -> JobSpec:
+        """What the client signs or submits; `now_s` is the time from which the deadline counts."""
+        return JobSpec(
+            client=client,
+            recipe_id=recipe_id,
+            input_digest=documents.digest(document),
+            max_in_tokens=self.max_in_tokens,
+            max_out_tokens=self.max_out_tokens,
+            in_price_per_k=self.in_price_wei_per_k,
+            out_price_per_k=self.out_price_wei_per_k,
+            deadline=now_s + self.deadline_s,
+            lease_secs=self.lease_s,
+            flags=flags,
+            nonce=nonce,
         )
 
 
@@ -214,19 +233,9 @@ class Market:
         inline = data if len(data) <= documents.MAX_INLINE_BYTES else b""
         if not inline:
             await self.content.put_document(data)
-        spec = JobSpec(
-            client=self.key.address,
-            recipe_id=recipe_id,
-            input_digest=documents.digest(data),
-            max_in_tokens=offer.max_in_tokens,
-            max_out_tokens=offer.max_out_tokens,
-            in_price_per_k=offer.in_price_wei_per_k,
-            out_price_per_k=offer.out_price_wei_per_k,
-            deadline=(await self.chain.block("latest")).timestamp + offer.deadline_s,
-            lease_secs=offer.lease_s,
-            flags=(JobFlag.PUBLISH if offer.publish else 0) | (JobFlag.PRIVATE if offer.private else 0),
-            nonce=secrets.randbits(256),
-        )
+        flags = (JobFlag.PUBLISH if offer.publish else 0) | (JobFlag.PRIVATE if offer.private else 0)
+        now_s = (await self.chain.block("latest")).timestamp
+        spec = offer.spec(self.key.address, recipe_id, data, now_s, secrets.randbits(256), flags)
         escrow_wei, use_fee_wei, wanted_flags = await self.chain.call(self.queue.quote(spec))
         spec = replace(spec, flags=spec.flags | wanted_flags)
         await self.carry_out(await self.desk.cover(escrow_wei + use_fee_wei))

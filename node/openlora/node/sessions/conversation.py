@@ -120,19 +120,8 @@ class Conversation:
         data = documents.encode(document)
         documents.decode_input(data)
         self.last_number += 1
-        spec = JobSpec(
-            client=self.key.address,
-            recipe_id=recipe_id,
-            input_digest=documents.digest(data),
-            max_in_tokens=offer.max_in_tokens,
-            max_out_tokens=offer.max_out_tokens,
-            in_price_per_k=offer.in_price_wei_per_k,
-            out_price_per_k=offer.out_price_wei_per_k,
-            deadline=now_s + offer.deadline_s,
-            lease_secs=offer.lease_s,
-            flags=0,
-            nonce=eip712.order_nonce(self.place.session, self.last_number),
-        )
+        nonce = eip712.order_nonce(self.place.session, self.last_number)
+        spec = offer.spec(self.key.address, recipe_id, data, now_s, nonce)
         signature = sign_digest(bytes(self.key.key), eip712.spec_digest(self.place.domain, spec))
         inline = data if len(data) <= MAX_INLINE_BYTES else b""
         return spec, Order(session=self.place.session, spec=packed(spec), signature=signature, document=inline)
