@@ -23,7 +23,7 @@ TOPIC = "/test/mesh"
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await scenario()
 
     trio.run(main)

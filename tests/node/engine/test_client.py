@@ -152,7 +152,7 @@ async def test_calls_fail_by_name_while_no_engine_comes_back(tmp_path: Path) -> 
 
 
 async def test_an_engine_that_answers_nothing_is_replaced(tmp_path: Path) -> None:
-    async with child_engine(tmp_path, hang_timeout_s=0.2, probe_interval_s=0.05, stop_timeout_s=0.1) as client:
+    async with child_engine(tmp_path, hang_timeout_s=1.0, probe_interval_s=0.05, stop_timeout_s=0.1) as client:
         pid = child_pid()
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(EngineDied):

@@ -171,7 +171,7 @@ async def test_a_node_that_never_finishes_costs_only_its_own_time(
     monkeypatch.setattr(replication, "HEARTBEAT_S", 0.01)
     slow, quick = node_in(peers, "slow"), node_in(peers, "quick")
     slow.network.gate = asyncio.Event()
-    replicas = await author.replicate(copies=2, node_timeout_s=0.3)
+    replicas = await author.replicate(copies=2, node_timeout_s=1.0)
     assert replicas.holders == (quick.network.peer_id,)
     assert replicas.refusals == {"it did not have all of it in time": 1}
 
