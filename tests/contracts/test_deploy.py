@@ -109,10 +109,15 @@ def test_a_deployment_survives_json() -> None:
         ({"token": None, "block": 1.5}, "block: not a non-negative integer; token: not a checksummed address"),
     ],
 )
-def test_a_wrong_file_names_every_fault(change: dict[str, object], fault: str) -> None:
+def test_a_wrong_file_names_its_fault(change: dict[str, object], fault: str) -> None:
     document = json.loads(a_deployment().to_json()) | change
     with pytest.raises(ValueError, match=fault):
         Deployment.from_json(json.dumps(document))
+
+
+def test_of_many_faults_the_first_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^name: unknown key; chain_id: missing; block: missing; and \d+ more$"):
+        Deployment.from_json('{"name": "another kind of file"}')
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "not json"])

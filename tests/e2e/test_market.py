@@ -8,19 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.testing
+from safetensors.numpy import save_file
 
 from openlora.contracts import JobFlag, Role
 from openlora.node.books import Books
 from openlora.node.chain.history import market_events
 from openlora.node.cli.main import app
-from openlora.node.devnet import OLRA, OUTPUT_TERMS, PARAMS, Devnet
+from openlora.node.devnet import MODEL_NAME, OLRA, OUTPUT_TERMS, PARAMS, Devnet
 from openlora.node.errors import OpenLoraError
 from openlora.node.keys import create_key
 from openlora.node.market import Market, committed, open_market
 from openlora.node.wei import tokens
 from tests.e2e.agents import agent, wait_until
+from tests.node.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]
 
@@ -92,6 +95,15 @@ def test_what_cannot_be_meant_costs_nothing(net: Devnet, command: str, words: st
     before = as_client(net, purse)
     refused(*command.split(), "--client", net.client_config, words=words, code=2)
     assert as_client(net, purse) == before
+
+
+def test_a_base_does_not_take_anothers_name(net: Devnet, tmp_path: Path):
+    """Jobs ask by name: of two, they could ask for neither."""
+    model = write_tiny_model(tmp_path / "tiny")
+    save_file({"weight": np.zeros(1, np.float32)}, model / "model.safetensors")
+    command = ("model", "register", model, "--client", net.client_config)
+    refused(*command, "--name", MODEL_NAME, words=f"{MODEL_NAME} is the name of 0x{net.base_id.hex()}", code=2)
+    assert openlora(*command, "--name", "tiny").exception is None
 
 
 async def purse(client: Market) -> tuple[int, int]:

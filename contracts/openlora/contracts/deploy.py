@@ -18,6 +18,8 @@ from openlora.contracts.bindings.disputes import DisputeTerms
 from openlora.contracts.bindings.job_queue import Params
 from openlora.contracts.bindings.outputs import OutputTerms
 
+MAX_FAULTS = 3  # of a file, that are named: another kind of file has dozens
+
 
 @dataclass(frozen=True, slots=True)
 class MarketSettings:
@@ -67,7 +69,7 @@ class Deployment:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Deployment":
-        """Strict: exactly these keys, positive integers, checksummed addresses; else ValueError naming every fault."""
+        """Strict: exactly these keys, positive integers, checksummed addresses; else ValueError with some faults."""
         document = json.loads(text)
         names = [field.name for field in fields(cls)]
         if not isinstance(document, dict):
@@ -83,7 +85,8 @@ class Deployment:
             elif not is_checksum_address(value):
                 faults.append(f"{name}: not a checksummed address")
         if faults:
-            raise ValueError("deployment: " + "; ".join(faults))
+            more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
+            raise ValueError("; ".join(faults[:MAX_FAULTS]) + more)
         return cls(**document)
 
 

@@ -63,6 +63,7 @@ def submit(
     json: JsonFlag = False,
 ) -> None:
     """Escrow the most a job can cost and put it into the queue; or order it from a session's node, at once."""
+    from openlora.node.cli.ordered import say_what_fits, show_ordered
     from openlora.node.market import Offer, open_market
     from openlora.node.network.participant import participant
     from openlora.node.private.sealing import SEALED_MORE_BYTES
@@ -93,13 +94,12 @@ def submit(
     is_inline = len(encode(document)) + private * SEALED_MORE_BYTES <= MAX_INLINE_BYTES
 
     async def order() -> None:
-        from openlora.node.cli.ordered import show_ordered
-
         async with participant(client) as peer:
             catalogue = await peer.market.catalogue()
             terms = parse_terms(adapter or (), catalogue.adapter)
-            recipe_id = await peer.market.recipe(catalogue.base(base).base_id, terms)
-            await show_ordered(peer, named, recipe_id, document, offer, output)
+            base_id = catalogue.base(base).base_id
+            recipe_id = await peer.market.recipe(base_id, terms)
+            await show_ordered(peer, named, base_id, recipe_id, document, offer, output)
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
@@ -116,6 +116,8 @@ def submit(
                 from openlora.node.private.inviting import meet
 
                 await meet(market, peer.network, base_id, offer)
+            if peer:
+                say_what_fits(peer.network.nodes(), base_id, max_tokens, output)
             job = await market.submit(recipe_id, document, offer)
             output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
             if job.use_fee_wei:

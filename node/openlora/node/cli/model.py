@@ -61,6 +61,12 @@ def register(
 
     async def run() -> None:
         async with open_market(client) as person:
+            for base in (await person.catalogue()).bases:
+                if base.name == name and base.base_id != base_id:
+                    raise ConfigError(
+                        f"{name} is the name of 0x{base.base_id.hex()}, and jobs could ask for neither by it;"
+                        " choose another --name"
+                    )
             await person.register_base(base_id, name)
             output.say(f"{name} is registered as 0x{base_id.hex()}, and pays {person.key.address}")
             output.result({"name": name, "base_id": base_id, "payee": person.key.address})

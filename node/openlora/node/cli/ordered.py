@@ -1,6 +1,7 @@
 """An order of the signed lane on the terminal: the answer as it comes, its receipt, and what it cost."""
 
 import time
+from collections.abc import Iterable
 
 from openlora.node.cli.output import Ink, Output, tokens
 from openlora.node.content import document_cid
@@ -9,13 +10,32 @@ from openlora.node.market import Offer
 from openlora.node.network.participant import Participant
 from openlora.node.sessions.conversation import Answered
 from openlora.node.sessions.ordering import converse
+from openlora.p2p.presence.record import Presence
+
+
+def say_what_fits(nodes: Iterable[Presence], base_id: bytes, max_tokens: int, output: Output) -> None:
+    """A word where an answer may be longer than any of these nodes can make it."""
+    models = (model for node in nodes for model in node.status.models)
+    context = max((model.max_context for model in models if model.base_id == base_id.hex()), default=None)
+    if context is not None and max_tokens >= context:
+        output.say(
+            f"an answer ends where the context does, {context} tokens with its prompt: it will be shorter than"
+            f" --max-tokens {max_tokens}"
+        )
 
 
 async def show_ordered(
-    peer: Participant, node: str | None, recipe_id: int, document: InputDocument, offer: Offer, output: Output
+    peer: Participant,
+    node: str | None,
+    base_id: bytes,
+    recipe_id: int,
+    document: InputDocument,
+    offer: Offer,
+    output: Output,
 ) -> None:
     """Orders, prints, and pays. Raises what the conversation raises."""
     conversation, earlier = await converse(peer, node)
+    say_what_fits([conversation.place.node], base_id, offer.max_out_tokens, output)
     for answered in earlier:
         output.say(f"{tokens(answered.receipt.fee)} OLRA are paid for what an earlier run ordered")
     spec, order = conversation.sign(recipe_id, document, offer, int(time.time()))
