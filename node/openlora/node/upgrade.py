@@ -17,9 +17,9 @@ from openlora.node.doctor import chain, journal
 from openlora.node.doctor.journal import JournalFacts
 from openlora.node.errors import ChainError, ConfigError, OpenLoraError
 from openlora.node.journal import MIGRATIONS
+from openlora.node.wei import tokens
 
 READING_S: Final = 5.0
-TOKEN_WEI: Final = 10**18
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +89,7 @@ async def _contracts(config: NodeConfig) -> Sequence[Check]:
             await client.close()
     except OpenLoraError as error:
         return [Check(about="contracts", said=str(error), fix="mend that first: `openlora doctor` says more")]
-    terms = f"bond {params.bond / TOKEN_WEI:g}, {params.max_live_claims} claims at once, window {params.window_secs} s"
+    terms = f"bond {tokens(params.bond)} OLRA, {params.max_live_claims} claims at once, window {params.window_secs} s"
     return [
         Check(about="contracts", said=f"they answer as this version expects; parameters version {number}: {terms}"),
         check_minimum(market.oldest_release),

@@ -458,7 +458,7 @@ async def test_broker_refuses(patient: Patient, tmp_path: Path):
 async def test_an_upgrade_is_checked_against_the_contracts(patient: Patient):
     checks = {check.about: check for check in await check_upgrade(patient.config)}
     assert all(check.ok for check in checks.values())
-    assert "parameters version 1: bond 1, 32 claims" in checks["contracts"].said
+    assert "parameters version 1: bond 1 OLRA, 32 claims" in checks["contracts"].said
     assert "no particular version" in checks["minimum"].said
     await want_release(patient, 9, 0, 0)
     (lacking,) = [check for check in await check_upgrade(patient.config) if not check.ok]

@@ -14,6 +14,7 @@ from openlora.node.chain.transaction import Fees, SignedTransaction
 from openlora.node.chain.types import SentTransaction, TxReceipt
 from openlora.node.job import Wei
 from openlora.node.journal import DROP_INTENTS, FIRST_NONCE, Journal
+from openlora.node.journal_view import NONCES
 
 
 class IntentState(StrEnum):
@@ -72,8 +73,7 @@ class Outbox:
 
     def next_nonce(self) -> int:
         """One more than every nonce that we know to be spoken for."""
-        used = "SELECT max(nonce) FROM attempts UNION ALL SELECT max(nonce) FROM foreign_transactions"
-        after = [int(nonce) + 1 for (nonce,) in self._journal.rows(used) if nonce is not None]
+        after = [int(nonce) + 1 for (nonce,) in self._journal.rows(NONCES) if nonce is not None]
         return max(int(self._journal.meta(FIRST_NONCE) or 0), *after, 0)
 
     def gas_cost_wei(self) -> Wei:
