@@ -101,15 +101,15 @@ class Sender:
 
     # ---- what callers do --------------------------------------------------------------------------------------------
 
-    async def start(self, *, adopt: bool = False) -> None:
+    async def start(self) -> None:
         """Compares the journal with the chain and sends again, as the same bytes, what is not mined.
 
         Raises JournalError when the hot key has sent transactions that the journal does not know and that are not
-        plainly harmless; so also for a fresh journal and a used hot key, unless `adopt` accepts its past.
+        plainly harmless, and for a fresh journal with a used hot key.
         """
         for looks_left in range(PATIENCE_TICKS, 0, -1):  # a server that lags does not know yet what another does
             try:
-                await self._meet_the_chain(adopt)
+                await self._meet_the_chain()
                 break
             except (RpcBehind, RpcError) as error:
                 if looks_left == 1:
@@ -118,15 +118,15 @@ class Sender:
                 await asyncio.sleep(self._options.poll_s)
         self._started = True
 
-    async def _meet_the_chain(self, adopt: bool) -> None:
+    async def _meet_the_chain(self) -> None:
         if self._journal.meta(FIRST_NONCE) is None:
             used = max(await self._client.nonce(self._address), await self._client.nonce(self._address, "pending"))
-            if used and not adopt:
+            if used:
                 raise JournalError(
                     f"the hot key {self._address} has sent {used} transactions and this journal knows none of"
                     " them: restore the journal, or use a fresh hot key"
                 )
-            self._journal.set_meta(FIRST_NONCE, str(used))
+            self._journal.set_meta(FIRST_NONCE, "0")
         await self.tick()
 
     async def run(self) -> NoReturn:
@@ -146,9 +146,7 @@ class Sender:
             await _wait(self._work, self._options.poll_s)
             self._work.clear()
 
-    async def send(
-        self, key: str, call: Call[Any], *, gas_limit: int | None = None, confirmations: int | None = None
-    ) -> TxReceipt:
+    async def send(self, key: str, call: Call[Any], *, confirmations: int | None = None) -> TxReceipt:
         """Has `call` executed once, however often this is called with the same key and in however many lives of the
         agent, and returns its receipt when it is `confirmations` blocks deep.
 
@@ -158,7 +156,7 @@ class Sender:
         used for another call or signing has stopped.
         """
         assert self._started, "start() comes first"
-        intent = self._outbox.find(key) or await self._begin(key, call, gas_limit)
+        intent = self._outbox.find(key) or await self._begin(key, call)
         if (intent.to, intent.data) != (call.to.lower(), call.data):
             raise JournalError(f"the intent {key} was journalled for another call; name this one differently")
         receipt = await self._mined(key, confirmations or self._options.confirmations)
@@ -168,10 +166,10 @@ class Sender:
 
     # ---- sending ----------------------------------------------------------------------------------------------------
 
-    async def _begin(self, key: str, call: Call[Any], gas_limit: int | None) -> Intent:
+    async def _begin(self, key: str, call: Call[Any]) -> Intent:
         while True:
             self._check_trusted()
-            gas, fees, balance = await self._prepare(call, gas_limit)
+            gas, fees, balance = await self._prepare(call)
             # From here to the journal's commit nothing awaits: no other task can take the nonce or begin this intent.
             self._check_trusted()
             begun = self._outbox.find(key)
@@ -192,7 +190,7 @@ class Sender:
         self._work.set()
         return intent
 
-    async def _prepare(self, call: Call[Any], gas_limit: int | None) -> tuple[int, Fees, Wei]:
+    async def _prepare(self, call: Call[Any]) -> tuple[int, Fees, Wei]:
         """Gas limit, fees and balance, asked for at once: a claim is a race. Raises Reverted if `call` would revert,
         RpcBehind if it would only at an older block than the newest that any server has shown."""
         try:
@@ -205,7 +203,7 @@ class Sender:
         except Reverted as refusal:
             await self._client.call(call, block=self._highest, sender=self._address)
             raise RpcBehind(f"{refusal}, but not at block {self._highest}: an RPC lags") from None
-        gas = gas_limit or gas_limit_of(estimate)
+        gas = gas_limit_of(estimate)
         if gas > MAX_GAS:
             raise ChainError(f"{call.name} would take {gas:,} gas, and a transaction may have {MAX_GAS:,}")
         return gas, fees, balance
