@@ -62,10 +62,12 @@ void enter_attention() { _tile_loadconfig(&kAttention); }
 
 // Registers 0–2: the sums of rows 0–15; 3–5: of rows 16–31; 6: inputs; 7: weights.
 template <bool kTall, class Weights>
-inline void products(Inputs inputs, Weights&& weights, int pairs, float* out) {
-  constexpr int kWeightBytes = kTileRow * sizeof(bf16), kAtOnce = kTall ? 1 : 2;
-  const int input_bytes = static_cast<int>(inputs.stride);
-  const bf16* x = static_cast<const bf16*>(inputs.row(0));
+inline void products(Inputs inputs, Weights&& weights, int pairs, float* out, const Finish& before) {
+  constexpr int kWeightBytes = kTileRow * sizeof(bf16);
+  const std::ptrdiff_t input_bytes = inputs.stride;
+  const char* x = inputs.at;
+  const char* below = x + 16 * input_bytes;
+  Finishing finishing(before, pairs / kDepth);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -74,36 +76,47 @@ inline void products(Inputs inputs, Weights&& weights, int pairs, float* out) {
     _tile_zero(4);
     _tile_zero(5);
   }
-  const bf16* below = static_cast<const bf16*>(inputs.row(16));
-  for (int p = 0; p < pairs; p += kDepth) {
+  for (int p = 0; p < pairs; p += kDepth, x += 64, below += 64) {
     const bf16* columns = weights.next();
+    const char* coming = x + 64;  // of the next block, into the first-level cache
+    const auto fetch_inputs = [&](int rows) {
+      for (int i = 0; i < rows; ++i, coming += input_bytes) __builtin_prefetch(coming, 0, 3);
+    };
     _tile_loadd(7, columns, kWeightBytes);
-    _tile_loadd(6, x + 2 * p, input_bytes);
+    _tile_loadd(6, x, input_bytes);
     _tile_dpbf16ps(0, 6, 7);
-    weights.prepare(kAtOnce);
+    finishing.some();
     if constexpr (kTall) {
-      _tile_loadd(6, below + 2 * p, input_bytes);
+      weights.template prepare<0, 1>();
+      fetch_inputs(6);
+      _tile_loadd(6, below, input_bytes);
       _tile_dpbf16ps(3, 6, 7);
-      weights.prepare(kAtOnce);
+      weights.template prepare<1, 1>();
+      fetch_inputs(6);
       _tile_loadd(7, columns + 32, kWeightBytes);
       _tile_dpbf16ps(4, 6, 7);
-      weights.prepare(kAtOnce);
-      _tile_loadd(6, x + 2 * p, input_bytes);
+      weights.template prepare<2, 1>();
+      fetch_inputs(5);
+      _tile_loadd(6, x, input_bytes);
       _tile_dpbf16ps(1, 6, 7);
-      weights.prepare(kAtOnce);
+      weights.template prepare<3, 1>();
+      fetch_inputs(5);
       _tile_loadd(7, columns + 64, kWeightBytes);
       _tile_dpbf16ps(2, 6, 7);
-      weights.prepare(kAtOnce);
-      _tile_loadd(6, below + 2 * p, input_bytes);
+      weights.template prepare<4, 1>();
+      fetch_inputs(5);
+      _tile_loadd(6, below, input_bytes);
       _tile_dpbf16ps(5, 6, 7);
-      weights.prepare(kAtOnce);
+      weights.template prepare<5, 1>();
+      fetch_inputs(5);
     } else {
+      weights.template prepare<0, 2>();
       _tile_loadd(7, columns + 32, kWeightBytes);
       _tile_dpbf16ps(1, 6, 7);
-      weights.prepare(kAtOnce);
+      weights.template prepare<2, 2>();
       _tile_loadd(7, columns + 64, kWeightBytes);
       _tile_dpbf16ps(2, 6, 7);
-      weights.prepare(kAtOnce);
+      weights.template prepare<4, 2>();
     }
   }
   constexpr int kOutBytes = kTile * sizeof(float);
@@ -119,18 +132,17 @@ inline void products(Inputs inputs, Weights&& weights, int pairs, float* out) {
 
 void tile(Inputs x, int rows, const bf16* w, int pairs, float* out, const Meanwhile& meanwhile) {
   if (rows > 16)
-    products<true>(x, Dense(w, pairs, meanwhile), pairs, out);
+    products<true>(x, Dense(w, pairs, meanwhile), pairs, out, meanwhile.finish);
   else
-    products<false>(x, Dense(w, pairs, meanwhile), pairs, out);
+    products<false>(x, Dense(w, pairs, meanwhile), pairs, out, meanwhile.finish);
 }
 
 void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, const Meanwhile& meanwhile) {
   alignas(64) Restored::Blocks blocks;
-  finish(meanwhile.finish, 0, meanwhile.finish.rows);
   if (rows > 16)
-    products<true>(x, Restored(w, pairs, meanwhile, blocks), pairs, out);
+    products<true>(x, Restored(w, pairs, meanwhile, blocks), pairs, out, meanwhile.finish);
   else
-    products<false>(x, Restored(w, pairs, meanwhile, blocks), pairs, out);
+    products<false>(x, Restored(w, pairs, meanwhile, blocks), pairs, out, meanwhile.finish);
 }
 
 // Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then

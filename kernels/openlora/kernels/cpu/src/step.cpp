@@ -11,7 +11,7 @@
 namespace openlora {
 namespace {
 
-constexpr std::ptrdiff_t kAhead = 192 << 10;  // bytes that fetches of weights run ahead
+constexpr std::ptrdiff_t kAhead = 24 << 10;  // bytes that fetches of weights run ahead
 constexpr int kRowsApart = 96;                // for each member, from which on they divide the rows
 constexpr int kRestoredAgain = 4;             // blocks, up to which a packed tile is restored for each: kept, it is slower
 constexpr std::int64_t kPerItem = 64;         // positions that take as long as what every item takes besides
