@@ -37,7 +37,8 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 #undef attention
 #undef tile_int8
 
-constexpr int kDepth = 16;  // pairs in a register
+constexpr int kDepth = 16;   // pairs in a register
+constexpr int kHeight = 16;  // rows
 
 struct alignas(64) Configuration {
   std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -145,62 +146,88 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
     products<false>(x, Restored(w, pairs, meanwhile, blocks), pairs, out, meanwhile.finish);
 }
 
-// Both planes of up to 32 rows by sixteen columns. Registers 0–3: the sums of the high and the low plane of rows 0–15, then
-// of rows 16–31; 4–6: inputs; 7: codes.
-template <bool kTall>
-inline void int8_products(const Planes& x, const std::int8_t* codes, int quads, std::int32_t (*sums)[kLanes],
-                          const char* ahead) {
-  constexpr int kQuadRow = 4 * kTile, kBytes = 4 * kLanes;
-  const std::ptrdiff_t below = std::ptrdiff_t{16} * x.stride;
+// Both planes of sixteen rows by kColumns times sixteen columns. Registers 0–2: the sums of the high plane; 3–5: of the low
+// one; 6: inputs; 7: codes.
+template <int kColumns>
+inline __attribute__((always_inline)) void int8_products(const Planes& x, int first, const std::int8_t* codes, int quads,
+                                                         std::int32_t (*sums)[kHeight][kLanes], Fetching& fetching,
+                                                         Finishing& finishing) {
+  constexpr int kQuadRow = 4 * kTile, kQuadLanes = 4 * kLanes;
+  const std::ptrdiff_t begin = std::ptrdiff_t{first} * x.stride;
+  const std::uint8_t *high = x.high + begin, *low = x.low + begin;
+  const auto fetch_inputs = [&](const std::uint8_t* plane) {  // of the next block
+    for (int i = 0; i < kHeight; ++i) __builtin_prefetch(plane + 64 + i * x.stride, 0, 3);
+  };
   _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kTall) {
+  _tile_zero(3);
+  if constexpr (kColumns == 3) {
+    _tile_zero(1);
     _tile_zero(2);
-    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
   }
-  for (int q = 0; q < quads; q += kDepth) {
-    _tile_loadd(7, codes + std::ptrdiff_t{q} * kQuadRow, kQuadRow);
-    _tile_loadd(4, x.high + 4 * q, x.stride);
-    _tile_dpbusd(0, 4, 7);
-    _tile_loadd(5, x.low + 4 * q, x.stride);
-    _tile_dpbusd(1, 5, 7);
-    if (ahead) fetch(ahead + std::ptrdiff_t{q} * kBytes, kDepth * kBytes);
-    if constexpr (kTall) {
-      _tile_loadd(6, x.high + below + 4 * q, x.stride);
+  for (int q = 0; q < quads; q += kDepth, codes += kDepth * kQuadRow, high += 64, low += 64) {
+    _tile_loadd(7, codes, kQuadRow);
+    _tile_loadd(6, high, x.stride);
+    _tile_dpbusd(0, 6, 7);
+    fetching.some(1);
+    _tile_loadd(6, low, x.stride);
+    _tile_dpbusd(3, 6, 7);
+    finishing.some();
+    if constexpr (kColumns == 3) {
+      _tile_loadd(7, codes + kQuadLanes, kQuadRow);
+      _tile_dpbusd(4, 6, 7);
+      fetching.some(1);
+      fetch_inputs(high);
+      _tile_loadd(6, high, x.stride);
+      _tile_dpbusd(1, 6, 7);
+      _tile_loadd(7, codes + 2 * kQuadLanes, kQuadRow);
       _tile_dpbusd(2, 6, 7);
-      _tile_loadd(4, x.low + below + 4 * q, x.stride);
-      _tile_dpbusd(3, 4, 7);
+      fetching.some(1);
+      fetch_inputs(low);
+      _tile_loadd(6, low, x.stride);
+      _tile_dpbusd(5, 6, 7);
     }
   }
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 16, 64);
-  if constexpr (kTall) {
-    _tile_stored(2, sums + 32, 64);
-    _tile_stored(3, sums + 48, 64);
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(3, sums[kColumns], 64);
+  if constexpr (kColumns == 3) {
+    _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64);
+    _tile_stored(4, sums[4], 64);
+    _tile_stored(5, sums[5], 64);
   }
 }
 
-void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const void* ahead) {
-  alignas(64) std::int32_t sums[64][kLanes];
-  const char* next = static_cast<const char*>(ahead);
-  if (ahead) fetch(next, sizeof(Int8Tile));
-  for (int column = 0; column < kTile; column += kLanes) {
-    const std::int8_t* codes = w.codes + 4 * column;
-    const char* after = ahead ? next + sizeof(Int8Tile) + std::ptrdiff_t{4} * column * quads : nullptr;
-    if (rows > 16)
-      int8_products<true>(x, codes, quads, sums, after);
-    else
-      int8_products<false>(x, codes, quads, sums, after);
-    for (int i = 0; i < rows; ++i) {
-      const std::int32_t(*high)[kLanes] = sums + i / 16 * 32 + i % 16;
-      store(out + i * kTile + column, int8_result(load<I>(high), load<I>(high + 16), w, column, x.scale[i]));
+// Many or long rows come from the second-level cache, and go by once for all columns; others stay in the first, and one pass's
+// sums are on their way out while the next one computes.
+template <int kColumns>
+inline void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const Meanwhile& meanwhile) {
+  alignas(64) std::int32_t sums[2 * kColumns][kHeight][kLanes];
+  const int halves = (rows + kHeight - 1) / kHeight, blocks = quads / kDepth * halves * (kVectors / kColumns);
+  Fetching fetching(meanwhile, blocks * kColumns);
+  Finishing finishing(meanwhile.finish, blocks);
+  for (int first = 0; first < rows; first += kHeight)
+    for (int column = 0; column < kTile; column += kColumns * kLanes) {
+      int8_products<kColumns>(x, first, w.codes + 4 * column, quads, sums, fetching, finishing);
+      for (int i = 0; i < kHeight && first + i < rows; ++i)
+        for (int v = 0; v < kColumns; ++v) {
+          const int at = column + v * kLanes;
+          store(out + (first + i) * kTile + at,
+                int8_result(load<I>(sums[v][i]), load<I>(sums[kColumns + v][i]), w, at, x.scale[first + i]));
+        }
     }
-  }
+}
+
+void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const Meanwhile& meanwhile) {
+  constexpr int kLong = 256;  // quads
+  if (rows > kHeight || quads >= kLong)
+    tile_int8<3>(x, rows, w, quads, out, meanwhile);
+  else
+    tile_int8<1>(x, rows, w, quads, out, meanwhile);
 }
 
 // ---- adapters -------------------------------------------------------------------------------------------------------
-
-constexpr int kHeight = 16;
 
 // While it lives, vectors round as the matrix unit does: to the nearest, with zeros for what is subnormal.
 class AsTheUnit {
@@ -421,7 +448,7 @@ void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int
 
 #include "attention_amx.inc"
 
-const Kernels kTable = {"amx", sizeof(Input), kTall, enter, leave, enter_attention, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+const Kernels kTable = {"amx", sizeof(Input), kTall, 24 << 10, enter, leave, enter_attention, tile, quantise, tile_int8, unpack, expand, shrink, attention,
                         rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, tile_packed, restore};
 
 bool has_amx() {

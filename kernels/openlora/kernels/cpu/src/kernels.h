@@ -113,6 +113,7 @@ struct Kernels {
   const char* name;
   int input_bytes;  // of one input: 2 or 4
   int queries;      // that attention takes well at once
+  int ahead;        // bytes that fetches of weights had better run ahead
 
   // Brackets every thread's work of a step. A thread enters attention before a row of calls of it, and the step again after.
   void (*enter)();
@@ -128,7 +129,7 @@ struct Kernels {
 
   // As tile, of integers: out[m, 0:48] = (128 · Σ_k (high[m, k] − 64) · code[k] + Σ_k low[m, k] · code[k]) · (scale of
   // row m · scale of the column), where both sums are exact; each is rounded to float32 once.
-  void (*tile_int8)(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const void* ahead);
+  void (*tile_int8)(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const Meanwhile&);
 
   // A dense tile from a coded one: scale · code + minimum, rounded to bfloat16. It fetches as many bytes as the coded
   // tile has from `ahead`, unless that is null.

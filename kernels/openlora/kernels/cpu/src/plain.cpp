@@ -23,7 +23,7 @@ inline I dot4(I sum, U w, U x) {
 
 #include "quantised.inc"
 
-const Kernels kTable = {"plain", sizeof(Input), 16, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+const Kernels kTable = {"plain", sizeof(Input), 16, 64 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
                         rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox};
 
 }  // namespace

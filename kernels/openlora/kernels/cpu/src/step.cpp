@@ -11,10 +11,9 @@
 namespace openlora {
 namespace {
 
-constexpr std::ptrdiff_t kAhead = 24 << 10;  // bytes that fetches of weights run ahead
-constexpr int kRowsApart = 96;                // for each member, from which on they divide the rows
-constexpr int kRestoredAgain = 4;             // blocks, up to which a packed tile is restored for each: kept, it is slower
-constexpr std::int64_t kPerItem = 64;         // positions that take as long as what every item takes besides
+constexpr int kRowsApart = 96;         // for each member, from which on they divide the rows
+constexpr int kRestoredAgain = 4;      // blocks, up to which a packed tile is restored for each: kept, it is slower
+constexpr std::int64_t kPerItem = 64;  // positions that take as long as what every item takes besides
 
 // A piece of attention: some rows of one sequence under one key-value head.
 struct Item {
@@ -300,30 +299,30 @@ class Pass {
                      Meanwhile& meanwhile, float* out) {
     const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
     const int count = rows.end - rows.begin;
-    const char* ahead = tile.weights + kAhead;
+    const char* ahead = tile.weights + k_.ahead;
     bf16* room = unpacked(member, linear, unit, i);
     x = x.from(rows.begin);
-    if (linear.integers()) {
-      k_.finish(meanwhile.finish, 0, meanwhile.finish.rows);
-      fetch(meanwhile);
-      k_.tile_int8(planes(linear, rows.begin), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear.quads(), out,
-                   place.block ? nullptr : ahead);
-    } else if (linear.coded()) {
+    if (linear.coded()) {
       if (!place.block) k_.unpack(tile.weights, linear.coding, linear.pairs(), room, ahead);
       k_.tile(x, count, room, linear.pairs(), out, meanwhile);
-    } else if (tile.packed && place.blocks <= kRestoredAgain) {
-      const std::size_t each = tile.bytes / place.blocks, later = std::min(each, bytes_of(meanwhile)) / 64 * 64;
-      const char* from = ahead + each * place.block;
-      meanwhile.ahead = {from, each - later};
-      k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
-      return {from + (each - later), later};
-    } else {
-      if (tile.packed) ahead += linear.unit * tile.bytes;  // than what is being restored
-      const std::size_t each = tile.bytes / place.blocks;
-      meanwhile.ahead = {ahead + each * place.block, each};
-      meanwhile.groups = linear.pairs() * kTileRow / kPackedNumbers / place.blocks + 1;
-      k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
+      return {};
     }
+    const std::size_t each = tile.bytes / place.blocks;
+    ahead += each * place.block;
+    if (tile.packed && place.blocks <= kRestoredAgain) {
+      const std::size_t later = std::min(each, bytes_of(meanwhile)) / 64 * 64;
+      meanwhile.ahead = {ahead, each - later};
+      k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
+      return {ahead + (each - later), later};
+    }
+    if (tile.packed) ahead += linear.unit * tile.bytes;  // than what is being restored
+    meanwhile.ahead = {ahead, each};
+    meanwhile.groups = linear.pairs() * kTileRow / kPackedNumbers / place.blocks + 1;
+    if (linear.integers())
+      k_.tile_int8(planes(linear, rows.begin), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear.quads(), out,
+                   meanwhile);
+    else
+      k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
     return {};
   }
 
@@ -331,12 +330,6 @@ class Pass {
     std::size_t bytes = 0;
     for (int i = 0; i < meanwhile.firsts; ++i) bytes += meanwhile.first[i].bytes;
     return bytes;
-  }
-
-  static void fetch(const Meanwhile& meanwhile) {
-    for (int i = 0; i < meanwhile.firsts; ++i)
-      for (std::size_t at = 0; at < meanwhile.first[i].bytes; at += 64)
-        __builtin_prefetch(static_cast<const char*>(meanwhile.first[i].at) + at, 0, 2);
   }
 
   // The i-th tile of a unit, if it is packed, to where it is unpacked.
