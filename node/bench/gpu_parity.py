@@ -17,9 +17,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.engine import Engine, ScoreRequest
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import Checkpoint, load_weights
+from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
 

@@ -25,10 +25,11 @@ import torch
 from safetensors.torch import save_file
 
 from openlora.kernels.ops import BACKENDS, Ops
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import FORMS, Checkpoint, load_weights
+from openlora.node.engine.loader import FORMS, load_weights
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Cancel, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from openlora.kernels.errors import KernelsUnavailable
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import Checkpoint, load_weights
+from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import (
     AdapterLoaded,
     AdapterUse,

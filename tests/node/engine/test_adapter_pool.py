@@ -6,7 +6,7 @@ from openlora.kernels.types import Difference, LoraFactors
 from openlora.node.adapters.format import AdapterWeights, Factor, RawTensor
 from openlora.node.engine import changes
 from openlora.node.engine.adapter_pool import AdapterPool
-from openlora.node.engine.loader import Checkpoint
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.lora_tables import LoraTables
 from openlora.node.errors import AdapterError
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from openlora.kernels.ops import BACKENDS, LoraPlan, Ops
 from openlora.kernels.types import LoraEntries
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.engine import Engine, EngineLimits, ScoreRequest
-from openlora.node.engine.loader import Checkpoint, load_weights
+from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import (
     AdapterLoaded,
     AdapterRefused,

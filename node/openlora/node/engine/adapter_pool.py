@@ -7,7 +7,7 @@ import torch
 
 from openlora.node.adapters.format import AdapterWeights
 from openlora.node.engine import changes
-from openlora.node.engine.loader import Checkpoint
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.lora_tables import FactorStore
 from openlora.node.errors import AdapterError
 

@@ -8,7 +8,7 @@ from openlora.kernels.reference import row_norms
 from openlora.kernels.types import Change, Difference, LoraFactors
 from openlora.node.adapters.format import BFLOAT16_MAX, MAX_RECIPE_WEIGHT, AdapterWeights, Factor
 from openlora.node.adapters.safetensors import RawTensor
-from openlora.node.engine.loader import Checkpoint
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.errors import AdapterError, ModelError
 
 _NUMPY_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}

@@ -13,8 +13,9 @@ from openlora.node.adapters.format import read_adapter
 from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
 from openlora.node.engine.admission import check_adapters, check_prompt, check_request
 from openlora.node.engine.blocks import BlockAllocator
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import Checkpoint, load_weights
+from openlora.node.engine.loader import load_weights
 from openlora.node.engine.lookup import Lookup
 from openlora.node.engine.messages import (
     AdapterLoaded,

@@ -42,7 +42,7 @@ def _load(arguments: Arguments, options: VllmConfig, folder: Path) -> Steps:
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from openlora.node.engine.loader import Checkpoint
+        from openlora.node.engine.checkpoint import Checkpoint
         from openlora.node.engine.vllm.engine import VllmEngine
         from openlora.node.engine.vllm.faults import leave_base_rows_alone
         from openlora.node.engine.vllm.recipes import HostFactors, Recipes

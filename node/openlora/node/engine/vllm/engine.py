@@ -22,8 +22,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from openlora.node.adapters.format import read_adapter
 from openlora.node.engine.adapter_pool import AdapterPool, ResidentAdapter
 from openlora.node.engine.admission import check_request
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import Checkpoint
 from openlora.node.engine.messages import (
     AdapterLoaded,
     AdapterRefused,
