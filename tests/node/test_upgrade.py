@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from openlora.node.doctor.journal import JournalFacts
-from openlora.node.journal import MIGRATIONS
+from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.upgrade import check_schema, check_upgrade
 from tests.node.test_config import write
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from openlora.node.config import NodeConfig, load
 from openlora.node.errors import BackupError
-from openlora.node.journal import MIGRATIONS
+from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
 from openlora.node.keys import SCRYPT_N
 

@@ -16,7 +16,7 @@ from openlora.node.deployment import load_deployment
 from openlora.node.doctor import chain, journal
 from openlora.node.doctor.journal import JournalFacts
 from openlora.node.errors import ChainError, ConfigError, OpenLoraError
-from openlora.node.journal import MIGRATIONS
+from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.wei import tokens
 
 READING_S: Final = 5.0

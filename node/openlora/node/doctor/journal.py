@@ -14,7 +14,8 @@ from openlora.node import agent_client
 from openlora.node.config import NodeConfig
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import AgentUnreachable, RequestError
-from openlora.node.journal import MIGRATIONS, Identity
+from openlora.node.journal import Identity
+from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
 
 AGENT_TIMEOUT_S: Final = 3.0
