@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionError
@@ -555,6 +556,31 @@ async def test_a_second_agent_that_one_rpc_alone_shows_is_none(tmp_path: Path) -
     world.chain.inject(foreign(1, to=QUEUE, data=b"claim-by-another"))
     with pytest.raises(JournalError, match="another agent"):
         await world.tick()
+    await world.kill()
+
+
+class KeepsReceipts(FakeChain):
+    """Shows another's chain without its receipts."""
+
+    def __init__(self, shown: FakeChain) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def answer(self, method: str, params: list[Any]) -> Any:
+        return None if method == "eth_getTransactionReceipt" else self._shown.answer(method, params)
+
+
+async def test_a_receipt_that_one_rpc_keeps_back_is_asked_of_another(tmp_path: Path) -> None:
+    world = World(tmp_path, automine=True)
+    world.liars = [KeepsReceipts(world.chain)]
+    await world.start()
+    sent = world.send("claim")
+    await world.tick(3)
+    assert not sent.done()
+    with pytest.raises(RpcBehind, match="for 31 s the RPC has shown no receipt of claim"):
+        await world.tick(later_s=31)
+    await world.tick()
+    assert sent.result().succeeded
     await world.kill()
 
 

@@ -315,13 +315,26 @@ class Sender:
                 return
         taken = await self._client.transaction_with(self._address, intent.nonce, head.number)
         if taken is None or any(taken.hash == attempt.signed.hash for attempt in attempts):
-            return  # servers disagree for the moment; look again
+            self._await_receipt(intent, head)
+            return
         self._judge(taken)
         if intent.key.startswith(GAP):
             self._outbox.discard(intent.key)
         elif head.number - taken.block.number + 1 >= self._options.confirmations:
             log.warning("event=nonce_taken intent=%s nonce=%d", intent.key, intent.nonce)
             await self._sign_anew(intent, attempts[0], intent.gas_limit)
+
+    def _await_receipt(self, intent: Intent, head: Block) -> None:
+        """Servers disagree for the moment, or one keeps the receipt back: then another is asked, if there is one."""
+        now = self._clock()
+        since, _ = self._waiting_since.setdefault(intent.key, (now, head.number))
+        if now - since >= self._options.bump_after_s:
+            self._waiting_since[intent.key] = now, head.number
+            self._client.doubt(self._client.doubts)
+            raise RpcBehind(
+                f"nonce {intent.nonce} of the hot key is used, and for {now - since:.0f} s the RPC has shown no receipt"
+                f" of {intent.key}"
+            )
 
     async def _would_pass(self, intent: Intent) -> bool:
         """Whether it would do something now: not if its effect is there, whatever a server said of its receipt."""
