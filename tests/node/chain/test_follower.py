@@ -393,6 +393,14 @@ async def test_what_one_rpc_alone_takes_back_is_not_taken_back(tmp_path: Path, d
     await world.kill()
 
 
+async def test_trouble_is_told_of_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.provider.fail("eth_getBlockByNumber", Refusal("upstream is ill"), times=3)
+    async with asyncio.timeout(5):
+        await follower(world).catch_up(Ledger(world).apply)
+    assert not world.provider.faults
+    assert caplog.text.count("follower_waits") == 1
+
+
 async def test_random_branches_always_end_in_the_canonical_view(world: World) -> None:
     dice = random.Random(7)
     ledger = Ledger(world)

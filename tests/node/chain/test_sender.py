@@ -700,7 +700,9 @@ async def test_an_unexplained_nonce_is_given_time_while_running(world: World) ->
     assert world.outbox.attempts("claim")[0].signed.nonce == 1
 
 
-async def test_rpc_trouble_is_waited_out_by_the_loop(tmp_path: Path) -> None:
+async def test_rpc_trouble_is_waited_out_by_the_loop_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     world = World(tmp_path, automine=True, options=SenderOptions(poll_s=0.01))
     await world.start()
     sending = world.send("claim")
@@ -710,4 +712,5 @@ async def test_rpc_trouble_is_waited_out_by_the_loop(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         assert (await sending).succeeded
     assert not world.provider.faults
+    assert caplog.text.count("sender_waits") == 1
     await world.kill()

@@ -96,6 +96,7 @@ class Follower:
             pass
 
     async def _step_at_last(self, apply: Callable[[Batch], None]) -> Batch | None:
+        told = ""  # of which trouble
         for tries in count(1):
             doubts = self._client.doubts
             try:
@@ -103,11 +104,14 @@ class Follower:
             except (ChainError, JournalUnwritable) as error:
                 if isinstance(error, ChainError) and tries % PATIENCE_STEPS == 0:
                     self._client.doubt(doubts)
-                log.warning("event=follower_waits reason=%r", str(error))
+                reason = str(error)
             except JournalError as error:
                 if not self._client.doubt(doubts):
                     raise
-                log.warning("event=follower_waits reason=%r", str(error))
+                reason = str(error)
+            if told != reason:
+                told = reason
+                log.warning("event=follower_waits reason=%r", told)
             await asyncio.sleep(self._poll_s)
         raise AssertionError("counts for ever")
 

@@ -131,15 +131,17 @@ class Sender:
 
     async def run(self) -> NoReturn:
         """Looks at the chain every `poll_s` seconds, and at once after a send. Trouble with the RPC or a full disk is
-        waited out; raises JournalError when signing has stopped."""
-        failed = 0  # ticks in a row
+        waited out, and told of once; raises JournalError when signing has stopped."""
+        failed, told = 0, ""  # ticks in a row, and of which trouble
         while True:
             doubts = self._client.doubts
             try:
                 await self.tick()
-                failed = 0
+                failed, told = 0, ""
             except (ChainError, JournalUnwritable) as error:
-                log.warning("event=sender_waits reason=%r", str(error))
+                if told != str(error):
+                    told = str(error)
+                    log.warning("event=sender_waits reason=%r", told)
                 failed += 1
                 if isinstance(error, RpcBehind | RpcError) and failed % PATIENCE_TICKS == 0:
                     self._client.doubt(doubts)
