@@ -257,7 +257,7 @@ class Pass {
         const int first = mine.begin + block * kBlock, count = std::min(kBlock, mine.end - first);
         float(*products)[kBlock * kTile] = out[turn % 2];
         const Inputs to = where(unit, first);
-        if (kept && kind != Finish::kNothing) fetch_for(kind, to, count);
+        if (kept && kind == Finish::kPut) fetch_for(to, count);
         for (int i = 0; i < linear.unit; ++i) {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
@@ -282,11 +282,11 @@ class Pass {
     k_.finish(finish, 0, finish.rows);
   }
 
-  // Where a block's products will go, into the first-level cache: waiting for it then would hold up the next products.
-  void fetch_for(Finish::Kind kind, Inputs to, int rows) const {
-    const int bytes = kTile * (kind == Finish::kPut || kind == Finish::kAdd ? int{sizeof(float)} : k_.input_bytes);
+  // Where a block's products will be put, into the first-level cache: waiting for it then would hold up the next products.
+  static void fetch_for(Inputs to, int rows) {
     for (int row = 0; row < rows; ++row)
-      for (int i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<char*>(to.row(row)) + i, 1, 3);
+      for (std::size_t i = 0; i < kTile * sizeof(float); i += 64)
+        __builtin_prefetch(static_cast<char*>(to.row(row)) + i, 1, 3);
   }
 
   struct Place {
