@@ -105,35 +105,40 @@ void AdaptedRows::compute(const Product& product, const Product* next, Inputs x,
   d_.kernels.shrink(runs, count, *product.stack, product.first, product.ranks, columns, ahead);
 }
 
-std::vector<Addend> AdaptedRows::addends(int layer, int part, int parts) const {
-  std::vector<Addend> all;
-  all.reserve(parts * runs_.size());
-  for (int i = 0; i < parts; ++i)
+AdaptedRows::Added AdaptedRows::added(int layer, int part, int parts) const {
+  Added all;
+  all.addends.reserve(parts * runs_.size());
+  all.factors.reserve(parts * chunks_.size());
+  for (int i = part; i < part + parts; ++i) {
     for (const Run& run : runs_) {
-      const Lora* lora = d_.lora(run.slot, layer, part + i);
+      const Lora* lora = d_.lora(run.slot, layer, i);
       if (lora)
-        all.push_back({run.h + lora->offset, lora->b, lora->pairs, &rows_[run.begin], run.end - run.begin});
+        all.addends.push_back({run.h + lora->offset, lora->b, lora->pairs, &rows_[run.begin], run.end - run.begin});
       else
-        all.push_back({nullptr, {}, 0, nullptr, 0});
+        all.addends.push_back({nullptr, {}, 0, nullptr, 0});
     }
+    std::size_t bytes = 0;
+    for (const Chunk& chunk : chunks_) {
+      const Lora* lora = d_.lora(chunk.slot, layer, i);
+      all.factors.push_back(lora ? lora->b.first(std::ptrdiff_t{lora->pairs} * kTileRow) : Ahead());
+      bytes += all.factors.back().bytes;
+      if (lora) __builtin_prefetch(lora->b.packed);  // what comes before the groups
+    }
+    all.bytes.push_back(bytes);
+  }
   return all;
 }
 
-void AdaptedRows::find(const std::vector<Addend>& addends, int part, int tile, std::vector<Ahead>& found) const {
-  found.clear();
-  for (const Chunk& chunk : chunks_) {
-    const Addend& one = addends[part * runs_.size() + (by_slot_[chunk.begin] - runs_.data())];
-    const std::ptrdiff_t numbers = std::ptrdiff_t{one.pairs} * kTileRow;
-    if (numbers) found.push_back(one.b.from(tile * numbers, numbers));
-  }
+TileOfEach AdaptedRows::factors(const Added& added, int part, int tile) const {
+  const int count = static_cast<int>(chunks_.size());
+  return {added.factors.data() + part * count, count, tile, added.bytes[part]};
 }
 
-void AdaptedRows::expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, Ahead ahead,
-                         float* out) const {
+void AdaptedRows::expand(const Added& added, int part, int tile, int first, int count, Ahead ahead, float* out) const {
   const std::size_t bytes = ahead.bytes / 2;
   for (int half = first / kHalf; half * kHalf < first + count; ++half, out += kHalf * kTile) {
     const int begin = half_starts_[half], runs = half_starts_[half + 1] - begin;
-    d_.kernels.expand(out, addends.data() + part * runs_.size() + begin, runs, tile, {ahead.at, bytes});
+    d_.kernels.expand(out, added.addends.data() + part * runs_.size() + begin, runs, tile, {ahead.at, bytes});
     ahead.at = static_cast<const char*>(ahead.at) + bytes;
   }
 }

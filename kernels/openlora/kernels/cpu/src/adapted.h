@@ -21,14 +21,21 @@ class AdaptedRows {
   // Computes the member's share of the shrunk inputs of the matrices whose common input is x.
   void shrink(int member, int layer, int input, Inputs x, int columns) const;
 
-  // What adapters add to `parts` matrices of a layer, from the `part`th on: [parts][runs].
-  std::vector<Addend> addends(int layer, int part, int parts) const;
+  // What adapters add to some matrices.
+  struct Added {
+    std::vector<Addend> addends;     // [matrices][runs]
+    std::vector<Ahead> factors;      // [matrices][chunks]: the first tile of each
+    std::vector<std::size_t> bytes;  // a matrix: of one tile of all its factors
+  };
 
-  // Where what will be added to one tile lies, whatever the rows; `part` counts from the addends' first.
-  void find(const std::vector<Addend>& addends, int part, int tile, std::vector<Ahead>& found) const;
+  // To `parts` matrices of a layer, from the `part`th on.
+  Added added(int layer, int part, int parts) const;
+
+  // Where what is added to a tile of the `part`th of them lies, whatever the rows.
+  TileOfEach factors(const Added& added, int part, int tile) const;
 
   // Adds to the tile's rows first:first + count, out [32][48]. Meanwhile fetches `ahead`.
-  void expand(const std::vector<Addend>& addends, int part, int tile, int first, int count, Ahead ahead, float* out) const;
+  void expand(const Added&, int part, int tile, int first, int count, Ahead ahead, float* out) const;
 
  private:
   struct Use {

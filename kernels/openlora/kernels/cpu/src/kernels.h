@@ -43,6 +43,21 @@ struct Numbers {
     const void* at = first ? static_cast<const void*>(groups + first / kPackedNumbers) : packed;
     return {at, static_cast<std::size_t>(reinterpret_cast<const char*>(end) - static_cast<const char*>(at))};
   }
+
+  // The first `count` of them, without what comes before packed groups.
+  Ahead first(std::ptrdiff_t count) const {
+    if (packed) return {groups, count / kPackedNumbers * sizeof(PackedGroup)};
+    return {dense, sizeof(bf16) * count};
+  }
+};
+
+// The tile of one number in each of several factors, whose tiles follow one another.
+struct TileOfEach {
+  const Ahead* first = nullptr;  // the first tile of each
+  int count = 0, tile = 0;
+  std::size_t bytes = 0;  // of all
+
+  Ahead operator[](int i) const { return {static_cast<const char*>(first[i].at) + tile * first[i].bytes, first[i].bytes}; }
 };
 
 // What becomes of a block's products, row by row of 48.
@@ -66,8 +81,7 @@ struct Finish {
 struct Meanwhile {
   Finish finish;
   Ahead ahead;
-  const Ahead* first = nullptr;  // what is wanted when they are, and how many of it
-  int firsts = 0;
+  TileOfEach added;  // wanted when they are, and so fetched first
   Restoring* restoring = nullptr;
   int groups = 0;
 };

@@ -240,8 +240,7 @@ class Pass {
     const Team::Range units = apart ? Team::Range{0, linear.units()} : d_.team.share(linear.units(), member);
     const Team::Range mine = apart ? rows_of(member, rows) : Team::Range{0, rows};
     const int blocks = (mine.end - mine.begin + kBlock - 1) / kBlock;
-    const auto addends = adapted.addends(layer, part, linear.matrices);
-    std::vector<Ahead> added;
+    const auto added = adapted.added(layer, part, linear.matrices);
     const bool kept = blocks > kRestoredAgain;
     Restoring restoring[2];
     for (int i = 0; kept && i < linear.unit && units.begin < units.end; ++i) {
@@ -262,18 +261,14 @@ class Pass {
           const int t = unit * linear.unit + i;
           const Linear::Tile& tile = linear.tiles[t];
           Meanwhile meanwhile{.finish = finish, .restoring = restoring[i].left ? &restoring[i] : nullptr};
-          if (!block && adapted.any()) {
-            adapted.find(addends, tile.part, tile.index, added);
-            meanwhile.first = added.data();
-            meanwhile.firsts = static_cast<int>(added.size());
-          }
+          if (!block) meanwhile.added = adapted.factors(added, tile.part, tile.index);
           const Ahead later =
               multiply_tile(member, linear, unit, i, x, {first, first + count}, {block, blocks}, meanwhile, products[i]);
           finish = {};
           if (altered.any())
             altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), products[i]);
           if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, products[i]);
-          if (adapted.any()) adapted.expand(addends, tile.part, tile.index, first, count, later, products[i]);
+          if (adapted.any()) adapted.expand(added, tile.part, tile.index, first, count, later, products[i]);
         }
         finish = {kind, products[0], count, to};
         done(unit, first, count, products[0]);
@@ -310,7 +305,7 @@ class Pass {
     const std::size_t each = tile.bytes / place.blocks;
     ahead += each * place.block;
     if (tile.packed && place.blocks <= kRestoredAgain) {
-      const std::size_t later = std::min(each, bytes_of(meanwhile)) / 64 * 64;
+      const std::size_t later = std::min(each, meanwhile.added.bytes) / 64 * 64;
       meanwhile.ahead = {ahead, each - later};
       k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
       return {ahead + (each - later), later};
@@ -324,12 +319,6 @@ class Pass {
     else
       k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
     return {};
-  }
-
-  static std::size_t bytes_of(const Meanwhile& meanwhile) {
-    std::size_t bytes = 0;
-    for (int i = 0; i < meanwhile.firsts; ++i) bytes += meanwhile.first[i].bytes;
-    return bytes;
   }
 
   // The i-th tile of a unit, if it is packed, to where it is unpacked.
