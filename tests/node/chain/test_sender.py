@@ -108,10 +108,14 @@ async def test_a_call_that_would_revert_burns_no_nonce(world: World) -> None:
     assert world.outbox.next_nonce() == 0
 
 
-async def test_what_only_a_lagging_server_refuses_is_not_refused(world: World) -> None:
+@pytest.mark.parametrize("by", ["its own look", "the follower"])
+async def test_what_only_a_lagging_server_refuses_is_not_refused(world: World, by: str) -> None:
     world.chain.too_early.add(b"a")
     world.chain.mine(3)
-    await world.tick()
+    if by == "its own look":
+        await world.tick()
+    else:
+        world.journal.advance((await world.client.block("latest")).ref)
     with pytest.raises(RpcBehind, match="but not at block 3"):
         await world.sender.send("a", effect("a"))
     assert world.outbox.find("a") is None

@@ -203,8 +203,10 @@ class Sender:
                 self._client.balance(self._address),
             )
         except Reverted as refusal:
-            await self._client.call(call, block=self._highest, sender=self._address)
-            raise RpcBehind(f"{refusal}, but not at block {self._highest}: an RPC lags") from None
+            followed = self._journal.cursor
+            newest = max(self._highest, followed.number if followed else 0)
+            await self._client.call(call, block=newest, sender=self._address)
+            raise RpcBehind(f"{refusal}, but not at block {newest}: an RPC lags") from None
         gas = gas_limit_of(estimate)
         if gas > MAX_GAS:
             raise ChainError(f"{call.name} would take {gas:,} gas, and a transaction may have {MAX_GAS:,}")
