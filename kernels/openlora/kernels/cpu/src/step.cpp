@@ -303,6 +303,7 @@ class Pass {
       return {};
     }
     const std::size_t each = tile.bytes / place.blocks;
+    if (place.blocks > 1) ahead += tile.bytes;  // the first block of the next reads all of it
     ahead += each * place.block;
     if (tile.packed && place.blocks <= kRestoredAgain) {
       const std::size_t later = std::min(each, meanwhile.added.bytes) / 64 * 64;
