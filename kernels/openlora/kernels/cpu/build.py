@@ -22,6 +22,7 @@ _ANY_UNITS: dict[str, tuple[str, ...]] = dict.fromkeys(
 _X86_UNITS: dict[str, tuple[str, ...]] = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": _AVX512,
+    "avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "avx512_bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
     "amx": (*_AVX512, "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi2", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }

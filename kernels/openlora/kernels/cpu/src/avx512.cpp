@@ -38,4 +38,11 @@ bool has_avx512() {
 }  // namespace
 }  // namespace openlora::avx512
 
-const openlora::Kernels* openlora::avx512_kernels() { return avx512::has_avx512() ? &avx512::kTable : nullptr; }
+const openlora::Kernels* openlora::avx512_kernels() {
+  static const Kernels best = [] {
+    Kernels table = avx512::kTable;
+    if (__builtin_cpu_supports("avx512vnni")) table.tile_int8 = avx512_vnni_tile_int8;
+    return table;
+  }();
+  return avx512::has_avx512() ? &best : nullptr;
+}

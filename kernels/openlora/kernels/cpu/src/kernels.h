@@ -213,4 +213,7 @@ const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* plain_kernels();
 
+// As tile_int8, where AVX-512 has the int8 dot product.
+void avx512_vnni_tile_int8(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const Meanwhile&);
+
 }  // namespace openlora

@@ -1,0 +1,31 @@
+// AVX-512 with the int8 dot product: the products of integers, for avx512.cpp, which does all else.
+#include <immintrin.h>
+
+#include "unit.h"
+
+namespace openlora::avx512_vnni {
+namespace {
+
+constexpr int kBytes = 64;
+constexpr int kRows = 8;
+constexpr int kVectors = 3;
+
+inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
+inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
+inline I dot4(I sum, U w, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
+
+#include "vectors.inc"
+
+#include "floats.inc"
+
+#include "kernels.inc"
+
+#include "quantised.inc"
+
+}  // namespace
+}  // namespace openlora::avx512_vnni
+
+void openlora::avx512_vnni_tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out,
+                                     const Meanwhile& meanwhile) {
+  avx512_vnni::tile_int8(x, rows, w, quads, out, meanwhile);
+}
