@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from openlora.kernels.cpu.build import library_path
+from openlora.kernels.cpu.library import load_library
 from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.ops import BACKENDS, Backend, Ops
 from openlora.kernels.types import Change, Difference, LoraFactors
@@ -484,6 +485,12 @@ def test_a_compiler_that_fails_is_one_sentence_and_leaves_nothing(
     with pytest.raises(KernelsUnavailable, match=r"error: no such thing$"):
         library_path(cache)
     assert {path.name for path in cache.iterdir()} == {"cpu.lock", "tmp"}
+
+
+def test_a_library_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cpu.so").write_bytes(b"no library")
+    with pytest.raises(KernelsUnavailable, match=r"cannot be loaded: .*cpu\.so"):
+        load_library(tmp_path / "cpu.so")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import ctypes
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
+from openlora.kernels.errors import KernelsUnavailable
+
 DENSE, INT8, CODES8, CODES4 = range(4)  # formats of Values
 
 
@@ -120,7 +122,11 @@ class Step(ctypes.Structure):
 
 
 def load_library(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
+    """Raises KernelsUnavailable for a file that cannot be loaded, on a file system mounted noexec say."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelsUnavailable(f"the built kernels cannot be loaded: {error}") from error
     signatures = {
         "decoder_create": (c_void_p, [POINTER(Shape), POINTER(Weights), c_char_p, c_char_p]),
         "decoder_destroy": (None, [c_void_p]),
