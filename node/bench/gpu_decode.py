@@ -100,7 +100,7 @@ def decoding(device: torch.device, shape: Shape, form: str) -> Iterator[dict[str
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape.config))
         config = DecoderConfig.from_path(Path(folder))
-    weights = build_weights(RandomSource(config, device), config, torch.bfloat16, form, device)
+    weights = build_weights(RandomSource(config, device), config, "bfloat16", form, device)
     pages_each = -(-shape.context // 16)
     limits = EngineLimits(kv_tokens=16 * pages_each * shape.batch, max_running=shape.batch)
     distinct = [min(count, shape.batch) for count in DISTINCT]

@@ -29,12 +29,12 @@ from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import FORMS, load_weights
+from openlora.node.engine.loader import CPU, FORMS, build_weights, open_model
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Cancel, LoadAdapter, Sampling, Submit
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder
 from openlora.node.engine.runner import OpsRunner, Runner
-from openlora.node.engine.runners import best_runner
+from openlora.node.engine.runners import auto_dtype, best_runner
 
 REQUESTS, PROMPT, OUTPUT = 32, 64, 64
 RANKS = (8, 16, 16, 32)
@@ -68,7 +68,10 @@ def write_adapter(folder: Path, model: Path, number: int, ranks: Sequence[int] =
 def load(model: Path, dtype: str, form: str, kernels: str, cache: Path, *, speculation: bool = False) -> Engine:
     """`kernels`: "best", "reference", or an instruction set of the compiled decoder. Nothing is cached between runs."""
     config, limits = DecoderConfig.from_path(model), EngineLimits(prefix_cache=False, speculation=speculation)
-    weights = load_weights(model, config, dtype, form)
+    source = open_model(model, config)
+    if dtype == "auto":
+        dtype = auto_dtype(source, config, limits, cache, CPU)
+    weights = build_weights(source, config, dtype, form, CPU)
     runner: Runner
     match kernels:
         case "best":

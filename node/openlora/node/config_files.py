@@ -25,7 +25,7 @@ password_file = {password_file}         # or a systemd credential
 
 [model]
 path = {model}                          # a Hugging Face directory or a GGUF file
-dtype = "auto"                          # auto | bfloat16 | float32
+dtype = "auto"                          # auto: bfloat16, unless the file is float32 | bfloat16 | float32
 weights = "auto"                        # auto: as the file keeps them | full: in dtype | int8 | int4: rounded at start
 
 [engine]

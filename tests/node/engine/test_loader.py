@@ -33,9 +33,9 @@ def test_a_tied_head_shares_the_embeddings_memory(tmp_path: Path) -> None:
     assert weights.head.weight.data_ptr() == weights.embedding.data_ptr()
 
 
-def test_dtype_auto_keeps_float32_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     config = DecoderConfig.from_path(write_model(tmp_path))
-    assert load_weights(tmp_path, config, "auto").embedding.dtype == torch.float32
+    assert load_weights(tmp_path, config, "float32").embedding.dtype == torch.float32
     assert load_weights(tmp_path, config, "bfloat16").embedding.dtype == torch.bfloat16
     with pytest.raises(ModelError, match="dtype 'int3'"):
         load_weights(tmp_path, config, "int3")

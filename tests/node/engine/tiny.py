@@ -44,10 +44,11 @@ def random_tensors(config: DecoderConfig, seed: int = 0) -> dict[str, torch.Tens
     }
 
 
-def write_model(directory: Path, seed: int = 0, **changes: Any) -> Path:
-    """A Hugging Face directory with float32 weights."""
+def write_model(directory: Path, seed: int = 0, stored: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """A Hugging Face directory with weights of type `stored`."""
     write_config(directory, **changes)
-    save_file(random_tensors(DecoderConfig.from_path(directory), seed), directory / "model.safetensors")
+    tensors = random_tensors(DecoderConfig.from_path(directory), seed)
+    save_file({name: tensor.to(stored) for name, tensor in tensors.items()}, directory / "model.safetensors")
     return directory
 
 

@@ -91,6 +91,18 @@ class Sampling:
     position: int
 
 
+def open_library(shape: DecoderShape, page_tokens: int, cache_dir: Path) -> ctypes.CDLL:
+    """The library, built where it is missing, for models of this shape. Raises KernelsUnavailable."""
+    _refuse(
+        {
+            f"a head size of {shape.head_size}, no multiple of 32": shape.head_size % 32 != 0,
+            f"{shape.heads // shape.kv_heads} query heads a key-value head": shape.heads // shape.kv_heads > _MAX_GROUP,
+            f"pages of {page_tokens} tokens instead of {PAGE_TOKENS}": page_tokens != PAGE_TOKENS,
+        }
+    )
+    return c.load_library(library_path(cache_dir))
+
+
 class CpuDecoder:
     """Weights, cache and adapters of one model in bfloat16, computed by `threads` threads.
 
@@ -114,9 +126,14 @@ class CpuDecoder:
 
         Raises KernelsUnavailable.
         """
-        _check(shape, weights, page_tokens)
+        _refuse(
+            {
+                f"numbers of type {weights.embedding.dtype}": weights.embedding.dtype != torch.bfloat16,
+                f"weights on {weights.embedding.device}": weights.embedding.device.type != "cpu",
+            }
+        )
         self._handle: int | None = None
-        self._library = c.load_library(library_path(cache_dir))
+        self._library = open_library(shape, page_tokens, cache_dir)
         self._vocab_size = shape.vocab_size
         self._embedding = weights.embedding.contiguous()
         self._handle = self._create(shape, weights, pages, threads, instructions)
@@ -296,15 +313,7 @@ def _ints(values: Iterable[int]) -> "array[int]":
     return array("i", list(values))
 
 
-def _check(shape: DecoderShape, weights: DecoderWeights, page_tokens: int) -> None:
+def _refuse(refusals: Mapping[str, bool]) -> None:
     """Refuse by name what these kernels lack."""
-    embedding = weights.embedding
-    refusals = {
-        f"numbers of type {embedding.dtype}": embedding.dtype != torch.bfloat16,
-        f"weights on {embedding.device}": embedding.device.type != "cpu",
-        f"a head size of {shape.head_size}, no multiple of 32": shape.head_size % 32 != 0,
-        f"{shape.heads // shape.kv_heads} query heads a key-value head": shape.heads // shape.kv_heads > _MAX_GROUP,
-        f"pages of {page_tokens} tokens instead of {PAGE_TOKENS}": page_tokens != PAGE_TOKENS,
-    }
     if found := [what for what, refused in refusals.items() if refused]:
         raise KernelsUnavailable(f"they do not support {found[0]}")

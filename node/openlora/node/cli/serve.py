@@ -21,7 +21,10 @@ WEIGHTS = ("auto", "full", "int8", "int4")
 
 def serve(
     model: Annotated[Path, typer.Option(help="The base model: a Hugging Face directory or a GGUF file.")],
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto (float32 if the model's file is, or where only that is fast), bfloat16 or float32."),
+    ] = "auto",
     weights: Annotated[
         str, typer.Option(help="auto (as the model's file keeps them), full (in dtype), or rounded to int8 or int4.")
     ] = "auto",

@@ -71,6 +71,11 @@ class CompiledRunner:
         return Outputs([token if token >= 0 else None for token in tokens], logits)
 
 
+def require_compiled(config: DecoderConfig, limits: EngineLimits, cache_dir: Path) -> None:
+    """Raises KernelsUnavailable as CompiledRunner does, before any weight is read."""
+    cpu.open_library(_shape(config), limits.page_tokens, cache_dir)
+
+
 class _PackedFactors:
     """The decoder's adapters as a FactorStore."""
 

@@ -15,7 +15,7 @@ from openlora.node.engine.admission import check_adapters, check_prompt, check_r
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.loader import load_weights
+from openlora.node.engine.loader import build_weights, open_model
 from openlora.node.engine.lookup import Lookup
 from openlora.node.engine.messages import (
     AdapterLoaded,
@@ -39,7 +39,7 @@ from openlora.node.engine.messages import (
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.prefix_cache import root_key
 from openlora.node.engine.runner import Outputs, Runner
-from openlora.node.engine.runners import best_device, best_runner
+from openlora.node.engine.runners import auto_dtype, best_device, best_runner
 from openlora.node.engine.sampling import Run, confirmed, to_events
 from openlora.node.engine.scheduler import Scheduler
 from openlora.node.engine.sequence import Chunk, Sequence
@@ -102,7 +102,8 @@ class Engine:
         cache_dir: Path | None = None,
         device: torch.device | None = None,
     ) -> "Engine":
-        """Load a Hugging Face directory or a GGUF file, as `load_weights` has `dtype` and `weights`. Raises ModelError.
+        """Load a Hugging Face directory or a GGUF file, as `auto_dtype` and `build_weights` have `dtype` and `weights`.
+        Raises ModelError.
 
         `cache_dir` keeps compiled kernels from one start to the next; without it only the reference serves.
         On a GPU where there is one, unless `device` names another.
@@ -111,7 +112,10 @@ class Engine:
         config = DecoderConfig.from_path(path)
         config = replace(config, max_positions=min(config.max_positions, limits.kv_tokens))  # none is ever beyond
         checkpoint = Checkpoint(path, config)
-        loaded = load_weights(path, config, dtype, weights, device or best_device())
+        source, device = open_model(path, config), device or best_device()
+        if dtype == "auto":
+            dtype = auto_dtype(source, config, limits, cache_dir, device)
+        loaded = build_weights(source, config, dtype, weights, device)
         runner = best_runner(config, loaded, limits, cache_dir)
         return cls(config, runner, limits, checkpoint)
 

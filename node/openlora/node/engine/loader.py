@@ -23,47 +23,37 @@ CPU = torch.device("cpu")
 def load_weights(
     path: Path, config: DecoderConfig, dtype: str, form: str = "auto", device: torch.device = CPU
 ) -> DecoderWeights:
-    """Read the checkpoint at `path` into the device's memory; dtype is "bfloat16", "float32" or "auto" (see
-    `choose_dtype`).
+    """As build_weights, from the checkpoint at `path`."""
+    return build_weights(open_model(path, config), config, dtype, form, device)
+
+
+def open_model(path: Path, config: DecoderConfig) -> TensorSource:
+    """Raises ModelError if a tensor is missing, misshapen or not the model's."""
+    source = open_source(path, config)
+    _check_tensors(source, config)
+    return source
+
+
+def build_weights(
+    source: TensorSource, config: DecoderConfig, dtype: str, form: str, device: torch.device
+) -> DecoderWeights:
+    """Read the source, which has exactly the model's tensors, into the device's memory; dtype is "bfloat16" or
+    "float32".
 
     `form` is what the matrices are kept in: "full", all in the dtype; "int8" or "int4", rounded by the rules of
     openlora.kernels.quantised, except that "int4" leaves alone what has 4 bits already, and gives the head 8; "auto",
     "full" but for the matrices whose checkpoint keeps 4 to 8 bits: in bfloat16 those stay as they are, which changes no
     result.
 
-    Raises ModelError if a tensor is missing, misshapen, of a kind that is not served, or not the model's.
+    Raises ModelError if a tensor is of a kind that is not served.
     """
-    source = open_source(path, config)
-    _check_tensors(source, config)
     if form not in FORMS:
         raise ModelError(f"weights {form!r} are not served; {', '.join(map(repr, FORMS))} are")
-    chosen = choose_dtype(dtype, source, f"{config.names.embedding}.weight", device)
-    kept = "full" if form == "auto" and chosen == torch.float32 else form
-    return build_weights(source, config, chosen, kept, device)
-
-
-def build_weights(
-    source: TensorSource, config: DecoderConfig, dtype: torch.dtype, form: str, device: torch.device
-) -> DecoderWeights:
-    """As load_weights, from a source that has exactly the model's tensors."""
-    return _Builder(source, config, dtype, form, device).weights()
-
-
-def choose_dtype(wanted: str, source: TensorSource, embedding: str, device: torch.device = CPU) -> torch.dtype:
-    """ "auto": bfloat16 where neither the checkpoint nor the device loses by it, else float32."""
-    if wanted == "auto":
-        exact = source.is_float32(embedding)
-        wanted = "float32" if exact or not _bfloat16_is_fast(device) else "bfloat16"
-    if wanted not in ("bfloat16", "float32"):
-        raise ModelError(f"dtype {wanted!r} is not served; 'auto', 'bfloat16' and 'float32' are")
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether torch's products take bfloat16 there without emulating it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    if dtype not in ("bfloat16", "float32"):
+        raise ModelError(f"dtype {dtype!r} is not served; 'auto', 'bfloat16' and 'float32' are")
+    if form == "auto" and dtype == "float32":
+        form = "full"
+    return _Builder(source, config, torch.bfloat16 if dtype == "bfloat16" else torch.float32, form, device).weights()
 
 
 def _check_tensors(source: TensorSource, config: DecoderConfig) -> None:

@@ -10,8 +10,9 @@ from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.ops import BACKENDS, Ops
 from openlora.kernels.quantised import dequantise
 from openlora.kernels.types import CodedWeight
+from openlora.node.engine.checkpoint import TensorSource
 from openlora.node.engine.choice import checks_file, kernels_digest, passed_checks
-from openlora.node.engine.compiled import CompiledRunner
+from openlora.node.engine.compiled import CompiledRunner, require_compiled
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import Decoder, DecoderWeights, Projection, with_projections
@@ -24,6 +25,32 @@ log = logging.getLogger(__name__)
 def best_device() -> torch.device:
     """The GPU that this process is confined to, or the first it sees; else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def auto_dtype(
+    source: TensorSource, config: DecoderConfig, limits: EngineLimits, cache_dir: Path | None, device: torch.device
+) -> str:
+    """What dtype "auto" stands for: bfloat16, except for a checkpoint in float32, and where torch's ops would serve and
+    emulate bfloat16."""
+    exact = source.is_float32(f"{config.names.embedding}.weight")
+    return "float32" if exact or not _bfloat16_is_fast(config, limits, cache_dir, device) else "bfloat16"
+
+
+def _bfloat16_is_fast(
+    config: DecoderConfig, limits: EngineLimits, cache_dir: Path | None, device: torch.device
+) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    if torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return True
+    if cache_dir is None:
+        return False
+    try:
+        require_compiled(config, limits, cache_dir)  # which needs no such instructions
+    except KernelsUnavailable as error:
+        log.warning("event=kernels_unavailable reason=%r", str(error))
+        return False
+    return True
 
 
 def best_runner(config: DecoderConfig, weights: DecoderWeights, limits: EngineLimits, cache_dir: Path | None) -> Runner:
