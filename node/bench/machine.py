@@ -26,7 +26,7 @@ class Machine:
 @dataclass(frozen=True, slots=True)
 class Speed:
     read_gb_s: float  # summing 1 GiB of float32, all cores, the best of five
-    peak_gflop_s: float  # bfloat16 products with every operand in registers, all cores; 0 without such instructions
+    peak_gflop_s: float  # products with every operand in registers, all cores, for weights in bfloat16: see peak.cpp
     peak_of: str  # the instructions' name
     gemm_gflop_s: float  # torch's bfloat16 product of two 2048 x 2048 matrices, the best of five
 
@@ -41,7 +41,7 @@ def this_machine() -> Machine:
 
 
 def measure_speed() -> Speed:
-    peak_of, peak_gflop_s = _register_peak()
+    peak_of, peak_gflop_s = register_peak()
     return Speed(round(read_gb_s(), 1), peak_gflop_s, peak_of, round(_gemm_gflop_s()))
 
 
@@ -55,8 +55,8 @@ def _gemm_gflop_s() -> float:
     return 2 * 2048**3 / _best_s(lambda: a @ b) / 1e9
 
 
-def _register_peak() -> tuple[str, float]:
-    """Nothing to measure on a machine without a compiler or without bfloat16 instructions: ("none", 0)."""
+def register_peak() -> tuple[str, float]:
+    """The fastest instructions' name, and GFLOP/s; ("none", 0) without any of them, or without a compiler."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return "none", 0.0
@@ -64,9 +64,7 @@ def _register_peak() -> tuple[str, float]:
         program = f"{folder}/peak"
         command = [compiler, "-std=c++20", "-O3", "-march=native", "-pthread", str(_PEAK), "-o", program]
         subprocess.run(command, check=True, timeout=60)
-        done = subprocess.run([program], capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        return "none", 0.0
+        done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
     name, gflop_s = done.stdout.splitlines()
     return name, float(gflop_s)
 

@@ -66,9 +66,9 @@ def machine(lines: Sequence[Line]) -> str:
     return (
         f"Output tokens a second on {one['cores']} cores of an {one['cpu']} ({one['instructions']}), "
         f"{when}. Measured beside them: memory reads at "
-        f"{_range(line['read_gb_s'] for line in lines)} GB/s, bfloat16 products at "
-        f"{_range(line['peak_gflop_s'] / 1000 for line in lines)} TFLOP/s in registers ({one['peak_of']}), at "
-        f"{_range(line['gemm_gflop_s'] / 1000 for line in lines)} TFLOP/s as torch's product of large matrices.\n"
+        f"{_range(line['read_gb_s'] for line in lines)} GB/s, products in registers at "
+        f"{_range(line['peak_gflop_s'] / 1000 for line in lines)} TFLOP/s ({one['peak_of']}), torch's bfloat16 "
+        f"product of large matrices at {_range(line['gemm_gflop_s'] / 1000 for line in lines)} TFLOP/s.\n"
     )
 
 
