@@ -7,9 +7,9 @@ Prints two JSON lines for each N, without and with speculation: the median of th
 of the base model's tokens a second: the median over rounds of one run a case, since a machine's speed is not the same
 for long. What speculation gives depends on how much answers repeat themselves; greedy ones to random prompts do so
 soon. The adapters are drawn at random, ranks 8, 16, 16 and 32 in turn on every linear layer, B from N(0, 0.01²) so that
-each changes the output. With --steps, lines for single steps follow: decoding at several batch sizes and contexts,
-prefilling whole prompts. Beside every figure stand the machine's load and what its memory gave to a plain sum just
-then: on a shared machine both vary by a factor.
+each changes the output. With --steps, lines for single steps follow: decoding at several batch sizes and contexts, with
+its shares of what the machine can do (see Work), and prefilling whole prompts. Beside every figure stand the machine's
+load and what its memory gave to a plain sum just then: on a shared machine both vary by a factor.
 """
 
 import argparse
@@ -19,9 +19,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bench.machine import read_gb_s, register_peak
 from safetensors.torch import save_file
 
 from openlora.kernels.ops import BACKENDS, Ops
@@ -38,6 +40,7 @@ from openlora.node.engine.runners import auto_dtype, best_runner
 
 REQUESTS, PROMPT, OUTPUT = 32, 64, 64
 RANKS = (8, 16, 16, 32)
+_WEIGHT_BYTES = {"full": 2.0, "int8": 1.0, "int4": 0.5}  # in bfloat16
 
 
 def write_adapter(folder: Path, model: Path, number: int, ranks: Sequence[int] = RANKS) -> Path:
@@ -137,20 +140,34 @@ def prefill_once(engine: Engine, prompt: int) -> float:
     return time.perf_counter() - started_s
 
 
-def read_gb_s() -> float:
-    """What summing 256 MiB reads, the best of five."""
-    block = torch.zeros(64 << 20)
-    seconds = []
-    for _ in range(5):
-        started_s = time.perf_counter()
-        block.sum()
-        seconds.append(time.perf_counter() - started_s)
-    return block.nbytes / min(seconds) / 1e9
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a decode step of `batch` sequences without adapters multiplies and reads, at the least."""
+
+    gflop: float  # of the linear layers
+    weights_gb: float  # of the linear layers, without scales
+    kv_gb: float
+
+    @classmethod
+    def of(cls, config: DecoderConfig, form: str, batch: int, context: int) -> "Work":
+        weights = sum(shape.in_features * shape.out_features for shape in config.layout().values())
+        numbers = batch * context * 2 * config.layers * config.kv_heads * config.head_size
+        return cls(2 * batch * weights / 1e9, _WEIGHT_BYTES[form] * weights / 1e9, 2 * numbers / 1e9)
+
+    def shares(self, seconds: float, peak: float, read: float) -> dict[str, float]:
+        """Of `peak` GFLOP/s and of `read` GB/s; and how many times as long as the products at that peak, and then the
+        keys and values at that rate, would take."""
+        bound_s = self.gflop / peak + self.kv_gb / read
+        return {
+            "of_peak": round(self.gflop / seconds / peak, 3),
+            "of_read": round((self.weights_gb + self.kv_gb) / seconds / read, 3),
+            "times_bound": round(seconds / bound_s, 2),
+        }
 
 
-def report(engine: Engine, seconds: list[float], tokens: int, **what: float) -> None:
-    median_s = statistics.median(seconds)
-    result = {
+def report(engine: Engine, seconds: list[float], tokens: int, work: Work | None = None, **what: float) -> None:
+    median_s, read = statistics.median(seconds), read_gb_s()
+    result: dict[str, object] = {
         "engine": f"openlora-{engine.info.backend}",
         "dtype": engine.info.dtype,
         "weights": engine.info.weights,
@@ -158,9 +175,13 @@ def report(engine: Engine, seconds: list[float], tokens: int, **what: float) -> 
         "median_s": round(median_s, 4),
         "tok_s": round(tokens / median_s, 1),
         "runs": [round(one, 4) for one in seconds],
-        "read_gb_s": round(read_gb_s(), 1),
+        "read_gb_s": round(read, 1),
         "load": round(os.getloadavg()[0], 1),
     }
+    if work:
+        peak_of, peak = register_peak()
+        result |= {"peak_gflop_s": peak, "peak_of": peak_of}
+        result |= work.shares(median_s, peak, read) if peak else {}
     print(json.dumps(result), flush=True)
 
 
@@ -198,11 +219,12 @@ def main() -> None:
         report(engines[way], [one[n, way] for one in rounds], REQUESTS * OUTPUT, speculation=way, **what)
     if not arguments.steps:
         return
-    engine = engines[False]
+    engine, config = engines[False], DecoderConfig.from_path(arguments.model)
     for context in (100, 1_000):
         for batch in (1, 8, 32):
             seconds = [decode_once(engine, batch, context, 0) for _ in range(arguments.runs)]
-            report(engine, seconds, batch, batch=batch, context=context)
+            work = Work.of(config, engine.info.weights, batch, context) if engine.info.dtype == "bfloat16" else None
+            report(engine, seconds, batch, work, batch=batch, context=context)
     for prompt in (512, 2_048):
         seconds = [prefill_once(engine, prompt) for _ in range(arguments.runs)]
         report(engine, seconds, prompt, prefill=prompt)
