@@ -1,8 +1,10 @@
 """Children connect or are refused by name, and none outlives its parent."""
 
+import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -39,6 +41,21 @@ async def test_a_child_that_ends_instead_of_connecting_is_named(tmp_path: Path) 
 async def test_a_silent_child_is_killed_after_the_time_limit(tmp_path: Path) -> None:
     with pytest.raises(ChildDied, match="did not connect within"):
         await spawn(SILENT, tmp_path / "s", timeout_s=0.05)
+
+
+async def test_who_connects_when_the_start_has_been_given_up_is_turned_away(tmp_path: Path) -> None:
+    ready = f"import pathlib, time; pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    start = asyncio.create_task(spawn((sys.executable, "-c", ready), tmp_path / "s", timeout_s=20))
+    while not (tmp_path / "ready").exists():  # noqa: ASYNC110 - a file offers no event
+        await asyncio.sleep(0.05)
+    with socket.socket(socket.AF_UNIX) as late:
+        late.connect(str(tmp_path / "s"))
+        start.cancel()  # before the connection is taken
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        await asyncio.sleep(0)
+        late.settimeout(1)
+        assert late.recv(1) == b""
 
 
 async def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:

@@ -212,7 +212,12 @@ async def _first_connection(path: Path, mode: int, connected: asyncio.Future[Str
 
     with _bound(path, mode) as sock:
         async with await asyncio.start_unix_server(on_connect, sock=sock):
-            yield
+            try:
+                yield
+            except BaseException:  # among them a cancellation that came with the connection, or before it
+                if not connected.cancel() and not connected.cancelled():
+                    connected.result()[1].transport.abort()
+                raise
 
 
 @contextmanager
