@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <tuple>
 
 namespace openlora {
@@ -47,19 +48,28 @@ void AdaptedRows::find_runs(std::vector<Use> uses, int halves) {
 void AdaptedRows::allot(Memory& memory) {
   std::size_t stride = 0;
   for (const Run& run : runs_) stride = std::max(stride, d_.adapters[run.slot]->h_numbers);
-  bf16* h = grown<bf16>(memory, runs_.size() * stride);
-  std::memset(h, 0, sizeof(bf16) * runs_.size() * stride);
+  stride *= d_.kernels.input_bytes;
+  char* h = grown<char>(memory, runs_.size() * stride);
+  std::memset(h, 0, runs_.size() * stride);
   for (Run& run : runs_) {
     run.h = h;
     h += stride;
   }
 }
 
+// The runs of few adapters are divided among the threads, each of which reads their factors.
 void AdaptedRows::find_chunks() {
-  for (const Run& run : runs_) by_slot_.push_back(&run);
+  std::set<int> slots;
+  for (const Run& run : runs_) {
+    by_slot_.push_back(&run);
+    slots.insert(run.slot);
+  }
   std::stable_sort(by_slot_.begin(), by_slot_.end(), [](const Run* a, const Run* b) { return a->slot < b->slot; });
-  for (int i = 0; i < static_cast<int>(by_slot_.size()); ++i) {
-    if (!i || by_slot_[i - 1]->slot != by_slot_[i]->slot || i - chunks_.back().begin == kMostShrinking)
+  const int runs = static_cast<int>(runs_.size()), members = d_.team.size();
+  const int each = static_cast<int>(slots.size()) < members ? (runs + members - 1) / members : kMostShrinking;
+  const int most = std::min(each, kMostShrinking);
+  for (int i = 0; i < runs; ++i) {
+    if (!i || by_slot_[i - 1]->slot != by_slot_[i]->slot || i - chunks_.back().begin == most)
       chunks_.push_back({by_slot_[i]->slot, i, i});
     chunks_.back().end = i + 1;
   }
@@ -67,7 +77,7 @@ void AdaptedRows::find_chunks() {
 
 // The products are divided in their order, by what they cost: reading A, and computing for each run.
 std::vector<AdaptedRows::Product> AdaptedRows::products(int member, int layer, int input) const {
-  const int at_once = static_cast<int>(chunks_.size()) < d_.team.size() ? kRanksAtOnce / 4 : kRanksAtOnce;
+  const int at_once = static_cast<int>(chunks_.size()) < d_.team.size() ? kHalf : kRanksAtOnce;
   std::vector<Product> all;
   for (const Chunk& chunk : chunks_) {
     const Stack& stack = d_.stack(chunk.slot, layer, input);
@@ -113,7 +123,8 @@ AdaptedRows::Added AdaptedRows::added(int layer, int part, int parts) const {
     for (const Run& run : runs_) {
       const Lora* lora = d_.lora(run.slot, layer, i);
       if (lora)
-        all.addends.push_back({run.h + lora->offset, lora->b, lora->pairs, &rows_[run.begin], run.end - run.begin});
+        all.addends.push_back({run.h + lora->offset * d_.kernels.input_bytes, lora->b, lora->pairs, &rows_[run.begin],
+                               run.end - run.begin});
       else
         all.addends.push_back({nullptr, {}, 0, nullptr, 0});
     }

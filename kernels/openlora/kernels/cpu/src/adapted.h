@@ -44,7 +44,7 @@ class AdaptedRows {
   };
   struct Run {  // uses of one half block, place and slot
     int slot, half, begin, end;  // of rows_ and weights_
-    bf16* h;
+    char* h;
   };
   struct Chunk {  // some runs of a slot, so many as are shrunk at once
     int slot, begin, end;  // of by_slot_

@@ -83,13 +83,7 @@ class Placing {
           std::memcpy(at, from + k, sizeof(bf16) * std::min(2, group.inputs - k));
       });
     };
-    if (packs_) return place(true, round_up(height, 4) * wide, slices, round_up(height, 4) * wide, slices);
-    const auto below = [&](bf16* to) {
-      rows([&](int row, const bf16* from) {
-        std::memcpy(to + std::ptrdiff_t{row} * wide, from, sizeof(bf16) * group.inputs);
-      });
-    };
-    return place(false, 0, below, height * wide, below);
+    return place(packs_, round_up(height, 4) * wide, slices, round_up(height, 4) * wide, slices);
   }
 
   void place_b(const Factor& factor, int outputs, Lora& lora) {

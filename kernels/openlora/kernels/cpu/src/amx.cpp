@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
+constexpr int kChains = 4;
 
 inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return native_to_bf16(x); }
@@ -28,6 +29,8 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 #define attention vector_attention
 #define tile_int8 vector_tile_int8
 #include "pairs.inc"
+
+#include "packed.inc"
 
 #include "kernels.inc"
 #include "quantised.inc"
@@ -252,7 +255,7 @@ inline void add_rows(float* out, const Addend& one, const bf16* b) {
       for (int v = 0; v < kVectors; ++v) columns[v] = load<U>(b + 2 * kLanes * v);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const U pair = pair_of(one.h + rank_at(2 * p) + one.rows[r] * kRanks + 2 * i);
+        const U pair = pair_of(static_cast<const Input*>(one.h) + rank_at(2 * p) + one.rows[r] * kRanks + 2 * i);
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) {
           even[r][v] = fused(half_of(pair, 0), half_of(columns[v], 0), even[r][v]);
@@ -283,7 +286,7 @@ class Square {
       loaded_ = true;
     }
     for (int p = 0; p < one.pairs; p += kDepth, b += kDepth * kTileRow) {
-      _tile_loadd(6, one.h + rank_at(2 * p), 64);
+      _tile_loadd(6, static_cast<const Input*>(one.h) + rank_at(2 * p), 64);
       _tile_loadd(7, b, kWeightBytes);
       _tile_dpbf16ps(0, 6, 7);
       _tile_loadd(7, b + 32, kWeightBytes);
@@ -384,22 +387,10 @@ class Slice {
   alignas(64) bf16 restored_[kAhead * kHalf * 2 * kDepth + 2 * kDepth];  // a register's rows are read to their end
 };
 
-inline __mmask16 lanes_below(int n) { return n <= 0 ? 0 : n < 16 ? (1u << n) - 1 : 0xffff; }
-
-// One row's sums for some ranks of a matrix, scaled, to its shrunk inputs; then zeros to `end`.
-inline void put_shrunk(const float* sums, float scale, int from, int until, int end, bf16* to) {
-  for (int rank = from; rank < end;) {
-    const int most = std::min(end, (rank / kRanks + 1) * kRanks) - rank, count = std::min(most, 16);
-    const F sum = (F)_mm512_maskz_loadu_ps(lanes_below(until - rank), sums + (rank - from));
-    _mm256_mask_storeu_epi16(to + rank_at(rank), lanes_below(count), (__m256i)to_bf16(sum * fill(scale)));
-    rank += count;
-  }
-}
-
 // Registers 0–3: the sums of a run each; 4: inputs; 5: a slice of a. What either has beyond its ranks and rows comes to no
 // one else's.
 void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int ranks, int inputs, Ahead ahead) {
-  alignas(64) float sums[kMostShrinking][kHalf][kHalf];
+  alignas(64) float sums[kMostShrinking][kHalf + 1][kHalf];  // what follows a row is read, too
   const int steps = inputs / (2 * kDepth), slices = (ranks + kHalf - 1) / kHalf;
   const char* next = static_cast<const char*>(ahead.at);
   const std::size_t each = (ahead.bytes / (steps * slices) + 63) / 64 * 64;
@@ -441,7 +432,7 @@ void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int
       for (const Shrinking* run = runs; run < runs + count; ++run)
         for (int i = 0; i < run->count; ++i)
           put_shrunk(sums[run - runs][run->rows[i]] + (start + from - begin), stack.scale[matrix] * run->weights[i], from,
-                     until, end, run->h + offset + run->rows[i] * kRanks);
+                     until, end, static_cast<Input*>(run->h) + offset + run->rows[i] * kRanks);
     });
   }
 }

@@ -9,6 +9,7 @@ namespace {
 constexpr int kBytes = 32;
 constexpr int kRows = 5;
 constexpr int kVectors = 1;
+constexpr int kChains = 2;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
@@ -30,6 +31,8 @@ inline I dot4(I sum, U w, U x) {
 #include "vectors.inc"
 
 #include "floats.inc"
+
+#include "dense.inc"
 
 #include "kernels.inc"
 

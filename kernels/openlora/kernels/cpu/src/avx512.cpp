@@ -9,6 +9,7 @@ namespace {
 constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
+constexpr int kChains = 4;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
@@ -22,6 +23,8 @@ inline I dot4(I sum, U w, U x) {
 #include "vectors.inc"
 
 #include "floats.inc"
+
+#include "dense.inc"
 
 #include "kernels.inc"
 

@@ -6,6 +6,7 @@ namespace {
 
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
+constexpr int kChains = 4;
 
 inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return native_to_bf16(x); }
@@ -15,6 +16,8 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 #include "vectors.inc"
 
 #include "pairs.inc"
+
+#include "dense.inc"
 
 #include "kernels.inc"
 

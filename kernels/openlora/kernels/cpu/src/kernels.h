@@ -89,7 +89,7 @@ struct Meanwhile {
 // What one adapter adds to a matrix's tiles, for some of sixteen rows: out[i, 0:48] += Σ_r h[i, r] · b[tile][r, 0:48] over
 // 2 · pairs ranks. h, as layout.h has it, is zero for the other rows, and beyond the ranks.
 struct Addend {
-  const bf16* h;             // [ranks / 32, rounded up][16][32]
+  const void* h;             // [ranks / 32, rounded up][16][32], as inputs
   Numbers b;                 // [tiles][pairs][48][2]; packed, pairs are a multiple of 4
   int pairs;                 // 0: it adds nothing
   const std::uint8_t* rows;  // its own
@@ -98,8 +98,8 @@ struct Addend {
 
 // An adapter's factors A for the matrices that share an input, one below the other.
 struct Stack {
-  // [ranks of all][inputs], inputs being a multiple of 32. Where the unit takes packed weights, packed or not, in slices of
-  // sixteen ranks, the last one filled up with zeros to a multiple of 4: [inputs / 2][ranks][2].
+  // In slices of sixteen of the ranks of all, the last one filled up with zeros to a multiple of 4: [inputs / 2][ranks][2],
+  // inputs being a multiple of 32.
   Numbers a;
   int matrices = 0;
   int ranks[3] = {};  // 0: the adapter leaves the matrix alone
@@ -119,7 +119,7 @@ struct Shrinking {
   const std::uint8_t* rows;
   const float* weights;       // of the adapter in each
   int count;
-  bf16* h;                    // as layout.h has it: of the first matrix; the others' squares follow
+  void* h;                    // as layout.h has it, as inputs: of the first matrix; the others' squares follow
 };
 constexpr int kMostShrinking = 4;  // that are shrunk at once
 
