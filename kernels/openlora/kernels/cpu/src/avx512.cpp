@@ -10,6 +10,7 @@ constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
 constexpr int kChains = 4;
+constexpr int kEach = 4;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
@@ -24,14 +25,57 @@ inline I dot4(I sum, U w, U x) {
 
 #include "floats.inc"
 
-#include "dense.inc"
+#include "packed.inc"
 
 #include "kernels.inc"
 
 #include "quantised.inc"
 
-const Kernels kTable = {"avx512", sizeof(Input), 16, 24 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox};
+// A packed tile's columns.
+class PackedColumns {
+ public:
+  explicit PackedColumns(const Packed& tile) : group_(tile.groups()), patch_(tile.patches()), upper_(table(tile)) {}
+
+  static constexpr bool kWidens = true;
+  static int parts(int pairs) { return pairs / 4; }
+
+  // Restores as it widens: three groups are four pairs.
+  const bf16* next(int pairs, float* wide, Fetching& fetching) {
+    constexpr int kGroups = 3, kPairs = 4;
+    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    float* to = wide;
+    for (int p = 0; p < pairs; p += kPairs, to += kPairs * kTileRow) {
+      fetching.some(1);
+#pragma GCC unroll 3
+      for (int g = 0; g < kGroups; ++g, ++group_)
+        restore(*group_, upper_, [&](int i, __m512i numbers) {
+          float* at = to + (4 * g + i) / 3 * kTileRow + (4 * g + i) % 3 * kLanes;
+          _mm512_store_si512(at, _mm512_slli_epi32(numbers, 16));
+          _mm512_store_si512(at + kTile, _mm512_and_si512(numbers, odd));
+        });
+    }
+    const std::uint32_t end = at_ + pairs * kTileRow;
+    for (; patch_->at < end; ++patch_) {
+      const int i = patch_->at - at_;
+      wide[i / kTileRow * kTileRow + i % 2 * kTile + i % kTileRow / 2] = widen(patch_->value);
+    }
+    at_ = end;
+    return nullptr;
+  }
+
+ private:
+  const PackedGroup* group_;
+  const Patch* patch_;
+  const __m512i upper_;
+  std::uint32_t at_ = 0;
+};
+
+void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, const Meanwhile& meanwhile) {
+  tile(x, rows, PackedColumns(w), pairs, out, meanwhile);
+}
+
+const Kernels kTable = {"avx512", sizeof(Input), 16, 48 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
+                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, tile_packed, restore};
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -10,6 +10,7 @@ constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
 constexpr int kChains = 4;
+constexpr int kEach = 4;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }

@@ -8,6 +8,7 @@ constexpr int kBytes = 16;
 constexpr int kRows = 2;
 constexpr int kVectors = 1;
 constexpr int kChains = 2;
+constexpr int kEach = 1;
 
 inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
 inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
