@@ -90,7 +90,7 @@ class Team {
     }
   }
 
-  static constexpr int kSpins = 600;  // pauses of some 140 cycles: about 25 µs
+  static constexpr int kSpins = 2400;  // pauses of some 140 cycles: about 100 µs
 
   const int size_;
   const std::function<void(int)>* body_ = nullptr;
