@@ -7,8 +7,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, Final
 
-from gguf import GGUFReader
-
+from openlora.node.engine.gguf_header import GgufHeader
 from openlora.node.errors import ModelError
 
 HashProgress = Callable[[int, int], None]  # bytes hashed so far, bytes in all
@@ -44,8 +43,8 @@ def base_model_id(path: Path, progress: HashProgress | None = None) -> bytes:
     """
     try:
         if path.is_file():
-            reader = _open_gguf(path)
-            return _identity(_gguf_tensors(path, reader), _gguf_tokenizer(reader), progress)
+            header = GgufHeader(path)
+            return _identity(_gguf_tensors(path, header), _gguf_tokenizer(header), progress)
         return _identity(_directory_tensors(path), _file_sha256(path / "tokenizer.json"), progress)
     except OSError as error:
         raise ModelError(
@@ -119,33 +118,18 @@ def _safetensor(path: Path, name: str, entry: Mapping[str, Any], data_start: int
     return _Tensor(name, entry["dtype"], tuple(entry["shape"]), path, data_start + begin, end - begin)
 
 
-def _open_gguf(path: Path) -> Any:
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path}: not a readable GGUF file ({error})") from error
-
-
-def _gguf_tensors(path: Path, reader: Any) -> list[_Tensor]:
+def _gguf_tensors(path: Path, header: GgufHeader) -> list[_Tensor]:
     return [
-        _Tensor(
-            name=tensor.name,
-            dtype=tensor.tensor_type.name,
-            shape=tuple(int(size) for size in tensor.shape),
-            file=path,
-            offset=int(tensor.data_offset),
-            nbytes=int(tensor.n_bytes),
-        )
-        for tensor in reader.tensors
+        _Tensor(tensor.name, tensor.type.name, tensor.shape, path, tensor.offset, tensor.nbytes)
+        for tensor in header.tensors.values()
     ]
 
 
-def _gguf_tokenizer(reader: Any) -> bytes:
+def _gguf_tokenizer(header: GgufHeader) -> bytes:
     content = sha256()
-    for name, field in sorted(reader.fields.items()):
-        if name.startswith("tokenizer."):
-            for part in field.parts:  # key, types, lengths and values, in the file's order: all of the pair's bytes
-                content.update(part.tobytes())
+    for key in sorted(header):
+        if key.startswith("tokenizer."):
+            content.update(header.stored(key))
     return content.digest()
 
 
