@@ -38,6 +38,7 @@ class Checkpoint:
         self._path = path
         self._config = config
         self._stamps = _stamps(path)
+        self._source: TensorSource | None = None
 
     def weight(self, module: str) -> Tensor:
         """A module's weight as it is stored. Raises ModelError, also if the files are not those of the start."""
@@ -45,7 +46,9 @@ class Checkpoint:
             raise ModelError(f"{self._path} was changed after the engine had loaded it; start the engine again")
         names = self._config.names
         stored = names.embedding if module == names.head and self._config.tied_head else module
-        return open_source(self._path, self._config).tensor(f"{stored}.weight")
+        if self._source is None:
+            self._source = open_source(self._path, self._config)
+        return self._source.tensor(f"{stored}.weight")
 
     def matrix(self, module: str) -> Tensor:
         """A layer's weight as [out, in], the embedding's too."""
