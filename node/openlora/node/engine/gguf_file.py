@@ -39,6 +39,8 @@ ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies
 
 
 class GgufFile:
+    """A memory-mapped GGUF file's metadata by kind, and its tensors [out, in] by their Hugging Face names."""
+
     def __init__(self, path: Path) -> None:
         """Raises ModelError for what is no sound GGUF file."""
         self._path = path
