@@ -135,14 +135,24 @@ class Journal(Database):
         """Whether no other block of its number is among the known ones."""
         return not self.rows("SELECT 1 FROM blocks WHERE number = ? AND hash != ?", block.number, block.hash)
 
-    def advance(self, block: BlockRef) -> None:
-        """Moves the cursor up to `block`; belongs in the transaction that applies the logs up to it."""
+    def advance(self, block: BlockRef, logs: int | None = None) -> None:
+        """Moves the cursor up to `block`; belongs in the transaction that applies the logs up to it. `logs`: how many
+        `block` held, where it was read by itself and is to be looked at again."""
         cursor = self.cursor
         assert cursor is None or block.number > cursor.number, f"cursor {cursor} cannot advance to {block}"
         with self.transaction() as db:
-            db.execute("INSERT INTO blocks VALUES (?, ?)", (block.number, block.hash))
+            db.execute("INSERT INTO blocks VALUES (?, ?, ?)", (block.number, block.hash, logs))
             old = "DELETE FROM blocks WHERE number <= ? AND number % ?"
             db.execute(old, (block.number - KEPT_BLOCKS, CHECKPOINT_EVERY))
+
+    def unreviewed(self, upto: int, limit: int) -> list[tuple[BlockRef, int]]:
+        """The oldest blocks up to `upto` that are to be looked at again, and how many logs each held."""
+        sql = "SELECT number, hash, logs FROM blocks WHERE logs NOT NULL AND number <= ? ORDER BY number LIMIT ?"
+        return [(BlockRef(number, digest), logs) for number, digest, logs in self.rows(sql, upto, limit)]
+
+    def set_reviewed(self, upto: int) -> None:
+        with self.transaction() as db:
+            db.execute("UPDATE blocks SET logs = NULL WHERE number <= ? AND logs NOT NULL", (upto,))
 
     def unwind(self, ancestor: int) -> None:
         """Takes back what blocks above `ancestor` caused: the cursor, transitions, money, registrations, mined

@@ -99,4 +99,8 @@ MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX registered_by_block ON registered (block_number);
     """,
+    """
+    -- How many logs of ours a block held that was read by itself; NULL where nobody need look at it again.
+    ALTER TABLE blocks ADD COLUMN logs INTEGER;
+    """,
 )

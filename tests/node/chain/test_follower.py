@@ -324,6 +324,91 @@ async def test_logs_of_other_blocks_are_no_answer(world: World, wrong: dict[str,
     assert world.journal.cursor is None
 
 
+# ---- the second look ------------------------------------------------------------------------------------------------
+
+
+class KeepsBack(FakeChain):
+    """Shows only `shown` logs of each block: always, or where it is asked for one block by its hash."""
+
+    def __init__(self, shown: int, *, always: bool) -> None:
+        super().__init__()
+        self.shown = shown
+        self.always = always
+
+    def eth_getLogs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        found = super().eth_getLogs(query)
+        keep_back = self.always or "blockHash" in query
+        return [log for log in found if int(log["logIndex"], 16) < self.shown] if keep_back else found
+
+
+async def live(world: World, ledger: Ledger, blocks: int) -> None:
+    for _ in range(blocks):
+        world.chain.mine()
+        for liar in world.liars:
+            liar.blocks = world.chain.blocks
+        await catch_up(world, ledger)
+
+
+@pytest.mark.parametrize("shown", [0, 1])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_what_a_server_showed_late_is_read_anew(world: World, shown: int, restarted: bool) -> None:
+    world.chain = world.provider.chain = KeepsBack(shown, always=False)
+    ledger = Ledger(world)
+    await live(world, ledger, 9)
+    world.chain.mine(logs=[expired(1), expired(2)])
+    await live(world, ledger, 64)
+    assert len(ledger.entries()) == shown
+    if restarted:
+        await world.kill()
+        world.open()
+    await live(world, ledger, 16)
+    assert ledger.entries() == on_chain(world) == [(10, 1), (10, 2)]
+    assert sum(batch.unwound for batch in ledger.batches) == 1
+
+
+async def test_what_one_server_keeps_back_another_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(tmp_path)
+    world.liars = [KeepsBack(0, always=True)]
+    world.open()
+    ledger = Ledger(world)
+    await live(world, ledger, 9)
+    world.chain.mine(logs=[expired(1)])
+    await live(world, ledger, 80)
+    assert ledger.entries() == on_chain(world) == [(10, 1)]
+    assert "event=logs_kept_back block=10 blocks=1" in caplog.text
+    world.chain.mine(logs=[expired(2)])
+    await live(world, ledger, 1)
+    assert ledger.entries() == on_chain(world), "the one that keeps back is asked last"
+    await world.kill()
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["shows less", "refuses"])
+async def test_a_poor_answer_at_the_second_look_takes_nothing_back(world: World, refuses: bool) -> None:
+    class Poor(FakeChain):
+        def eth_getLogs(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+            if "blockHash" in query:
+                return super().eth_getLogs(query)
+            if refuses:
+                raise Refusal("no ranges here")
+            return []
+
+    world.chain = world.provider.chain = Poor()
+    ledger = Ledger(world)
+    world.chain.mine(logs=[expired(1)])
+    await live(world, ledger, 100)
+    assert ledger.entries() == [(1, 1)]
+    assert not any(batch.unwound for batch in ledger.batches)
+
+
+async def test_a_second_look_costs_a_request_for_eight_blocks(world: World) -> None:
+    ledger = Ledger(world)
+    await live(world, ledger, 64 + 80)
+    assert world.provider.asked["eth_getLogs"] == 64 + 80 + 10
+
+
+# ---- servers --------------------------------------------------------------------------------------------------------
+
+
 async def test_a_server_that_falls_silent_over_a_range_is_asked_for_less(world: World) -> None:
     ledger = Ledger(world)
     world.chain.mine(199, logs=[expired(1)])

@@ -105,6 +105,12 @@ class ChainClient:
         asked = range(block.number, block.number + 1)
         return await self._pool.request(lambda raw: _in_order(raw, asked, block.hash), "eth_getLogs", query)
 
+    async def logs_of_each(self, addresses: Sequence[str], first: int, last: int) -> list[list[Log]]:
+        """Logs of blocks first..last as each server shows them that answers, the preferred one's first."""
+        query = {"address": list(addresses), "fromBlock": hex(first), "toBlock": hex(last)}
+        asked = range(first, last + 1)
+        return await self._pool.ask_each(lambda raw: _in_order(raw, asked), "eth_getLogs", query)
+
     # ---- accounts and transactions --------------------------------------------------------------------------------
 
     async def balance(self, address: str) -> Wei:

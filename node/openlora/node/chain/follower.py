@@ -1,12 +1,16 @@
 """From the journal's cursor to the chain's head: every log of our contracts, in order, once per view of the chain.
 
 Far behind the head, ranges of blocks are read; near it, one block at a time and by hash, so that a reorganisation can
-not slip between a header and its logs. Each batch is applied in the journal transaction that moves the cursor past
-it: after a crash both have happened or neither has.
+not slip between a header and its logs. Servers may have a block before they have its logs, or never have them all: what
+was read one by one is looked at once more when it is `live_blocks` deep.
+
+Each batch is applied in the journal transaction that moves the cursor past it: after a crash both have happened or
+neither has.
 """
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LIVE_BLOCKS = 64  # no reorganisation is expected to be deeper; one that is, is survived all the same
 MAX_RANGE = 4096  # blocks of one eth_getLogs
+REVIEW_BLOCKS = 8  # of the second look's eth_getLogs: some servers take no more than 10
 PATIENCE_STEPS = 10  # with a server whose answers contradict each other, before another is asked
 MAX_LOGS = 256  # of one batch of several blocks: decoding and recording one takes 0.4 ms of the event loop
 
@@ -40,19 +45,24 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step changes. Either `unwound`: blocks above `upto` are no longer on the chain and the journal has taken
-    back what they caused; or the events of the blocks after the last batch, up to and including `upto`."""
+    """What one step changes. Either `unwound`: blocks above `upto` are no longer on the chain, or held more than was
+    shown of them, and the journal has taken back what they caused; or the events of the blocks after the last batch, up
+    to and including `upto`."""
 
     upto: BlockRef
     events: tuple[Occurrence, ...]
     head: Block  # of the chain, when the batch was read
     unwound: bool = False
+    logs: int | None = None  # of ours, in a block that was read by itself
 
 
 class Follower:
     """Reads the logs of `addresses`, from `start_block` (that of the deployment) on a fresh journal.
 
-    Blocks nearer to the head than `live_blocks` are read one by one, older ones `max_range` at a time.
+    Blocks nearer to the head than `live_blocks` are read one by one, older ones `max_range` at a time. Of the former,
+    every server is asked again for `REVIEW_BLOCKS` at a time, once they are that deep; if one has more logs of the very
+    same blocks, they are read anew. That costs a request for eight blocks and server. It finds no log that all servers
+    keep back twice, nor one of a block that was read in a range, or more than 256 blocks before the second look.
     """
 
     def __init__(
@@ -131,7 +141,7 @@ class Follower:
                     self._journal.unwind(batch.upto.number)
                 apply(batch)
                 if not batch.unwound:
-                    self._journal.advance(batch.upto)
+                    self._journal.advance(batch.upto, batch.logs)
         return batch
 
     async def _next(self, cursor: BlockRef | None, head: Block, *, doubted: bool) -> Batch | None:
@@ -146,11 +156,13 @@ class Follower:
             return None
         if head.number - first >= self._live_blocks:
             return await self._read_range(first, head)
+        if first % REVIEW_BLOCKS == 0 and (unwound := await self._review(head)) is not None:
+            return unwound
         block = head if first == head.number else await self._client.block(first)
         if cursor is not None and block.parent_hash != cursor.hash:
             return None  # reorganised while we looked; the next step sees it
         logs = await self._client.block_logs(self._addresses, block.ref)
-        return Batch(block.ref, _decode(logs), head)
+        return Batch(block.ref, _decode(logs), head, logs=len(logs))
 
     async def _extends(self, cursor: BlockRef, head: Block) -> bool:
         """Whether the chain up to `head` still holds the cursor, or `head` comes from a server that merely lags."""
@@ -190,6 +202,28 @@ class Follower:
             raise RpcBehind(f"one RPC has replaced {depth} blocks: another is asked")
         log.warning("event=reorg depth=%d ancestor=%d", depth, known[low].number)
         return Batch(known[low], (), head, unwound=True)
+
+    async def _review(self, head: Block) -> Batch | None:
+        """The second look: back to before the blocks, where less was shown of one than it holds. While nobody shows as
+        much as was applied, the same ones are looked at each time."""
+        unreviewed = self._journal.unreviewed(head.number - self._live_blocks, REVIEW_BLOCKS)
+        if not unreviewed:
+            return None
+        first = unreviewed[0][0].number
+        applied = {block: logs for block, logs in unreviewed if block.number < first + REVIEW_BLOCKS}
+        last = max(block.number for block in applied)
+        answers = await self._client.logs_of_each(self._addresses, first, last)
+        shown = [Counter(entry.block for entry in answer) for answer in answers]
+        most = {block: max((each[block] for each in shown), default=-1) for block in applied}
+        short = [block for block, logs in applied.items() if most[block] > logs]
+        if short:
+            log.error("event=logs_kept_back block=%d blocks=%d", short[0].number, len(short))
+            if any(shown[0][block] < most[block] for block in short):
+                self._client.doubt(self._client.doubts)
+            return Batch((await self._client.block(first - 1)).ref, (), head, unwound=True)
+        if most == applied:
+            self._journal.set_reviewed(last)
+        return None
 
     async def _read_range(self, first: int, head: Block) -> Batch:
         """Blocks from `first`, as many as the server serves at once, all of them deeper than `live_blocks`."""

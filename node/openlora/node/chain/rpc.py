@@ -194,6 +194,12 @@ class RpcPool:
             if isinstance(failure, BaseException):
                 raise failure
 
+    async def ask_each(self, decode: Callable[[Any], T], method: str, *params: object) -> list[T]:
+        """The answers of all endpoints that are fit and not behind and have one, in order of preference."""
+        asked = (endpoint for endpoint in self._fit() if not endpoint.behind)
+        answers = await asyncio.gather(*(self._alone(endpoint, decode, method, *params) for endpoint in asked))
+        return [answer for answer in answers if answer is not None]
+
     async def check(self) -> None:
         """Has all endpoints prove their chain anew, compares their heads, and leaves out those that are behind."""
         self._checked_at = self._clock()
@@ -228,12 +234,16 @@ class RpcPool:
         return True
 
     async def _block(self, endpoint: Endpoint, which: str) -> Block | None:
+        return await self._alone(endpoint, Block.from_rpc, "eth_getBlockByNumber", which, False)
+
+    async def _alone(self, endpoint: Endpoint, decode: Callable[[Any], T], method: str, *params: object) -> T | None:
+        """What this endpoint itself says; None where it has no answer."""
         try:
-            return await self._ask(endpoint, Block.from_rpc, "eth_getBlockByNumber", which, False)
+            return await self._ask(endpoint, decode, method, *params)
         except _Unavailable as error:
             endpoint.failed(error, self._clock())
         except RpcError as error:
-            log.warning("event=rpc_refuses_head endpoint=%s reason=%r", endpoint.name, str(error))
+            log.warning("event=rpc_refuses endpoint=%s method=%s reason=%r", endpoint.name, method, str(error))
         return None
 
     def doubt(self, doubts: int) -> bool:
