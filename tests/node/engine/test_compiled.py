@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -211,6 +212,24 @@ def logits_of(runner: Runner, requests: Sequence[Request], decoded: int = 2) -> 
             else:
                 pending[i] = Chunk(chunk.sequence, chunk.end, 1)
     return torch.stack([last[i] for i in range(len(requests))])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_of_equal_logits_the_lowest_token_is_chosen(tmp_path: Path, kernels: Path, threads: int) -> None:
+    """Whichever thread comes to it first: they take tiles from each other."""
+    model = write_model(tmp_path, **MODEL | {"vocab_size": 4_000, "tie_word_embeddings": False})
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][torch.arange(4_000) % 97].clone()
+    save_file(tensors, model / "model.safetensors")
+    runner = compiled(model, kernels, threads=threads)
+    requests = [request(range(3 + i, 9 + 2 * i), []) for i in range(7)]
+    give_pages(requests)
+    for _ in range(20):
+        outputs = runner.run([Chunk(one, 0, len(one.tokens)) for one in requests])
+        assert outputs.logits is not None
+        lowest = [int((row == row.max()).nonzero()[0]) for row in outputs.logits]
+        assert list(outputs.tokens) == lowest
+        assert max(lowest) < 97
 
 
 def in_chunks(

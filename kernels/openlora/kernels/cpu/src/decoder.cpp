@@ -70,7 +70,7 @@ std::size_t place_tile(const Kernels& kernels, const Linear& linear, const Matri
 }  // namespace
 
 Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
-    : shape(s), kernels(k), team(s.threads), embedding(w.embedding), norm(padded(w.norm, s.hidden_size)) {
+    : shape(s), kernels(k), team(s.threads), shares(s.threads), embedding(w.embedding), norm(padded(w.norm, s.hidden_size)) {
   rope.assign(w.rope, w.rope + std::size_t{1} * s.max_positions * s.head_size);
   const int q = s.heads * s.head_size, kv = s.kv_heads * s.head_size, hidden = s.hidden_size;
 

@@ -6,7 +6,7 @@
 #include "api.h"
 #include "kernels.h"
 #include "linear.h"
-#include "team.h"
+#include "shares.h"
 
 namespace openlora {
 
@@ -37,6 +37,7 @@ struct Decoder {
   Shape shape;
   const Kernels& kernels;
   Team team;
+  Shares shares;
   const bf16* embedding;
   std::vector<float> rope;
   std::vector<float> norm;

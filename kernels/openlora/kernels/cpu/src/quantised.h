@@ -36,6 +36,11 @@ struct Planes {
   const std::uint8_t *high, *low;  // rows are `stride` apart
   int stride;
   const float* scale;  // [rows]
+
+  Planes from(int row) const {
+    const std::ptrdiff_t at = std::ptrdiff_t{row} * stride;
+    return {high + at, low + at, stride, scale + row};
+  }
 };
 
 // A tile of 48 columns; codes lie as bfloat16 pairs do, but in quads.

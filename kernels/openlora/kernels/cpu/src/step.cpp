@@ -3,16 +3,12 @@
 #include <cmath>
 #include <cstring>
 
-#include "adapted.h"
-#include "altered.h"
-#include "decoder.h"
+#include "product.h"
 #include "sample.h"
 
 namespace openlora {
 namespace {
 
-constexpr int kRowsApart = 96;         // for each member, from which on they divide the rows
-constexpr int kRestoredAgain = 4;      // blocks, up to which a packed tile is restored for each: kept, it is slower
 constexpr std::int64_t kPerItem = 64;  // positions that take as long as what every item takes besides
 
 // A piece of attention: some rows of one sequence under one key-value head.
@@ -173,7 +169,7 @@ class Pass {
   }
 
   void embed(int member) {
-    const auto mine = rows_of(member, rows_);
+    const auto mine = rows_of(d_.team, rows_, member);
     for (int row = mine.begin; row < mine.end; ++row) {
       const bf16* from = d_.embedding + std::ptrdiff_t{step_.tokens[row]} * s_.hidden_size;
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
@@ -186,7 +182,7 @@ class Pass {
 
   void norm(int member, int layer, Norm which, const std::vector<float>& weight, const Linear& next) {
     std::vector<float> own;
-    const auto mine = rows_of(member, rows_);
+    const auto mine = rows_of(d_.team, rows_, member);
     for (int row = mine.begin; row < mine.end; ++row) {
       k_.rms_norm(residual_ + std::ptrdiff_t{row} * residual_stride_, altered_.norm(row, layer, which, weight, own),
                   s_.hidden_size, s_.rms_norm_eps, normed_.row(row));
@@ -197,7 +193,7 @@ class Pass {
   // All rows as the integers that a layer multiplies, if it does; returns when every member has done its part.
   void quantise(int member, const Linear& linear, Inputs x) {
     if (!linear.integers()) return;
-    const auto mine = rows_of(member, rows_);
+    const auto mine = rows_of(d_.team, rows_, member);
     for (int row = mine.begin; row < mine.end; ++row) quantise_row(linear, x, row);
     d_.team.barrier();
   }
@@ -214,158 +210,36 @@ class Pass {
     d_.team.barrier();
   }
 
-  static constexpr auto kNothingElse = [](int, int, int, const float*) {};
-
-  // Whether the members divide the rows of a product, and not its columns: then all that is computed of a row between
-  // two attentions stays in one core's cache.
-  bool by_rows(int rows) const { return rows >= kRowsApart * d_.team.size(); }
-
-  // The member's part of the rows.
-  Team::Range rows_of(int member, int rows) const {
-    if (!by_rows(rows)) return d_.team.share(rows, member);
-    const auto blocks = d_.team.share((rows + kBlock - 1) / kBlock, member);
-    return {blocks.begin * kBlock, std::min(blocks.end * kBlock, rows)};
-  }
-
-  // Multiplies the member's tiles, block by block, and adds what `adapted` rows' adapters have for the matrices of `layer`
-  // from `part` on. What becomes of a block, of kind `kind` and to where(unit, first row), is done while the next one is
-  // multiplied, or by done(unit, first row, rows, products [unit][32][48]) at once. Packed tiles of several blocks are
-  // restored while those before them are multiplied.
-  template <class Where, class Done>
-  void multiply(int member, const Linear& linear, const AdaptedRows& adapted, int layer, int part, Inputs x,
-                int rows, Finish::Kind kind, Where&& where, Done&& done) {
-    alignas(64) float out[2][2][kBlock * kTile];
-    const AlteredRows& altered = layer == kHead ? altered_outputs_ : altered_;
-    const bool apart = by_rows(rows);
-    const Team::Range units = apart ? Team::Range{0, linear.units()} : d_.team.share(linear.units(), member);
-    const Team::Range mine = apart ? rows_of(member, rows) : Team::Range{0, rows};
-    const int blocks = (mine.end - mine.begin + kBlock - 1) / kBlock;
-    const auto added = adapted.added(layer, part, linear.matrices);
-    const bool kept = blocks > kRestoredAgain;
-    Restoring restoring[2];
-    for (int i = 0; kept && i < linear.unit && units.begin < units.end; ++i) {
-      Restoring first = restoring_of(member, linear, units.begin, i);
-      if (first.left) k_.restore(first, first.left);
-    }
-    Finish finish;
-    int turn = 0;
-    for (int unit = units.begin; unit < units.end; ++unit) {
-      for (int i = 0; i < linear.unit; ++i)
-        restoring[i] = kept && unit + 1 < units.end ? restoring_of(member, linear, unit + 1, i) : Restoring();
-      for (int block = 0; block < blocks; ++block, ++turn) {
-        const int first = mine.begin + block * kBlock, count = std::min(kBlock, mine.end - first);
-        float(*products)[kBlock * kTile] = out[turn % 2];
-        const Inputs to = where(unit, first);
-        if (kept && kind == Finish::kPut) fetch_for(to, count);
-        for (int i = 0; i < linear.unit; ++i) {
-          const int t = unit * linear.unit + i;
-          const Linear::Tile& tile = linear.tiles[t];
-          Meanwhile meanwhile{.finish = finish, .restoring = restoring[i].left ? &restoring[i] : nullptr};
-          if (!block) meanwhile.added = adapted.factors(added, tile.part, tile.index);
-          const Ahead later =
-              multiply_tile(member, linear, unit, i, x, {first, first + count}, {block, blocks}, meanwhile, products[i]);
-          finish = {};
-          if (altered.any())
-            altered.alter(layer, part + tile.part, tile.index, linear.pairs(), first, count, x.from(first), products[i]);
-          if (!linear.bias.empty()) add_bias(&linear.bias[t * kTile], count, products[i]);
-          if (adapted.any()) adapted.expand(added, tile.part, tile.index, first, count, later, products[i]);
-        }
-        finish = {kind, products[0], count, to};
-        done(unit, first, count, products[0]);
-      }
-    }
-    k_.finish(finish, 0, finish.rows);
-  }
-
-  // Where a block's products will be put, into the first-level cache: waiting for it then would hold up the next products.
-  static void fetch_for(Inputs to, int rows) {
-    for (int row = 0; row < rows; ++row)
-      for (std::size_t i = 0; i < kTile * sizeof(float); i += 64)
-        __builtin_prefetch(static_cast<char*>(to.row(row)) + i, 1, 3);
-  }
-
-  struct Place {
-    int block, blocks;  // which of the member's
-  };
-
-  // The i-th tile of a unit with a block of rows. Returns what should be fetched while adapters are added: as much as is
-  // fetched here for their sake.
-  Ahead multiply_tile(int member, const Linear& linear, int unit, int i, Inputs x, Team::Range rows, Place place,
-                     Meanwhile& meanwhile, float* out) {
-    const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
-    const int count = rows.end - rows.begin;
-    const char* ahead = tile.weights + k_.ahead;
-    bf16* room = unpacked(member, linear, unit, i);
-    x = x.from(rows.begin);
-    if (linear.coded()) {
-      if (!place.block) k_.unpack(tile.weights, linear.coding, linear.pairs(), room, ahead);
-      k_.tile(x, count, room, linear.pairs(), out, meanwhile);
-      return {};
-    }
-    const std::size_t each = tile.bytes / place.blocks;
-    if (place.blocks > 1) ahead += tile.bytes;  // the first block of the next reads all of it
-    ahead += each * place.block;
-    if (tile.packed && place.blocks <= kRestoredAgain) {
-      const std::size_t later = std::min(each, meanwhile.added.bytes) / 64 * 64;
-      meanwhile.ahead = {ahead, each - later};
-      k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear.pairs(), out, meanwhile);
-      return {ahead + (each - later), later};
-    }
-    if (tile.packed) ahead += linear.unit * tile.bytes;  // than what is being restored
-    meanwhile.ahead = {ahead, each};
-    meanwhile.groups = linear.pairs() * kTileRow / kPackedNumbers / place.blocks + 1;
-    if (linear.integers())
-      k_.tile_int8(planes(linear, rows.begin), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear.quads(), out,
-                   meanwhile);
-    else
-      k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear.pairs(), out, meanwhile);
-    return {};
-  }
-
-  // The i-th tile of a unit, if it is packed, to where it is unpacked.
-  Restoring restoring_of(int member, const Linear& linear, int unit, int i) const {
-    const Linear::Tile& tile = linear.tiles[unit * linear.unit + i];
-    if (!tile.packed) return {};
-    return {reinterpret_cast<const Packed*>(tile.weights), linear.pairs() * kTileRow, unpacked(member, linear, unit, i)};
-  }
-
-  // Where a member unpacks the i-th tile of a unit, while the unit before is still in use.
-  bf16* unpacked(int member, const Linear& linear, int unit, int i) const {
-    return d_.unpacked[member].as<bf16>() + (unit % 2 * linear.unit + i) * (linear.dense_tile_bytes() / sizeof(bf16));
-  }
-
-  Planes planes(const Linear& linear, int first) const {
-    const std::ptrdiff_t at = std::ptrdiff_t{first} * plane_stride(linear.inputs);
-    return {high_plane_ + at, low_plane_ + at, plane_stride(linear.inputs), &input_scales_[first]};
-  }
-
-  static void add_bias(const float* bias, int rows, float* out) {
-    for (int row = 0; row < rows; ++row)
-      for (int i = 0; i < kTile; ++i) out[row * kTile + i] += bias[i];
-  }
-
   void project(int member, const Linear& linear, int layer) {
-    multiply(member, linear, adapted_, layer, kQ, normed_, rows_, Finish::kPut,
-             [this](int unit, int first) { return floats(projected_, projected_stride_, first, unit); }, kNothingElse);
+    multiply(d_, member, product(linear, layer, kQ, normed_, Finish::kPut, floats(projected_, projected_stride_), kFloats));
   }
 
   // To the residual, or to what add_normed adds to it.
   void add_to_residual(int member, const Linear& linear, int layer, int part, Inputs x) {
-    float* to = added_ ? added_ : residual_;
-    multiply(member, linear, adapted_, layer, part, x, rows_, Finish::kAdd,
-             [this, to](int unit, int first) { return floats(to, residual_stride_, first, unit); }, kNothingElse);
+    const Inputs to = floats(added_ ? added_ : residual_, residual_stride_);
+    multiply(d_, member, product(linear, layer, part, x, Finish::kAdd, to, kFloats));
   }
 
-  // Rows from `first` on, and a tile's columns of them.
-  static Inputs floats(float* at, std::ptrdiff_t stride, int first, int tile) {
-    return {reinterpret_cast<char*>(at + first * stride + tile * kTile), stride * std::ptrdiff_t{sizeof(float)}};
+  static constexpr std::ptrdiff_t kFloats = kTile * sizeof(float);
+
+  static Inputs floats(float* at, std::ptrdiff_t stride) {
+    return {reinterpret_cast<char*>(at), stride * std::ptrdiff_t{sizeof(float)}};
+  }
+
+  Product product(const Linear& linear, int layer, int part, Inputs x, Finish::Kind kind, Inputs to,
+                  std::ptrdiff_t each) const {
+    return {linear, rows_, x, planes(linear), adapted_, altered_, layer, part, kind, to, each};
+  }
+
+  Planes planes(const Linear& linear) const {
+    return {high_plane_, low_plane_, plane_stride(linear.inputs), input_scales_};
   }
 
   // The residual of the member's rows grows by what a layer's part made, normed; that begins at zero again.
   void add_normed(int member, int layer, Norm which, const std::vector<float>& weight) {
     if (weight.empty()) return;
     std::vector<float> own;
-    const auto mine = rows_of(member, rows_);
+    const auto mine = rows_of(d_.team, rows_, member);
     for (int row = mine.begin; row < mine.end; ++row) {
       float* from = added_ + std::ptrdiff_t{row} * residual_stride_;
       float* to = residual_ + std::ptrdiff_t{row} * residual_stride_;
@@ -377,19 +251,14 @@ class Pass {
   }
 
   void activate(int member, const Linear& linear, int layer) {
-    const auto where = [this](int unit, int first) {
-      Inputs y = activated_.from(first);
-      y.at += std::ptrdiff_t{unit} * kTile * k_.input_bytes;
-      return y;
-    };
-    multiply(member, linear, adapted_, layer, kGate, normed_, rows_, s_.gelu ? Finish::kGeluMul : Finish::kSiluMul, where,
-             kNothingElse);
+    const Finish::Kind kind = s_.gelu ? Finish::kGeluMul : Finish::kSiluMul;
+    multiply(d_, member, product(linear, layer, kGate, normed_, kind, activated_, kTile * k_.input_bytes));
   }
 
   // The rows of sequences that have several, whose keys all of them may see. Those of other sequences turn when they are
   // attended to.
   void rotate(int member, int layer) {
-    const auto mine = rows_of(member, rows_);
+    const auto mine = rows_of(d_.team, rows_, member);
     for (int row = mine.begin; row < mine.end; ++row)
       for (int head = 0; !alone(sequence_[row]) && head < s_.kv_heads; ++head) rotate(member, layer, row, head);
   }
@@ -501,22 +370,28 @@ class Pass {
   void predict(int member) {
     Best* best = best_.data() + std::ptrdiff_t{member} * step_.outputs;
     alignas(64) float capped[kTile];
-    multiply(member, d_.head, adapted_outputs_, kHead, 0, outputs_, step_.outputs, Finish::kNothing,
-             [](int, int) { return Inputs(); }, [&](int unit, int first, int count, const float* out) {
-               const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
-               for (int row = 0; row < count; ++row) {
-                 const float* logits = out + row * kTile;
-                 if (s_.logit_soft_cap) {
-                   std::copy(logits, logits + kTile, capped);
-                   k_.soft_cap_(capped, kTile, s_.logit_soft_cap);
-                   logits = capped;
-                 }
-                 best[first + row].take(k_, logits, column, columns);
-                 if (logits_)
-                   std::memcpy(logits_ + std::ptrdiff_t{first + row} * s_.vocab_size + column, logits,
-                               sizeof(float) * columns);
-               }
-             });
+    const Product logits{.linear = d_.head,
+                         .rows = step_.outputs,
+                         .x = outputs_,
+                         .planes = planes(d_.head),
+                         .adapted = adapted_outputs_,
+                         .altered = altered_outputs_,
+                         .layer = kHead,
+                         .part = 0};
+    multiply(d_, member, logits, [&](int unit, int first, int count, const float* out) {
+      const int column = unit * kTile, columns = std::min(kTile, s_.vocab_size - column);
+      for (int row = 0; row < count; ++row) {
+        const float* logits = out + row * kTile;
+        if (s_.logit_soft_cap) {
+          std::copy(logits, logits + kTile, capped);
+          k_.soft_cap_(capped, kTile, s_.logit_soft_cap);
+          logits = capped;
+        }
+        best[first + row].take(k_, logits, column, columns);
+        if (logits_)
+          std::memcpy(logits_ + std::ptrdiff_t{first + row} * s_.vocab_size + column, logits, sizeof(float) * columns);
+      }
+    });
   }
 
   // ---- after them ---------------------------------------------------------------------------------------------------
@@ -532,21 +407,23 @@ class Pass {
         std::fill(std::copy(logits, logits + columns, shorter), shorter + kTile, logits[0]);
         logits = shorter;
       }
-      const float before = value;
+      // Of equals the lowest token is wanted, in whatever order tiles come.
+      const float most = column < token ? std::nextafter(value, -INFINITY) : value;
+      float found = most;
       int index;
-      finite = kernels.largest(logits, kTile, &value, &index) && finite;
-      if (value > before) token = column + index;
+      finite = kernels.largest(logits, kTile, &found, &index) && finite;
+      if (found > most) *this = {found, column + index, finite};
     }
   };
 
-  // The members' tiles ascend with their numbers, so that of equals the first is the lowest token.
   void choose() {
     for (int i = 0; i < step_.outputs; ++i) {
       Best all{-INFINITY, -1, true};
       for (int member = 0; member < d_.team.size(); ++member) {
         const Best& one = best_[std::ptrdiff_t{member} * step_.outputs + i];
         all.finite &= one.finite;
-        if (one.value > all.value) all = {one.value, one.token, all.finite};
+        if (one.value > all.value || (one.value == all.value && one.token < all.token))
+          all = {one.value, one.token, all.finite};
       }
       step_.chosen[i] = all.finite ? all.token : -1;
     }
@@ -580,8 +457,8 @@ class Pass {
   const AlteredRows altered_, altered_outputs_;
   std::vector<std::vector<Item>> items_;  // by member
   int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
-  std::uint8_t *high_plane_, *low_plane_;  // of what the next layer multiplies
-  float* input_scales_;
+  std::uint8_t *high_plane_ = nullptr, *low_plane_ = nullptr;  // of what the next layer multiplies
+  float* input_scales_ = nullptr;
   float *residual_, *added_ = nullptr, *projected_, *logits_;
   Inputs normed_, attended_, activated_, outputs_;
   std::vector<Best> best_;
