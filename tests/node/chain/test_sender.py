@@ -11,9 +11,8 @@ from aiohttp import ClientConnectionError
 
 from openlora.node.chain.outbox import IntentState
 from openlora.node.chain.sender import SenderOptions
-from openlora.node.chain.transaction import FeePolicy, Fees
+from openlora.node.chain.transaction import FeePolicy
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind
-from openlora.node.job import Wei
 from tests.node.chain.fake_chain import GWEI, QUEUE, FakeChain, Refusal, effect
 from tests.node.chain.world import World, foreign
 
@@ -149,11 +148,13 @@ async def test_gas_above_the_cap_is_said_before_signing(world: World) -> None:
     assert world.outbox.find("claim") is None
 
 
-async def test_a_suggested_tip_is_followed_to_its_cap_alone(world: World) -> None:
+async def test_a_suggested_tip_is_followed_below_its_cap_alone(world: World) -> None:
     world.chain.tip = 400 * GWEI
     world.send("claim")
     await world.settle()
-    assert world.outbox.attempts("claim")[0].signed.fees == Fees(Wei(52 * GWEI), Wei(50 * GWEI))
+    fees = world.outbox.attempts("claim")[0].signed.fees
+    assert fees.max_fee_wei == 2 * GWEI + fees.tip_wei
+    assert 35 * GWEI < fees.tip_wei < 36 * GWEI
 
 
 async def test_nothing_is_signed_before_start(tmp_path: Path) -> None:
@@ -298,6 +299,16 @@ async def test_the_cap_ends_the_bumping(tmp_path: Path) -> None:
     await world.pass_over(20)
     assert [attempt.signed.fees.max_fee_wei <= 4 * GWEI for attempt in world.outbox.attempts("claim")] == [True] * 3
     await world.kill()
+
+
+async def test_no_bump_exceeds_the_tips_cap(world: World) -> None:
+    world.chain.tip = 400 * GWEI
+    world.send("claim")
+    await world.tick()
+    await world.pass_over(20)
+    tips = [attempt.signed.fees.tip_wei for attempt in world.outbox.attempts("claim")]
+    assert len(tips) == 4, "a suggestion leaves room for bids that a higher base fee asks for"
+    assert max(tips) <= 50 * GWEI
 
 
 async def test_while_no_block_comes_nothing_is_bid_higher(world: World) -> None:

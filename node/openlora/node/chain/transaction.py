@@ -14,6 +14,7 @@ from openlora.node.job import Wei
 
 GWEI = 10**9
 GAS_MARGIN = 1.5
+SPARED_BUMPS = 3  # that a suggested tip leaves room for: pools take no dearer transaction without a dearer tip
 MAX_GAS = 1 << 24  # of a transaction (EIP-7825): one with more is never mined, and all later nonces wait behind it
 
 
@@ -34,7 +35,7 @@ class Fees:
 @dataclass(frozen=True, slots=True)
 class FeePolicy:
     """Bids twice the base fee plus the suggested tip, which holds through five full blocks, and never above the caps:
-    a server's suggestion is no reason to give away the purse."""
+    a server's suggestion is no reason to give away the purse. It is followed to 0.7 of the tip's cap."""
 
     cap_wei: int = 500 * GWEI  # per gas, all included
     tip_cap_wei: int = 50 * GWEI
@@ -42,17 +43,19 @@ class FeePolicy:
     async def quote(self, client: ChainClient) -> Fees:
         """Raises GasTooDear when the present base fee leaves no room under the cap."""
         block, suggested = await asyncio.gather(client.block("latest"), client.suggested_tip())
-        base, tip = block.base_fee_wei, min(max(suggested, 1), self.tip_cap_wei)
+        base, tip = block.base_fee_wei, max(1, min(suggested, self.tip_cap_wei * 8**SPARED_BUMPS // 9**SPARED_BUMPS))
         if base + tip > self.cap_wei:
             needed, cap = (base + tip) / GWEI, self.cap_wei / GWEI
             raise GasTooDear(f"gas costs {needed:.3f} gwei, and chain.max_gas_gwei is {cap:.3f}; wait, or raise it")
         return Fees(Wei(min(2 * base + tip, self.cap_wei)), Wei(tip))
 
     def bump(self, old: Fees, fresh: Fees) -> Fees | None:
-        """Fees that replace `old` in every pool: at least 12.5 % more of both. None when the cap forbids it."""
+        """Fees that replace `old` in every pool: at least 12.5 % more of both. None when a cap forbids it."""
         max_fee = max(fresh.max_fee_wei, _more(old.max_fee_wei))
         tip = max(fresh.tip_wei, _more(old.tip_wei))
-        return None if max_fee > self.cap_wei else Fees(Wei(max_fee), Wei(min(tip, max_fee)))
+        if max_fee > self.cap_wei or tip > self.tip_cap_wei:
+            return None
+        return Fees(Wei(max_fee), Wei(tip))
 
 
 @dataclass(frozen=True, slots=True)
