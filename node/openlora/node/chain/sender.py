@@ -16,8 +16,9 @@ from eth_account.signers.local import LocalAccount
 from openlora.contracts import Call
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.outbox import Attempt, Intent, Outbox
+from openlora.node.chain.strangers import PATIENCE_TICKS, Strangers
 from openlora.node.chain.transaction import MAX_GAS, FeePolicy, Fees, SignedTransaction, gas_limit_of, sign
-from openlora.node.chain.types import Block, SentTransaction, TxReceipt, to_hex
+from openlora.node.chain.types import Block, TxReceipt, to_hex
 from openlora.node.errors import ChainError, GasTooDear, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
 from openlora.node.job import Wei
 from openlora.node.journal import FIRST_NONCE, Journal
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 TRANSFER_GAS = 21_000
 OUT_OF_GAS = 0.95  # of the limit: a plain revert uses no more than two thirds of it
 GAP = "gap:"  # keys of the transfers that fill holes in the nonces
-PATIENCE_TICKS = 10  # with a server whose answers contradict each other, before another is asked or the signing stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,16 @@ class Sender:
         self._journal = journal
         self._account = account
         self._address = str(account.address).lower()
-        self._contracts = {address.lower(): name for name, address in contracts.items()}
         self._options = options
         self._clock = clock
         self._outbox = Outbox(journal)
+        self._strangers = Strangers(client, self._outbox, self._address, contracts)
         self._head: Block | None = None  # as of the last tick
         self._highest = 0  # number of the newest block that any tick saw
         self._used = 0  # nonces that the chain has seen used, as of the last tick
         self._started = False
-        self._unexplained = 0  # ticks in a row that found a foreign nonce without its transaction
         self._sent_at: dict[str, float] = {}  # when an intent's newest bytes were last handed to a server, by key
-        self._waiting_since: dict[
-            str, tuple[float, int]
-        ] = {}  # time and block, since when it waits at these fees, by key
+        self._waiting_since: dict[str, tuple[float, int]] = {}  # time and block: it waits at these fees since, by key
         self._stopped: JournalError | None = None
         self._ticked = asyncio.Event()  # set and replaced after every tick
         self._work = asyncio.Event()  # something was sent: look at the chain soon
@@ -257,7 +254,8 @@ class Sender:
             raise
         except JournalError as error:
             if self._client.doubt(doubts):
-                self._head, self._unexplained = None, 0
+                self._head = None
+                self._strangers.look_anew()
                 raise RpcBehind(f"{error} (so one RPC says; another is asked)") from error
             self._stopped = error
             log.error("event=signing_stopped reason=%r", str(error))
@@ -281,7 +279,7 @@ class Sender:
                 await self._find(intent, head)
             else:
                 await self._push(intent, used, head)
-        await self._find_foreign(used, head)
+        await self._strangers.find(used, head.number)
         await self._fill_gap(used)
         self._head = head
 
@@ -321,7 +319,7 @@ class Sender:
         if taken is None or any(taken.hash == attempt.signed.hash for attempt in attempts):
             self._await_receipt(intent, head)
             return
-        self._judge(taken)
+        self._strangers.judge(taken)
         if intent.key.startswith(GAP):
             self._outbox.discard(intent.key)
         elif head.number - taken.block.number + 1 >= self._options.confirmations:
@@ -400,39 +398,6 @@ class Sender:
             log.warning("event=nonce_gap_filled nonce=%d tx=%s", used, to_hex(signed.hash))
             self._outbox.begin(f"{GAP}{used}", self._address, b"", TRANSFER_GAS, signed)
             await self._broadcast(f"{GAP}{used}", signed)
-
-    # ---- transactions that are not ours -----------------------------------------------------------------------------
-
-    async def _find_foreign(self, used: int, head: Block) -> None:
-        """Nonces beyond all of ours that the chain has seen used."""
-        for nonce in range(self._outbox.next_nonce(), used):
-            try:
-                sent = await self._client.transaction_with(self._address, nonce, head.number)
-            except RpcError:
-                sent = None
-            if sent is None:
-                raise self._not_explained(nonce)
-            self._judge(sent)
-        self._unexplained = 0
-
-    def _not_explained(self, nonce: int) -> RpcBehind | JournalError:
-        self._unexplained += 1
-        if self._unexplained < PATIENCE_TICKS:
-            return RpcBehind(f"nonce {nonce} of the hot key was used by a transaction that the RPC does not show yet")
-        return JournalError(
-            f"the hot key {self._address} has used nonce {nonce} without this journal, in a transaction that no"
-            " configured RPC can show: restore the journal, or use a fresh hot key"
-        )
-
-    def _judge(self, sent: SentTransaction) -> None:
-        """Somebody else's transaction with our key is recorded and survived, unless it called our contracts."""
-        if sent.to in self._contracts:
-            raise JournalError(
-                f"transaction {to_hex(sent.hash)} called {self._contracts[sent.to]} with the hot key and is not in this"
-                " journal: another agent uses the key, or the journal is an old copy; stop the one, restore the other"
-            )
-        log.warning("event=foreign_tx nonce=%d tx=%s to=%s", sent.nonce, to_hex(sent.hash), sent.to)
-        self._outbox.record_foreign(sent)
 
     # ---- small things -----------------------------------------------------------------------------------------------
 
