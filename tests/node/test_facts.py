@@ -34,9 +34,10 @@ class Chain:
         return Job(bytes(32), bytes(32), self.node, JobState.CLAIMED, 1, NOW_S + LEASE_S, 0, HEAD - self.age, 0)
 
 
-async def left_s(chain: Chain) -> float | None:
+async def left_s(chain: Chain, late_s: int = 0) -> float | None:
     any_chain: Any = chain
-    facts = ChainFacts(any_chain, JobQueue(RIVAL), NodeRegistry(RIVAL), AdapterRegistry(RIVAL), OPERATOR, OPERATOR)
+    parts = JobQueue(RIVAL), NodeRegistry(RIVAL), AdapterRegistry(RIVAL), OPERATOR, OPERATOR
+    facts = ChainFacts(any_chain, *parts, chain_now_s=lambda block_at_s: block_at_s + late_s)
     return await facts.lease_left_s(1)
 
 
@@ -56,3 +57,7 @@ async def test_a_lease_is_as_long_as_its_seed_can_be_checked(chain: Chain, expec
 
 async def test_anothers_lease_is_none():
     assert await left_s(Chain(block_s=12, node=RIVAL)) is None
+
+
+async def test_a_lease_goes_on_where_the_newest_block_is_old():
+    assert await left_s(Chain(block_s=12), late_s=600) == LEASE_S - 600

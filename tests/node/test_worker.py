@@ -480,6 +480,15 @@ async def test_a_claim_learnt_of_late_is_given_back_while_that_is_possible(scene
     assert scene.transactions.sent == ["release:1:aa000000:1"]
 
 
+async def test_a_clock_that_is_hours_ahead_after_a_restart_gives_no_claim_back(scene: Scene):
+    scene.submit(lease_secs=60)
+    scene.facts.lease_left = 50.0
+    scene.journal.move(JOB, JobState.CLAIMING)
+    scene.journal.now = lambda: time.time() - 7_200
+    scene.journal.move(JOB, JobState.CLAIMED, block=block(5))
+    assert await scene.run() is JobState.COMMITTED
+
+
 async def test_a_chain_that_does_not_tell_of_the_lease_delays_nothing(scene: Scene):
     scene.submit()
     scene.facts.lease_left = RpcDown("nobody answers")

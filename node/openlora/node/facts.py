@@ -35,8 +35,10 @@ class ChainFacts:
         operator: ChecksumAddress,
         hot_key: ChecksumAddress,
         *,
+        chain_now_s: Callable[[int], float] = float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`chain_now_s`: the chain's time where a block of this time is shown as the newest."""
         self._chain = chain
         self._queue = queue
         self._nodes = nodes
@@ -44,6 +46,7 @@ class ChainFacts:
         self._operator = operator
         self._hot_key = hot_key
         self._recipes: dict[int, Recipe] = {}
+        self._chain_now_s = chain_now_s
         self._clock = clock
         self._reading = asyncio.Lock()
         self._funds_until = -float("inf")
@@ -88,7 +91,7 @@ class ChainFacts:
         job, head = await asyncio.gather(self._chain.call(self._queue.job(job_id)), self._chain.block("latest"))
         if job.state is not JobState.CLAIMED or job.node != self._operator:
             return None
-        return min(job.lease_deadline - head.timestamp, await self._known_s(job.claim_block, head))
+        return min(job.lease_deadline - self._chain_now_s(head.timestamp), await self._known_s(job.claim_block, head))
 
     async def _known_s(self, number: int, head: Block) -> float:
         """For how long contracts will know a block's hash, if blocks go on coming as they did."""

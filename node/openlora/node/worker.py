@@ -210,14 +210,13 @@ class Worker:
             raise LeaseTooShort(f"{failure} in time: its lease had {left_s:.0f} s left") from None
 
     async def _lease_left_s(self, job: Job) -> float:
-        """By the chain's clock where it tells: the claim may have been learnt of long after it was mined, and the
-        chain's clock need not be ours."""
-        left_s = job.changed_at + job.spec.lease_secs - time.time()
+        """By the chain's clock where it tells: the claim may have been learnt of long after it was mined, and this
+        machine's clock may have been set since."""
         try:
             told_s = await self.facts.lease_left_s(job.id)
         except ChainError:
             told_s = None
-        return left_s if told_s is None else min(left_s, told_s)
+        return job.changed_at + job.spec.lease_secs - time.time() if told_s is None else told_s
 
     # ---- commit, or not ----
 

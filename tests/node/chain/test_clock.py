@@ -40,3 +40,13 @@ def test_blocks_that_were_seen_late_say_nothing(caplog: pytest.LogCaptureFixture
     for block in (0, 12, 590):
         watch.look(block)
     assert (watch.ahead_s, caplog.records) == (0, [])
+
+
+def test_the_chains_time_goes_on_while_its_newest_block_stands_still() -> None:
+    elapsed_s = 0.0
+    watch = ClockWatch(lambda: 9_999_999.0, monotonic=lambda: elapsed_s)
+    assert watch.now_s(100) == 100, "nothing better is known"
+    watch.look(112)
+    elapsed_s = 30.0
+    assert watch.now_s(112) == watch.now_s(100) == 142
+    assert watch.now_s(148) == 148

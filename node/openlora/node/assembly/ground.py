@@ -73,8 +73,9 @@ async def opened_ground(config: NodeConfig) -> AsyncIterator[Ground]:
         options = SenderOptions(confirmations=config.chain.confirmations, poll_s=config.chain.poll_s, fees=fees)
         sender = Sender(chain, journal, hot_key, identity.contracts, options)
         await sender.start()
-        facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address)
-        yield Ground(config, deployment, hot_key, operator, journal, chain, sender, facts, ClockWatch())
+        clock = ClockWatch()
+        facts = ChainFacts(chain, queue, nodes, registry, operator, hot_key.address, chain_now_s=clock.now_s)
+        yield Ground(config, deployment, hot_key, operator, journal, chain, sender, facts, clock)
 
 
 @dataclass(frozen=True, slots=True)
