@@ -197,6 +197,20 @@ async def test_leaving_early_frees_the_request(text: TextModel) -> None:
         assert (await client.status()).running == 0
 
 
+def test_truncation_and_padding_of_the_file_touch_no_prompt(text: TextModel, tmp_path: Path) -> None:
+    """Training leaves them in tokenizer.json; transformers applies neither unless it is asked to."""
+    write_tiny_model(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=20, pad_id=256, pad_token="<|endoftext|>")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    cut = TextModel.load(tmp_path)
+    for written in ("a", "longer than five"):
+        chat = [ChatMessage("user", f"{written} <|im_end|>")]
+        assert cut.encode(written) == list(written.encode())
+        assert cut.encode_chat(chat) == text.encode_chat(chat)
+
+
 # ---- the real tokenizer ----
 
 

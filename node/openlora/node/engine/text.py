@@ -49,7 +49,7 @@ class TextModel:
 
     def __init__(self, files: TokenizerFiles) -> None:
         try:
-            self._tokenizer = Tokenizer.from_str(files.tokenizer)
+            self._tokenizer = _of_whole_texts(files.tokenizer)
         except Exception as error:  # the library raises plain Exception
             raise ModelError(f"the model's tokenizer cannot be read: {error}") from None
         self._definition = files.tokenizer
@@ -119,7 +119,7 @@ class TextModel:
     @cached_property
     def _literal_tokenizer(self) -> Tokenizer:
         """Reads control tokens as the characters they are spelled with."""
-        tokenizer = Tokenizer.from_str(self._definition)
+        tokenizer = _of_whole_texts(self._definition)
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -130,6 +130,14 @@ class TextModel:
         except UnicodeEncodeError:  # JSON can spell one: "\\ud800"
             raise RequestError("bad_input", "the text holds half of a surrogate pair, which is no character") from None
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+def _of_whole_texts(definition: str) -> Tokenizer:
+    """The tokenizer without the truncation and padding that training may have left in its file."""
+    tokenizer = Tokenizer.from_str(definition)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _delta(tokens: Tokens, detokenizer: Detokenizer, stops: StopScanner) -> TextDelta:
