@@ -105,6 +105,17 @@ def test_both_spellings_of_rope(tmp_path: Path) -> None:
     assert new.rope_frequencies == old.rope_frequencies != read(tmp_path).rope_frequencies
 
 
+def test_where_rope_is_said_twice_it_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+    """The older key stands above the newer one, and the config's own original positions above those of either."""
+    linear = read(tmp_path, rope_parameters={"rope_type": "linear", "factor": 2.0})
+    assert read(tmp_path, rope_scaling={"type": "linear", "factor": 2.0}).rope_frequencies == linear.rope_frequencies
+    outside = read(tmp_path, rope_parameters=LLAMA3_ROPE, original_max_position_embeddings=128)
+    inside = read(tmp_path, rope_parameters=LLAMA3_ROPE | {"original_max_position_embeddings": 128})
+    assert outside.rope_frequencies == inside.rope_frequencies
+    assert inside.rope_frequencies != read(tmp_path, rope_parameters=LLAMA3_ROPE).rope_frequencies
+    assert read(tmp_path, original_max_position_embeddings=128).rope_frequencies == read(tmp_path).rope_frequencies
+
+
 def test_llama3_scaling_leaves_short_waves_and_stretches_long_ones() -> None:
     plain = rope.plain(500_000.0, 128)
     scaled = rope.llama3(plain, 8.0, 1.0, 4.0, 8192)
@@ -137,6 +148,9 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         (FALCON | {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn False"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding window of 0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"is_causal": False}, "is_causal false"),
+        ({"per_layer_config": {"0": {"sliding_window": 8}}}, "per_layer_config"),
+        ({"rope_scaling": {"type": "su", "long_factor": [1.0]}}, "rope_type 'su'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ({"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0]}}, "rope_type 'longrope'"),
         ({"rope_parameters": {"rope_type": ["linear"]}}, "rope_type .*linear"),

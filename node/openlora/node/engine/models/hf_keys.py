@@ -22,20 +22,27 @@ class Keys(msgspec.Struct, kw_only=True):
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
+    original_max_position_embeddings: int | None = None
     partial_rotary_factor: float | None = None
     tie_word_embeddings: bool = False
+    is_causal: bool | None = None
     use_bidirectional_attention: bool | None = None
+    per_layer_config: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 
 
 def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
     """Those fields of DecoderConfig that mean the same in every family. Raises ModelError, naming the first thing that
     the decoder would compute wrongly."""
-    if keys.use_bidirectional_attention:
-        raise ModelError("use_bidirectional_attention is not served: a row must not see what follows it")
+    if keys.use_bidirectional_attention or keys.is_causal is False:
+        named = "use_bidirectional_attention" if keys.use_bidirectional_attention else "is_causal false"
+        raise ModelError(f"{named} is not served: a row must not see what follows it")
+    if keys.per_layer_config is not None:
+        raise ModelError("per_layer_config is not served: all layers must be alike")
     if keys.quantization_config is not None:
         raise ModelError("quantization_config is not served: use the unquantised model or a GGUF file")
     outside = {"rope_theta": keys.rope_theta, "partial_rotary_factor": keys.partial_rotary_factor}
+    rope = outside | (keys.rope_scaling or keys.rope_parameters or {})  # transformers' own precedence
     return {
         "vocab_size": keys.vocab_size,
         "hidden_size": keys.hidden_size,
@@ -45,7 +52,7 @@ def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
         "attention_scale": max(head_size, 1) ** -0.5,
         "max_positions": keys.max_position_embeddings,
         "tied_head": keys.tie_word_embeddings,
-    } | rotation(outside | (keys.rope_parameters or keys.rope_scaling or {}), head_size)
+    } | rotation(rope, head_size, keys.original_max_position_embeddings)
 
 
 def require_activation(found: str, *served: str) -> None:
