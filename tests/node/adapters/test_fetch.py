@@ -126,6 +126,10 @@ async def test_only_the_two_files_are_published(content: CountedContent, tmp_pat
 async def test_what_a_node_would_refuse_is_not_published(content: CountedContent, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="lora_magnitude_vector"):
         await publish_adapter(write_adapter(tmp_path / "bad", config(use_dora=True)), content, LAYOUT)
-    with pytest.raises(AdapterError, match="cannot be read"):
+    with pytest.raises(AdapterError, match="cannot be read: No such file"):
         await publish_adapter(tmp_path / "nowhere", content, LAYOUT)
+    old = write_adapter(tmp_path / "old")
+    (old / WEIGHTS_FILE).rename(old / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="is a pickle, which is never read"):
+        await publish_adapter(old, content, LAYOUT)
     assert {CONFIG_FILE, WEIGHTS_FILE} == {path.name for path in (tmp_path / "bad").iterdir()}

@@ -151,6 +151,21 @@ def test_how_it_was_begun_does_not_matter_where_the_base_stayed(tmp_path: Path, 
     assert read_adapter(write_adapter(tmp_path, options), LAYOUT).rank == RANK
 
 
+LLAMA = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers.models.llama.modeling_llama"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task_type": None, "auto_mapping": LLAMA},  # what PEFT writes of a model that nobody gave a task
+        {"auto_mapping": LLAMA | {"unsloth_fixed": True}},
+        {"enable_lora": None, "merge_weights": False},  # PEFT before 0.3
+    ],
+)
+def test_where_it_came_from_does_not_matter(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert read_adapter(write_adapter(tmp_path, config(**changes)), LAYOUT).rank == RANK
+
+
 def test_only_what_is_targeted_is_needed(tmp_path: Path) -> None:
     tensors = {key: value for key, value in arrays().items() if DOWN in key}
     adapter = read_adapter(write_adapter(tmp_path, config(target_modules=[DOWN]), weights(tensors)), LAYOUT)

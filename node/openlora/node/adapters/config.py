@@ -87,11 +87,10 @@ def parse_config(data: bytes) -> AdapterConfig:
     if len(data) > MAX_CONFIG_BYTES:
         raise AdapterError(f"{CONFIG_FILE}: larger than {MAX_CONFIG_BYTES // 1024} KiB")
     fields = parse_object(data, CONFIG_FILE)
+    _pass_over("peft_type", _required(fields, "peft_type"))  # first: another type's other keys are its own affair
     for key, value in fields.items():
         if key not in _READ:
             _pass_over(key, value)
-    if fields.get("peft_type") != "LORA":
-        raise AdapterError(f'{CONFIG_FILE}: peft_type must be "LORA"')
     target_modules = _targets(_required(fields, "target_modules"))
     layers = _layers(fields.get("layers_to_transform"))
     layers_pattern = fields.get("layers_pattern") or []

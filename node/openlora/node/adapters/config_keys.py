@@ -23,6 +23,14 @@ def _is_settings(value: Any) -> bool:
     return value is None or isinstance(value, dict)
 
 
+def _is_library_class(value: Any) -> bool:
+    """What PEFT writes where no task_type was given: the class that the adapter was trained on."""
+    match value:
+        case {"parent_library": str(library), "base_model_class": str(name)}:
+            return library.startswith("transformers.") and name.endswith("ForCausalLM")
+    return value is None
+
+
 _NULL = _is(None)
 _FALSE = _is(False, None)
 _EMPTY = _is(None, [])
@@ -38,11 +46,12 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "revision": (_is_text, _TEXT),
     "peft_version": (_is_text, _TEXT),
     "megatron_core": (_is_text, _TEXT),
-    "peft_type": (_is_text, _TEXT),  # its value is required elsewhere
+    "peft_type": (_is("LORA"), "adapters of type LORA are"),  # required elsewhere
     "task_type": (_is(None, "CAUSAL_LM"), "adapters of causal language models are"),
     # training only
     "inference_mode": (_is(True, False), "true or false is expected"),
     "lora_dropout": (is_number, _NUMBER),
+    "merge_weights": (_is(True, False), "true or false is expected"),  # PEFT until 0.2 wrote this and enable_lora
     "init_lora_weights": (_is(True, False, "gaussian", "orthogonal", "eva", "mica"), _CONVERT),
     "eva_config": (_is_settings, "an object is expected"),
     "loftq_config": (_is(None, {}), "LoftQ quantises the base; " + _PLAIN),
@@ -50,9 +59,13 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     # other mathematics than ours, or other weights
     "alora_invocation_tokens": (_NULL, "aLoRA acts from its invocation tokens on; " + _PLAIN),
     "arrow_config": (_NULL, "Arrow chooses adapters by token; name them in a recipe instead"),
-    "auto_mapping": (_NULL, "nothing is imported for an adapter; train it on a model class of transformers"),
+    "auto_mapping": (
+        _is_library_class,
+        "nothing is imported for an adapter; train it on a causal language model of transformers",
+    ),
     "bias": (_is("none"), 'trained biases; train with bias "none"'),
     "corda_config": (_NULL, "CorDA: " + _CONVERT),
+    "enable_lora": (_NULL, "parts of a fused layer; train the whole"),
     "ensure_weight_tying": (_FALSE, "adapters of tied weights are independent; save without it"),
     "fan_in_fan_out": (_FALSE, "weights lie [out, in]; train on a model of nn.Linear layers"),
     "kasa_config": (_NULL, "KaSA; " + _PLAIN),

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
+_PICKLE: Final = "adapter_model.bin"
 MAX_RECIPE_WEIGHT: Final = 10.0  # a recipe scales an adapter by at most this
 BFLOAT16_MAX: Final = 3.3895313892515355e38
 _KEY_PREFIX: Final = "base_model.model."
@@ -104,7 +105,10 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
     copies = _copies(layout, targeted, tensors)
     if tensors:
-        raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of target_modules")
+        raise AdapterError(
+            f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of target_modules, and is no "
+            "weight of modules_to_save"
+        )
     changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values()]
     return AdapterWeights(
         rank=max((factor.a.shape[0] for factor in factors.values()), default=1),
@@ -133,7 +137,9 @@ def copy_adapter(source: Path, destination: Path) -> None:
         try:
             shutil.copyfile(source / name, destination / name)
         except OSError as error:
-            raise AdapterError(f"{source / name} cannot be read: {error.strerror}") from error
+            pickled = name == WEIGHTS_FILE and (source / _PICKLE).exists()
+            why = f"{_PICKLE} is a pickle, which is never read; save safetensors" if pickled else error.strerror
+            raise AdapterError(f"{source / name} cannot be read: {why}") from error
 
 
 def _require_both(directory: Path) -> None:
