@@ -20,6 +20,7 @@ from eth_account import Account
 
 from openlora.node.devnet import OLRA
 from openlora.node.doctor.finding import EXPLAINED, Code
+from openlora.node.doctor.journal import JournalFacts, check_agent
 from openlora.node.doctor.machine import Instruments
 from openlora.node.journal import Identity, Journal
 from openlora.node.upgrade import check_upgrade
@@ -450,6 +451,13 @@ async def test_broker_refuses(patient: Patient, tmp_path: Path):
         assert await patient.codes() == set()
         password.unlink()
         assert "cannot be read" in await found(patient, "broker_refuses")
+
+
+def test_what_the_broker_refuses_of_the_running_agent():
+    alert = {"code": "broker_refuses", "message": "the MQTT broker refuses what this node publishes"}
+    state = {"node": {"hot_key": "0x01"}, "alerts": [alert]}
+    (finding,) = check_agent(JournalFacts(Path("journal.sqlite"), True, state=state), "0x01")
+    assert (finding.code, finding.cause) == (Code.BROKER_REFUSES, alert["message"])
 
 
 # ---- an upgrade -----------------------------------------------------------------------------------------------------

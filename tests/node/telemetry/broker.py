@@ -5,6 +5,7 @@ import datetime
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -29,6 +30,11 @@ class Mosquitto:
     port: int
     websocket_port: int
     ca_file: Path
+    process_id: int
+
+    def reload(self) -> None:
+        """It reads its ACL again."""
+        os.kill(self.process_id, signal.SIGHUP)
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -78,7 +84,7 @@ async def mosquitto(folder: Path, users: dict[str, str]) -> AsyncIterator[Mosqui
                 assert line, said.decode()
                 assert b"port 1883" not in line, "the configuration opens a listener without TLS"
         drain = asyncio.create_task(process.stderr.read())
-        yield Mosquitto(port, websocket_port, folder / "server.crt")
+        yield Mosquitto(port, websocket_port, folder / "server.crt", process.pid)
         drain.cancel()
     finally:
         with suppress(ProcessLookupError):

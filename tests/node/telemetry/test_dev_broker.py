@@ -14,9 +14,10 @@ from eth_account import Account
 from openlora.node.dev_mqtt import DASHBOARD, dev_mqtt
 from openlora.node.errors import ConfigError
 from openlora.node.tasks import running
+from openlora.node.telemetry.broker import Broker
 from openlora.node.telemetry.dev_broker import dev_broker
 from openlora.node.telemetry.outbox import Outbox
-from openlora.node.telemetry.publisher import Broker, Publisher, Session
+from openlora.node.telemetry.publisher import Publisher, Session
 from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import Place, StateMessage
 from openlora.typed_data import Domain

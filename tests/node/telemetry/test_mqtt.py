@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from openlora.node.errors import ConfigError
 from openlora.node.job import JobId, JobState, SkipCode
 from openlora.node.supervise import Backoff
 from openlora.node.tasks import running
+from openlora.node.telemetry.broker import Broker
 from openlora.node.telemetry.outbox import Outbox
-from openlora.node.telemetry.publisher import Broker, Publisher, Session
+from openlora.node.telemetry.publisher import Publisher, Session
 from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import BirthMessage, JobMessage, Place, StateMessage
 from openlora.typed_data import Domain, signer_of, telemetry_birth_digest
@@ -46,6 +47,11 @@ class Stage:
         async with self.broker.dashboard(websocket=websocket) as client:
             await client.subscribe("openlora/v1/#", qos=1)
             yield Dashboard(client)
+
+    async def until_refusal(self, wanted: str) -> None:
+        async with asyncio.timeout(5):
+            while self.publisher.refusal != wanted:
+                await self.scene.observer.snapshot()
 
 
 @dataclass
@@ -184,6 +190,23 @@ async def test_nodes_write_their_own_topics_alone_and_read_none(stage: Stage):
     assert seen[-1] == b"its own"
     assert b"forged" not in seen
     assert heard == []
+
+
+async def test_a_broker_that_refuses_the_nodes_topics_is_told_of(stage: Stage, caplog: pytest.LogCaptureFixture):
+    user = RIVAL.lower()
+    stage.publisher.broker = replace(stage.publisher.broker, username=user, password="another")
+    stage.publisher.retell_s = 0.1
+    async with stage.watching() as dashboard, running(stage.publisher.run(), "publisher"):
+        await stage.until_refusal("Not authorized")
+        with (stage.folder / "broker/openlora.acl").open("a") as acl:
+            acl.write(f"\nuser {user}\ntopic write {PLACE.topic('#')}\n")
+        stage.broker.reload()
+        await dashboard.until(lambda topic, _: topic == "birth")
+        await dashboard.until_state(lambda message: message.online)
+        await stage.until_refusal("")
+    told = [record.getMessage() for record in caplog.records if "broker_refuses" in record.getMessage()]
+    assert f"event=broker_refuses topic={PLACE.topic('state')} reason='Not authorized'" in told
+    assert len(told) == len(set(told)), "once for each kind of message"
 
 
 async def test_no_secret_leaves_the_node(stage: Stage, caplog: pytest.LogCaptureFixture):

@@ -118,6 +118,7 @@ LEASED = shown.LiveJob(job_id=4, state="claimed", recipe_id=1, changed_at_s=0.0,
     [
         ("stake", RICH, None),
         ("chain", {"clock_ahead_s": -40}, (AlertCode.CLOCK_OFF, Severity.WARNING)),
+        ("broker_refusal", "Not authorized", (AlertCode.BROKER_REFUSES, Severity.WARNING)),
         ("stake", change(RICH, payable_jobs=12), (AlertCode.LOW_GAS, Severity.WARNING)),
         ("stake", change(RICH, payable_jobs=0), (AlertCode.LOW_GAS, Severity.CRITICAL)),
         ("stake", POOR, (AlertCode.LOW_STAKE, Severity.CRITICAL)),

@@ -3,7 +3,7 @@
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,12 @@ from openlora.node.registered import Registered
 from openlora.node.steering import Steering
 from openlora.node.telemetry.alerts import Thresholds
 from openlora.node.telemetry.board import Board
+from openlora.node.telemetry.broker import Broker
 from openlora.node.telemetry.feed import Feed
 from openlora.node.telemetry.history import History
 from openlora.node.telemetry.observer import Observer
 from openlora.node.telemetry.outbox import Outbox
-from openlora.node.telemetry.publisher import Broker, Publisher, Session
+from openlora.node.telemetry.publisher import Publisher, Session
 from openlora.node.telemetry.purse import Purse
 from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import Place
@@ -107,7 +108,8 @@ def faces(
 ) -> Faces:
     """`path` is what a reload reads."""
     journal, announcer = ground.journal, neighbours.announcer
-    observer = _observer(ground, engine, lanes, neighbours)
+    observer = _observer(ground, engine, lanes, neighbours, lambda: publisher.refusal if publisher else "")
+    publisher = _publisher(ground, observer, doors.broker) if doors.broker else None
     board = Board(
         observe=observer.snapshot,
         nodes=lambda: (*neighbours.network.nodes(), announcer.record()),
@@ -124,12 +126,18 @@ def faces(
         board=board,
         feed=Feed(board),
         doors=doors,
-        publisher=_publisher(ground, observer, doors.broker) if doors.broker else None,
+        publisher=publisher,
         steering=Steering(path, ground.config, lanes.terms, lanes.dispatcher.terms_changed),
     )
 
 
-def _observer(ground: Ground, engine: InferenceEngine, lanes: Lanes, neighbours: Neighbours) -> Observer:
+def _observer(
+    ground: Ground,
+    engine: InferenceEngine,
+    lanes: Lanes,
+    neighbours: Neighbours,
+    broker_refusal: Callable[[], str],
+) -> Observer:
     config, chain = ground.config, ground.chain
 
     async def block_time(number: int) -> int:
@@ -147,6 +155,7 @@ def _observer(ground: Ground, engine: InferenceEngine, lanes: Lanes, neighbours:
         purse=Purse(chain, ground.facts, ground.nodes, Vault(ground.deployment.vault), ground.operator).read,
         block_time=block_time,
         clock_ahead_s=lambda: ground.clock.ahead_s,
+        broker_refusal=broker_refusal,
         thresholds=Thresholds(disk_free_bytes=config.storage.min_free_bytes),
     )
 

@@ -154,6 +154,8 @@ def check_agent(journal: JournalFacts, hot_key: str | None) -> Iterator[Finding]
         for alert in journal.state["alerts"]:
             if alert["code"] in ("engine_down", "network_down", "chain_silent"):
                 yield critical(Code.PART_DOWN, alert["message"], "read `openlora logs`")
+            if alert["code"] == "broker_refuses":
+                yield warning(Code.BROKER_REFUSES, alert["message"], "see `configs/mosquitto.acl`")
     if journal.state is not None and journal.state.get("queue", {}).get("draining"):
         yield warning(
             Code.CLAIMS_OFF, "the node is being drained: it claims nothing", "restart it, or `openlora drain --undo`"

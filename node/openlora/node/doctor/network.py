@@ -18,7 +18,7 @@ from openlora.node.api.server import is_loopback
 from openlora.node.config import MqttConfig, NodeConfig, TelemetryConfig
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import ConfigError
-from openlora.node.telemetry.publisher import Broker
+from openlora.node.telemetry.broker import Broker
 
 TIMEOUT_S: Final = 2.5
 
@@ -148,19 +148,9 @@ async def _ask_broker(config: MqttConfig, operator: str | None) -> tuple[str, st
         return "", str(error)
     if not broker.username:  # nobody knows yet who we are
         return await _unconnected(Place(config.host, config.port)), ""
-    client = aiomqtt.Client(
-        broker.host,
-        broker.port,
-        identifier=f"openlora-doctor-{secrets.token_hex(4)}",  # the agent's own would throw it out
-        username=broker.username,
-        password=broker.password,
-        tls_context=broker.tls,
-        transport="websockets" if broker.websocket_path else "tcp",
-        websocket_path=broker.websocket_path or None,
-        timeout=TIMEOUT_S,
-    )
+    identifier = f"openlora-doctor-{secrets.token_hex(4)}"  # the agent's own would throw it out
     try:
-        async with client:
+        async with broker.connected(identifier, TIMEOUT_S):
             return "", ""
     except aiomqtt.MqttCodeError as error:
         return "", str(error)

@@ -36,6 +36,7 @@ class Facts:
     network: Network
     machine: Machine
     queue: Queue
+    broker_refusal: str
 
 
 def alerts(facts: Facts, limits: Thresholds, now_s: float) -> tuple[Alert, ...]:
@@ -57,6 +58,13 @@ def _parts(facts: Facts) -> Iterator[Alert]:
             code=AlertCode.CLOCK_OFF,
             severity=Severity.WARNING,
             message=f"this machine's clock is {where} the chain's: let it keep time with `timedatectl set-ntp true`",
+        )
+    if facts.broker_refusal:
+        yield Alert(
+            code=AlertCode.BROKER_REFUSES,
+            severity=Severity.WARNING,
+            message=f"the MQTT broker refuses what this node publishes ({facts.broker_refusal}): its ACL must let the"
+            " node's user write the node's topics",
         )
 
 

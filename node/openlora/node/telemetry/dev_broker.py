@@ -9,13 +9,15 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import websockets
+from amqtt.adapters import ReaderAdapter, WriterAdapter
 from amqtt.broker import Broker
+from amqtt.codecs_amqtt import read_or_raise
 from amqtt.contexts import Action, BrokerConfig, ListenerConfig, ListenerType
 from amqtt.errors import BrokerError, MQTTError
-from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
+from amqtt.mqtt.connack import NOT_AUTHORIZED, UNACCEPTABLE_PROTOCOL_VERSION, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
 
@@ -24,6 +26,7 @@ from openlora.node.errors import ConfigError
 from openlora.node.telemetry.topics import PREFIX
 
 MAX_CONNECTIONS: Final = 256
+MQTT_5: Final = b"\x00\x04MQTT\x05"  # a connection's first packet, after its length
 
 
 @asynccontextmanager
@@ -56,10 +59,11 @@ def may(user: str, topic: str, action: Action) -> bool:
 class TokenBroker(Broker):
     """amqtt's broker, but nobody is served before their token is known, and everyone hears only what they may.
 
-    Five things of amqtt 0.12.1 are mended. Sessions are found and deleted by a client's id alone, before it is known
-    who speaks: here an id belongs to a user, and no session outlives its connection. A last will is published wherever
-    its client wishes. Every new client is sent what is retained for the subscriptions of all others. And a WebSocket's
-    own pings are left out: MQTT has its own, and paho ends a connection that brings one.
+    Six things of amqtt 0.12.1 are mended. It misreads a client that begins with MQTT 5, and waits for more instead of
+    saying that it speaks 3.1.1 alone. Sessions are found and deleted by a client's id alone, before it is known who
+    speaks: here an id belongs to a user, and no session outlives its connection. A last will is published wherever its
+    client wishes. Every new client is sent what is retained for the subscriptions of all others. And a WebSocket's own
+    pings are left out: MQTT has its own, and paho ends a connection that brings one.
     """
 
     def __init__(self, tokens: Mapping[str, str], port: int, websocket_port: int) -> None:
@@ -85,11 +89,14 @@ class TokenBroker(Broker):
     async def _initialize_client_session(
         self, reader: Any, writer: Any, _address: str, _port: int
     ) -> tuple[BrokerProtocolHandler, Session]:
-        handler, session = await BrokerProtocolHandler.init_from_connect(reader, writer, self.plugins_manager)
+        beginning = await _beginning(reader)
+        if beginning.endswith(MQTT_5):
+            await _refuse(writer, UNACCEPTABLE_PROTOCOL_VERSION, "a client that speaks MQTT 5")
+        again = _Again(beginning, reader)
+        handler, session = await BrokerProtocolHandler.init_from_connect(again, writer, self.plugins_manager)
         if not self._is_welcome(session):
-            await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
-            await writer.close()
-            raise MQTTError("a client without a token, or with a last will that is not its own to say")
+            why = "a client without a token, or with a last will that is not its own to say"
+            await _refuse(writer, NOT_AUTHORIZED, why)
         session.clean_session = True
         session.client_id = f"{session.username}/{session.client_id}"
         await self._delete_session(session.client_id)
@@ -112,3 +119,34 @@ class TokenBroker(Broker):
     ) -> None:
         if any(subscriber is session for subscriber, _ in self._subscriptions.get(subscription[0], ())):
             await super()._publish_retained_messages_for_subscription(subscription, session)
+
+
+class _Again(ReaderAdapter):
+    """`beginning` once more, then what follows."""
+
+    def __init__(self, beginning: bytes, reader: ReaderAdapter) -> None:
+        self._beginning = beginning
+        self._reader = reader
+
+    async def read(self, n: int = -1) -> bytes:
+        if not self._beginning:
+            return bytes(await self._reader.read(n))
+        part, self._beginning = self._beginning[:n], self._beginning[n:]
+        return part
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+
+async def _beginning(reader: ReaderAdapter) -> bytes:
+    """A packet's type, its length in up to four bytes, and its first seven bytes."""
+    read = bytearray(await read_or_raise(reader, 2))
+    while read[-1] & 0x80 and len(read) < 5:
+        read += await read_or_raise(reader, 1)
+    return bytes(read + await read_or_raise(reader, len(MQTT_5)))
+
+
+async def _refuse(writer: WriterAdapter, code: int, why: str) -> NoReturn:
+    await ConnackPacket.build(0, code).to_stream(writer)
+    await writer.close()
+    raise MQTTError(why)

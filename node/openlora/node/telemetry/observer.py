@@ -67,6 +67,7 @@ class Observer:
     block_time: Callable[[int], Awaitable[int]]  # of a block's number, in unix seconds
     thresholds: Thresholds
     clock_ahead_s: Callable[[], int] = lambda: 0  # of the chain's, where they have parted
+    broker_refusal: Callable[[], str] = lambda: ""
     gpus: Callable[[], Collection[Gpu]] = read_gpus
     clock: Callable[[], float] = time.time
     _started_at_s: float = field(default_factory=time.time)
@@ -123,7 +124,15 @@ class Observer:
         if self._machine is None:
             await self._look_at_machine()
             assert self._machine is not None, "just read"
-        facts = Facts(chain, self._stake, self._engine(), self._network(), self._machine, self._queue(counts))
+        facts = Facts(
+            chain=chain,
+            stake=self._stake,
+            engine=self._engine(),
+            network=self._network(),
+            machine=self._machine,
+            queue=self._queue(counts),
+            broker_refusal=self.broker_refusal(),
+        )
         return Snapshot(
             node=self._node(),
             chain=facts.chain,
@@ -136,6 +145,7 @@ class Observer:
             machine=facts.machine,
             network=facts.network,
             earnings=self._earnings(),
+            broker_refusal=facts.broker_refusal,
             alerts=alerts(facts, self.thresholds, self.clock()),
         )
 

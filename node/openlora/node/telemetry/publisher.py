@@ -3,22 +3,18 @@
 import asyncio
 import logging
 import secrets
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import aiomqtt
 from eth_account.signers.local import LocalAccount
 
-from openlora.node.api.server import is_loopback
-from openlora.node.config import MqttConfig
-from openlora.node.errors import ConfigError
 from openlora.node.supervise import Backoff
 from openlora.node.tasks import running
+from openlora.node.telemetry.broker import Broker, Client
 from openlora.node.telemetry.outbox import Waiting
 from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import BirthMessage, Message, StateMessage, encode
@@ -30,49 +26,7 @@ QOS: Final = 1  # the broker says that it has a message
 KEEPALIVE_S: Final = 10  # a silent node's last will is out after 1.5 of these
 TIMEOUT_S: Final = 10.0  # for the broker's answer
 FAREWELL_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """How to reach it. The password is in no text made of this."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-    websocket_path: str  # "": plain MQTT
-    username: str
-    password: str | None = field(repr=False)
-
-    @classmethod
-    def of(cls, config: MqttConfig, operator: str) -> "Broker":
-        """Raises ConfigError for files that cannot be read, and for a password that would travel in the clear."""
-        password = None
-        if config.password_file:
-            password = _read(config.password_file).rstrip("\r\n")
-            if not config.tls and not is_loopback(config.host):
-                raise ConfigError("telemetry.mqtt: a password needs tls = true, but for a broker on this machine")
-        return cls(
-            host=config.host,
-            port=config.port,
-            tls=_tls(config.ca_file) if config.tls else None,
-            websocket_path=config.websocket_path,
-            username=config.username or operator.lower(),
-            password=password,
-        )
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"telemetry.mqtt: {path} cannot be read: {error}") from None
-
-
-def _tls(ca_file: str) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file or None)
-    except OSError as error:
-        raise ConfigError(f"telemetry.mqtt.ca_file {ca_file} cannot be used: {error}") from None
+RETELL_S: Final = 60.0  # until a broker that refused messages is told everything anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +62,23 @@ class Session:
 
 @dataclass(slots=True, kw_only=True)
 class Publisher:
-    """Sends what the reporter puts, in order, one at a time; connects anew, with patience, whenever the broker goes."""
+    """Sends what the reporter puts, in order, one at a time; connects anew, with patience, whenever the broker goes.
+
+    What the broker refuses is not sent again before `retell_s` are over: then it may have another ACL.
+    """
 
     broker: Broker
     session: Session
     reporter: Reporter
     backoff: Callable[[], Backoff] = Backoff
+    retell_s: float = RETELL_S
     _sequence: int = 0
+    _refused: dict[type[Message], str] = field(default_factory=dict)  # the last message of a kind, and why
+
+    @property
+    def refusal(self) -> str:
+        """Why the broker, to which this node is connected, takes no messages of some kind or other; "": it does."""
+        return next(iter(self._refused.values()), "")
 
     async def run(self) -> None:
         """Publishes until cancelled; then it says that the node is offline. Raises nothing else."""
@@ -143,28 +107,17 @@ class Publisher:
                 log.warning("event=broker_away host=%s reason=%r", self.broker.host, str(error))
             except Exception:  # a task's root, as above
                 log.exception("event=telemetry_failed")
+            self._refused.clear()
             _end_if_cancelled()
             await asyncio.sleep(backoff.after(time.monotonic() - started_s))
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[aiomqtt.Client]:
+    async def _connected(self) -> AsyncIterator[Client]:
         """A connection whose end, in order or not, leaves the retained state offline; the block ends when it does."""
-        broker, state_topic = self.broker, self.reporter.place.topic("state")
-        client = aiomqtt.Client(
-            broker.host,
-            broker.port,
-            identifier=f"openlora-{self.session.operator.lower()}",
-            username=broker.username,
-            password=broker.password,
-            tls_context=broker.tls,
-            transport="websockets" if broker.websocket_path else "tcp",
-            websocket_path=broker.websocket_path or None,
-            will=aiomqtt.Will(state_topic, self._offline(), QOS, retain=True),
-            keepalive=KEEPALIVE_S,
-            timeout=TIMEOUT_S,
-            max_queued_incoming_messages=1,
-        )
-        async with client:
+        state_topic = self.reporter.place.topic("state")
+        will = aiomqtt.Will(state_topic, self._offline(), QOS, retain=True)
+        identifier = f"openlora-{self.session.operator.lower()}"
+        async with self.broker.connected(identifier, TIMEOUT_S, will=will, keepalive_s=KEEPALIVE_S) as client:
             try:
                 async with running(_until_gone(client), "mqtt-reader"):
                     yield client
@@ -172,15 +125,35 @@ class Publisher:
                 with suppress(aiomqtt.MqttError):
                     await client.publish(state_topic, self._offline(), QOS, retain=True, timeout=FAREWELL_S)
 
-    async def _send_all(self, client: aiomqtt.Client) -> None:
-        outbox, place = self.reporter.outbox, self.reporter.place
-        outbox.put(self.session.birth(place.topic("birth")))
-        self.reporter.repeat()
+    async def _send_all(self, client: Client) -> None:
+        outbox = self.reporter.outbox
+        self._tell_anew()
+        retell_at_s: float | None = None  # by the loop's clock
         while True:
             _end_if_cancelled()
-            message = await outbox.oldest()
-            await client.publish(message.topic, encode(self._numbered(message)), QOS, retain=message.retain)
+            try:
+                async with asyncio.timeout_at(retell_at_s):
+                    message = await outbox.oldest()
+            except TimeoutError:
+                self._tell_anew()
+                retell_at_s = None
+                continue
+            refusal = await client.tell(message.topic, encode(self._numbered(message)), QOS, retain=message.retain)
             outbox.sent(message)
+            self._heed(message, refusal)
+            if refusal and retell_at_s is None:
+                retell_at_s = asyncio.get_running_loop().time() + self.retell_s
+
+    def _tell_anew(self) -> None:
+        self.reporter.outbox.put(self.session.birth(self.reporter.place.topic("birth")))
+        self.reporter.repeat()
+
+    def _heed(self, message: Waiting, refusal: str) -> None:
+        if not refusal:
+            self._refused.pop(message.kind, None)
+        elif message.kind not in self._refused:
+            log.warning("event=broker_refuses topic=%s reason=%r", message.topic, refusal)
+            self._refused[message.kind] = refusal
 
     def _numbered(self, message: Waiting) -> Message:
         self._sequence += 1
@@ -209,7 +182,7 @@ def _end_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-async def _until_gone(client: aiomqtt.Client) -> None:
+async def _until_gone(client: Client) -> None:
     """Raises MqttError when the connection ends; nothing is subscribed to."""
     async for _ in client.messages:
         pass

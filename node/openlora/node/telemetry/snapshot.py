@@ -164,6 +164,7 @@ class AlertCode(StrEnum):
     LOW_STAKE = "low_stake"
     LOW_DISK = "low_disk"
     CLOCK_OFF = "clock_off"
+    BROKER_REFUSES = "broker_refuses"
 
 
 class Alert(Part, frozen=True):
@@ -189,4 +190,7 @@ class Snapshot(Part, frozen=True):
     network: Network
     earnings: Earnings
     alerts: tuple[Alert, ...]
+    broker_refusal: str = (
+        ""  # why the MQTT broker takes no messages of some kind or other; "": it does, or there is none
+    )
     schema_version: int = SCHEMA_VERSION
