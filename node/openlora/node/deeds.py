@@ -34,7 +34,7 @@ from openlora.contracts import (
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.transaction import gas_limit_of
 from openlora.node.chain.types import to_hex
-from openlora.node.errors import ConfigError, Reverted
+from openlora.node.errors import ChainError, ConfigError, Reverted
 from openlora.node.wei import tokens
 
 WHOM: Final = {Access.PUBLIC: "everyone", Access.ALLOW_LIST: "those on its list", Access.PAY_PER_USE: "who pays"}
@@ -47,6 +47,15 @@ LATER_GAS: Final = 400_000  # of a transaction that cannot be simulated before t
 class Deed:
     call: Call[Any]
     does: str
+
+
+def stopped(error: ChainError, done: Sequence[Deed]) -> ChainError:
+    """`error`, which kept the rest of some deeds from being carried out, with a word of those that are `done`."""
+    if done:
+        deposited = any(deed.call.name == "Vault.deposit" for deed in done)
+        hint = "; `openlora withdraw balance` takes out again what lies in the Vault" if deposited else ""
+        error.args = (f"{error}; done before: {', '.join(deed.does for deed in done)}{hint}",)
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,17 @@ class Desk:
             )
         return self.deposit(amount_wei - balance_wei)
 
+    async def covered(self, amount_wei: int, deed: Deed) -> list[Deed]:
+        """`deed`, which locks `amount_wei` of the Vault balance, after what brings that up to it. Raises Reverted where
+        it would be refused for another reason than the balance, before anything is deposited for it."""
+        before = await self.cover(amount_wei)
+        try:
+            await self.chain.call(deed.call, sender=self.address)
+        except Reverted as refusal:
+            if not before or refusal.name != "InsufficientBalance":
+                raise
+        return [*before, deed]
+
     async def balance(self) -> int:
         """The Vault balance, which is neither earned nor at stake."""
         return await self.chain.call(self.vault.balance_of(self.address))
@@ -126,8 +146,10 @@ class Desk:
     # ---- stake and keys ----
 
     async def stake(self, amount_wei: int) -> list[Deed]:
-        does = f"put {tokens(amount_wei)} OLRA at stake"
-        return [*await self.cover(amount_wei), Deed(self.nodes.stake(amount_wei), does)]
+        return await self.covered(amount_wei, self._stake(amount_wei))
+
+    def _stake(self, amount_wei: int) -> Deed:
+        return Deed(self.nodes.stake(amount_wei), f"put {tokens(amount_wei)} OLRA at stake")
 
     async def unstake(self, amount_wei: int) -> list[Deed]:
         delay_s = await self.chain.call(self.nodes.unstake_delay_secs())
@@ -159,7 +181,8 @@ class Desk:
                 deeds.append(self._set_hot_key(consent))
             deeds += self._set_encryption_key(known, encryption_key)
         if stake_wei > known.stake:
-            deeds += await self.stake(stake_wei - known.stake)
+            more_wei = stake_wei - known.stake
+            deeds += [*await self.cover(more_wei), self._stake(more_wei)]
         return deeds
 
     async def rotate_hot_key(self, consent: HotKeyConsent, encryption_key: bytes) -> list[Deed]:
@@ -186,12 +209,12 @@ class Desk:
         nonce = secrets.randbits(256)
         domain = Domain(self.deployment.chain_id, self.sessions.address)
         does = f"open a session with {node} and deposit {tokens(deposit_wei)} OLRA for it"
-        deeds = [*await self.cover(deposit_wei), Deed(self.sessions.open(node, deposit_wei, nonce), does)]
+        deeds = await self.covered(deposit_wei, Deed(self.sessions.open(node, deposit_wei, nonce), does))
         return eip712.session_id(domain, self.address, node, nonce), deeds
 
     async def top_up_session(self, session_id: bytes, amount_wei: int) -> list[Deed]:
         does = f"add {tokens(amount_wei)} OLRA to the deposit of session {to_hex(session_id)}"
-        return [*await self.cover(amount_wei), Deed(self.sessions.top_up(session_id, amount_wei), does)]
+        return await self.covered(amount_wei, Deed(self.sessions.top_up(session_id, amount_wei), does))
 
     async def request_close_session(self, session_id: bytes) -> list[Deed]:
         delay_s = await self.chain.call(self.sessions.close_delay_secs())
@@ -216,7 +239,7 @@ class Desk:
         bond_wei = await self.chain.call(self.outputs.bond_for(receipt.out_tokens))
         does = f"demand the output of job {job_id} with a bond of {tokens(bond_wei)} OLRA"
         demand = self.outputs.demand_output(job_id, settlement, receipt)
-        return [*await self.cover(bond_wei), Deed(demand, does)]
+        return await self.covered(bond_wei, Deed(demand, does))
 
     # ---- adapters ----
 

@@ -42,7 +42,7 @@ from openlora.node.chain.transact import transact
 from openlora.node.chain.types import TxReceipt
 from openlora.node.config import ClientConfig, load
 from openlora.node.content import BlockContent, Content
-from openlora.node.deeds import Deed, Desk
+from openlora.node.deeds import Deed, Desk, stopped
 from openlora.node.deployment import load_deployment
 from openlora.node.documents import InputDocument, OutputDocument
 from openlora.node.errors import ChainError, RequestError, Reverted
@@ -147,7 +147,13 @@ class Market:
 
     async def carry_out(self, deeds: Sequence[Deed]) -> list[TxReceipt]:
         """Sends each once the one before it is mined."""
-        return [await self.transact(deed.call) for deed in deeds]
+        receipts: list[TxReceipt] = []
+        for deed in deeds:
+            try:
+                receipts.append(await self.transact(deed.call))
+            except ChainError as error:
+                raise stopped(error, deeds[: len(receipts)]) from error.__cause__
+        return receipts
 
     async def deposit(self, amount_wei: int) -> None:
         """Moves tokens of the key's own into its Vault balance."""
@@ -223,8 +229,9 @@ class Market:
     async def submit(self, recipe_id: int, document: InputDocument, offer: Offer) -> SubmittedJob:
         """Escrows the most the job can cost and puts it into the queue, its input inline where it fits.
 
-        What the Vault balance lacks is deposited first. An input over 4 KiB travels through the content store. Raises
-        RequestError for one that nodes would refuse, ConfigError when there are too few tokens.
+        What the Vault balance lacks is deposited first, unless the job would be refused all the same. An input over
+        4 KiB travels through the content store. Raises RequestError for one that nodes would refuse, ConfigError when
+        there are too few tokens.
         """
         data = documents.encode(document)
         documents.decode_input(data)
@@ -238,8 +245,8 @@ class Market:
         spec = offer.spec(self.key.address, recipe_id, data, now_s, secrets.randbits(256), flags)
         escrow_wei, use_fee_wei, wanted_flags = await self.chain.call(self.queue.quote(spec))
         spec = replace(spec, flags=spec.flags | wanted_flags)
-        await self.carry_out(await self.desk.cover(escrow_wei + use_fee_wei))
-        receipt = await self.transact(self.queue.submit(spec, inline))
+        submit = Deed(self.queue.submit(spec, inline), "submit the job")
+        *_, receipt = await self.carry_out(await self.desk.covered(escrow_wei + use_fee_wei, submit))
         return SubmittedJob(_one(receipt, JobSubmitted).job_id, spec, escrow_wei, use_fee_wei)
 
     async def cancel(self, job_id: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openlora.node.cli.output import ClientFile, Output
-from openlora.node.errors import ConfigError
+from openlora.node.errors import ChainError, ConfigError
 
 if TYPE_CHECKING:
     from eth_account.signers.local import LocalAccount
@@ -57,15 +57,19 @@ class Hand:
 
     async def _carry_out(self, draw: Drawn, output: Output, said: Mapping[str, Any]) -> None:
         from openlora.node.chain.transact import transact
+        from openlora.node.deeds import stopped
 
         async with self.desk() as (desk, key):
             deeds = await draw(desk)
             if key is None:
                 Output(as_json=True).result([draft.as_json() for draft in await desk.unsigned(deeds)])
                 return
-            sent = []
+            sent: list[dict[str, Any]] = []
             for deed in deeds:
-                receipt = await transact(desk.chain, key, deed.call)
+                try:
+                    receipt = await transact(desk.chain, key, deed.call)
+                except ChainError as error:
+                    raise stopped(error, deeds[: len(sent)]) from error.__cause__
                 output.say(f"done: {deed.does}")
                 sent.append({"hash": receipt.tx_hash, "block": receipt.block.number, "does": deed.does})
             if not deeds:
