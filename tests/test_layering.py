@@ -18,7 +18,8 @@ LIBRARIES = ("kernels", "p2p", "contracts")
 NOT_OURS = frozenset({"node_modules", "lib", "out", "cache", "__pycache__"})
 COMPUTES = ("openlora.kernels", "openlora.node.engine")  # these may import torch …
 TORCH_FREE = frozenset(  # … but for the engine's face to the agent
-    f"openlora.node.engine.{name}" for name in ("messages", "client", "text", "supervisor", "process", "choice")
+    f"openlora.node.engine.{name}"
+    for name in ("messages", "client", "connection", "text", "supervisor", "process", "choice")
 )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from openlora.node.engine.client import EngineClient, Tokens
+from openlora.node.engine.client import EngineClient
+from openlora.node.engine.connection import Tokens
 from openlora.node.engine.messages import AdapterLoaded, AdapterUse, Sampling, Status
 from openlora.node.errors import AdapterError
 

@@ -14,7 +14,8 @@ import msgspec
 
 from openlora.node.children import Child, Joining, Spawned
 from openlora.node.config import LogConfig
-from openlora.node.engine.client import Connection, EngineClient, InferenceEngine
+from openlora.node.engine.client import EngineClient, InferenceEngine
+from openlora.node.engine.connection import Connection
 from openlora.node.engine.fleet import EngineFleet
 from openlora.node.engine.messages import Event
 from openlora.node.frames import AsyncFrames

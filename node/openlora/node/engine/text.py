@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from openlora.node.documents import ChatMessage, FinishReason, Usage
 from openlora.node.engine.chat import ChatTemplate
-from openlora.node.engine.client import InferenceEngine, Tokens
+from openlora.node.engine.client import InferenceEngine
+from openlora.node.engine.connection import Tokens
 from openlora.node.engine.detokenizer import Detokenizer, token_bytes
 from openlora.node.engine.messages import AdapterUse, Sampling, Token
 from openlora.node.engine.stops import StopScanner
