@@ -13,7 +13,7 @@ from openlora.contracts import JobQueue
 from openlora.node.chain.client import ChainClient
 from openlora.node.config import NodeConfig, load
 from openlora.node.deployment import load_deployment
-from openlora.node.doctor import chain, journal
+from openlora.node.doctor import contracts, journal, rpc
 from openlora.node.doctor.journal import JournalFacts
 from openlora.node.errors import ChainError, ConfigError, OpenLoraError
 from openlora.node.journal_schema import MIGRATIONS
@@ -74,13 +74,13 @@ def check_schema(found: JournalFacts) -> Check:
 async def _contracts(config: NodeConfig) -> Sequence[Check]:
     try:
         deployment = load_deployment(config.chain)
-        url = chain.usable(await chain.look_at_endpoints(config.chain, time.time), config.chain.chain_id)
+        url = rpc.usable(await rpc.look_at_endpoints(config.chain, time.time), config.chain.chain_id)
         if url is None:
             raise ChainError(f"no RPC of chain {config.chain.chain_id} answers")
-        market = await chain.look_at_market(url, deployment, None, None)
-        if fault := next(chain.check_contracts(market), None):
+        market = await contracts.look_at_market(url, deployment, None, None)
+        if fault := next(contracts.check_contracts(market), None):
             return [Check(about="contracts", said=fault.cause, fix=fault.fix)]
-        client = await ChainClient.connect([url], config.chain.chain_id, patience_s=chain.RPC_TIMEOUT_S)
+        client = await ChainClient.connect([url], config.chain.chain_id, patience_s=rpc.RPC_TIMEOUT_S)
         try:
             queue = JobQueue(deployment.job_queue)
             number = await client.call(queue.params_version())
@@ -97,7 +97,7 @@ async def _contracts(config: NodeConfig) -> Sequence[Check]:
 
 
 def check_minimum(oldest: tuple[int, int, int]) -> Check:
-    if fault := next(chain.check_release(oldest), None):
+    if fault := next(contracts.check_release(oldest), None):
         return Check(about="minimum", said=fault.cause, fix=fault.fix)
     wanted = f"version {'.'.join(map(str, oldest))} or later" if any(oldest) else "no particular version"
     return Check(about="minimum", said=f"the network's governance wants {wanted}")

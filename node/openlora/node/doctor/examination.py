@@ -11,14 +11,15 @@ import msgspec
 
 from openlora.contracts import Deployment
 from openlora.node.config import MarketConfig, NodeConfig, load
-from openlora.node.doctor import chain, journal, keys, machine, model, network
-from openlora.node.doctor.chain import Clock, Endpoint, MarketFacts
+from openlora.node.doctor import contracts, journal, keys, machine, model, network, rpc
+from openlora.node.doctor.contracts import MarketFacts
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.doctor.journal import JournalFacts
 from openlora.node.doctor.keys import DeploymentFacts, KeyFacts
 from openlora.node.doctor.machine import INSTRUMENTS, Instruments, MachineFacts
 from openlora.node.doctor.model import ModelFacts
 from openlora.node.doctor.network import NetworkFacts
+from openlora.node.doctor.rpc import Clock, Endpoint
 from openlora.node.errors import ChainError, ConfigError
 from openlora.node.journal import Identity
 from openlora.node.telemetry.snapshot import Severity
@@ -103,13 +104,13 @@ async def look(config: NodeConfig, operator_toml: Path, clock: Clock, instrument
     deployment = keys.look_at_deployment(config.chain)
     key, endpoints, there, (journal_facts, model_facts) = await asyncio.gather(
         asyncio.to_thread(keys.look_at_key, config.hot_key),
-        chain.look_at_endpoints(config.chain, clock),
+        rpc.look_at_endpoints(config.chain, clock),
         machine.look_at_machine(config, instruments),
         asyncio.to_thread(_read, config, deadline_s),
     )
     named = keys.named_operator(operator_toml)
     market, registered, unchecked = await _ask(
-        chain.usable(endpoints, config.chain.chain_id), deployment.deployment, key.address, named, model_facts.base_id
+        rpc.usable(endpoints, config.chain.chain_id), deployment.deployment, key.address, named, model_facts.base_id
     )
     operator = market.standing.operator if market and market.standing else named
     runs = journal.runs(journal_facts, key.address)
@@ -137,9 +138,9 @@ async def _ask(
     market = registered = None
     try:
         async with asyncio.timeout(ASKING_S):
-            market = await chain.look_at_market(url, deployment, hot_key, operator)
+            market = await contracts.look_at_market(url, deployment, hot_key, operator)
             if base_id is not None and not market.without_code and not market.foreign:
-                registered = await chain.base_is_registered(url, deployment, base_id)
+                registered = await contracts.base_is_registered(url, deployment, base_id)
     except (ChainError, TimeoutError) as error:
         return market, None, (f"the contracts could not be asked: {error or 'no answer in time'}",)
     return market, registered, ()
@@ -166,9 +167,9 @@ def judge(facts: Facts) -> Iterator[Finding]:
     if standing is not None and standing.node is not None:
         yield from keys.check_encryption_key(facts.key, standing.node.encryption_key)
     yield from keys.check_deployment(facts.deployment, config.chain.chain_id)
-    yield from chain.check_endpoints(facts.endpoints, config.chain.chain_id)
+    yield from rpc.check_endpoints(facts.endpoints, config.chain.chain_id)
     if facts.market is not None:
-        yield from chain.check_market(facts.market)
+        yield from contracts.check_market(facts.market)
     yield from machine.check_folders(facts.machine, config.storage.min_free_bytes)
     yield from machine.check_engine(facts.machine, config.engine)
     yield from machine.check_memory(facts.machine, facts.model.needed_bytes, config.engine, runs=facts.runs)
