@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 
-from openlora.node.backup import MANIFEST, PIECE_BYTES, Archive, back_up, open_archive, restore
+from openlora.node.backup import MANIFEST, Archive, back_up, open_archive, restore
 from openlora.node.config import NodeConfig
 from openlora.node.config_files import ChainEntry, write_node_config
 from openlora.node.errors import BackupError
 from openlora.node.job import JobId
+from openlora.node.sealed_file import PIECE_BYTES
 from tests.node.doctor.clinic import write_key
 from tests.node.facts import IDENTITY, block, open_journal, spec, spec_hash
 

@@ -1,8 +1,7 @@
 """A node's keys, configuration and journal in one file, and back again.
 
-The archive is a tar, readable by its owner alone; with a password it is ChaCha20-Poly1305 over pieces of 1 MiB, which
-are numbered and the last one marked (the STREAM construction), under a key of scrypt. Adapters and blocks are not in
-it: they are fetched again. The journal is copied as it is at one moment, also while the agent writes it.
+The archive is a tar, readable by its owner alone, and sealed with a password where there is one. Adapters and blocks
+are not in it: they are fetched again. The journal is copied as it is at one moment, also while the agent writes it.
 """
 
 import filecmp
@@ -12,7 +11,7 @@ import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +19,13 @@ from typing import BinaryIO, Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from openlora.node.config import NodeConfig, load
 from openlora.node.errors import BackupError
 from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
-from openlora.node.keys import SCRYPT_N
+from openlora.node.sealed_file import PIECE_BYTES, is_sealed, pieces, sealed, unsealed
 
-MAGIC: Final = b"openlora backup 1\n"
-PIECE_BYTES: Final = 1 << 20
-SALT_BYTES: Final = 16
-PREFIX_BYTES: Final = 7  # of each piece's nonce; a number of 4 bytes and the mark of the last one follow
 MAX_BYTES: Final = 8 << 30
 MANIFEST: Final = "manifest.json"
 CONFIG: Final = "node.toml"
@@ -95,7 +88,7 @@ def back_up(config_file: Path, archive: Path, password: str | None = None) -> tu
                 members[JOURNAL] = folder / JOURNAL
             _write_tar(folder / "tar", members, manifest)
             with _new_file(archive) as out, (folder / "tar").open("rb") as tar:
-                for piece in _encrypted(tar, password) if password else _pieces(tar):
+                for piece in sealed(tar, password) if password else pieces(tar):
                     out.write(piece)
     except FileExistsError:
         raise BackupError(f"{archive} exists already; choose another name") from None
@@ -156,15 +149,16 @@ def open_archive(archive: Path, folder: Path, password: str | None = None) -> Ar
     """Unpacks an archive into `folder`. Raises BackupError for one that is damaged, foreign, or of another password."""
     try:
         with archive.open("rb") as raw, tempfile.TemporaryFile(dir=folder) as plain:
-            sealed = raw.read(len(MAGIC)) == MAGIC
-            raw.seek(0)
-            if sealed and password is None:
+            encrypted = is_sealed(raw)
+            if encrypted and password is None:
                 raise BackupError(f"{archive} is encrypted; name its --password-file")
-            for piece in _decrypted(raw, password, archive) if sealed and password else _pieces(raw):
+            for piece in unsealed(raw, password) if encrypted and password else pieces(raw):
                 plain.write(piece)
             plain.seek(0)
             names = _unpack(plain, folder)
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except InvalidTag:
+        raise BackupError(f"{archive} is damaged, or the password is another one") from None
     except (tarfile.TarError, msgspec.DecodeError, FileNotFoundError) as error:
         raise BackupError(f"{archive} is no backup of a node, or is damaged: {error}") from None
     except OSError as error:
@@ -211,7 +205,7 @@ def restore(
                 continue  # and is the same
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _new_file(path) as out, (archive.folder / name).open("rb") as source:
-                for piece in _pieces(source):
+                for piece in pieces(source):
                     out.write(piece)
                 out.flush()
                 os.fsync(out.fileno())
@@ -243,48 +237,3 @@ def _refuse_old(archive: Archive, config: NodeConfig, chain_nonce: Callable[[Nod
             f" chain has seen {sent}: the node ran on after it was made, and its journal would let a job be signed"
             " twice, which costs the stake; restore a newer backup, or start anew with a fresh hot key"
         )
-
-
-# ---- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def _pieces(source: BinaryIO, size: int = PIECE_BYTES) -> Iterator[bytes]:
-    while piece := source.read(size):
-        yield piece
-
-
-def _key(password: str, salt: bytes) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(Scrypt(salt=salt, length=32, n=SCRYPT_N, r=8, p=1).derive(password.encode()))
-
-
-def _encrypted(plain: BinaryIO, password: str) -> Iterator[bytes]:
-    salt, prefix = os.urandom(SALT_BYTES), os.urandom(PREFIX_BYTES)
-    yield MAGIC + salt + prefix
-    key, number, piece = _key(password, salt), 0, plain.read(PIECE_BYTES)
-    while True:
-        following = plain.read(PIECE_BYTES)
-        yield key.encrypt(_nonce(prefix, number, last=not following), piece, MAGIC)
-        if not following:
-            return
-        number, piece = number + 1, following
-
-
-def _decrypted(sealed: BinaryIO, password: str, archive: Path) -> Iterator[bytes]:
-    """Raises BackupError at the first piece that is changed, missing, out of place or under another password."""
-    sealed.read(len(MAGIC))
-    salt, prefix = sealed.read(SALT_BYTES), sealed.read(PREFIX_BYTES)
-    key, number, size = _key(password, salt), 0, PIECE_BYTES + 16
-    piece = sealed.read(size)
-    while True:
-        following = sealed.read(size)
-        try:
-            yield key.decrypt(_nonce(prefix, number, last=not following), piece, MAGIC)
-        except (InvalidTag, ValueError):  # the latter for a header that is cut short
-            raise BackupError(f"{archive} is damaged, or the password is another one") from None
-        if not following:
-            return
-        number, piece = number + 1, following
-
-
-def _nonce(prefix: bytes, number: int, *, last: bool) -> bytes:
-    return prefix + number.to_bytes(4, "big") + bytes([last])
