@@ -64,7 +64,7 @@ class TextModel:
 
     @classmethod
     def load(cls, path: Path) -> "TextModel":
-        """From a Hugging Face directory or a GGUF file. Blocks for 0.5 s, for GGUF 7 s. Raises ModelError."""
+        """From a Hugging Face directory or a GGUF file. Blocks for 0.5 s, for GGUF 5 s. Raises ModelError."""
         return cls(read_tokenizer_files(path))
 
     def encode(self, text: str) -> list[int]:

@@ -79,12 +79,12 @@ def _convert_in_child(path: Path) -> TokenizerFiles:
 
 
 def _convert(path: Path) -> TokenizerFiles:
-    from transformers import AutoTokenizer  # torch comes with it: only ever in the child
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # torch comes with them: only ever in the child
 
-    where = {"gguf_file": path.name} if path.is_file() else {}
-    tokenizer = AutoTokenizer.from_pretrained(
-        path.parent if path.is_file() else path, local_files_only=True, trust_remote_code=False, **where
-    )
+    if path.is_file():  # AutoTokenizer would read the model's configuration first, which takes 11 s for Llama 3's file
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ModelError("it has no fast implementation")
     return TokenizerFiles(
