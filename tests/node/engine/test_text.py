@@ -222,6 +222,17 @@ def test_a_gguf_file_and_a_directory_of_the_same_model_read_alike(model_dir: Pat
     assert gguf_model.encode_chat(chat) == directory.encode_chat(chat)
 
 
+def test_a_gguf_file_that_cuts_texts_otherwise_is_refused(tmp_path: Path) -> None:
+    """transformers would cut them as GPT-2 does, and say nothing."""
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tokenizer_pre("refact")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre 'refact' is not served"):
+        TextModel.load(tmp_path / "x.gguf")
+
+
 def write_gguf_tokenizer(model: Path, path: Path) -> Path:
     """A GGUF file with a byte-level BPE tokenizer and a chat template as llama.cpp writes them; no weights."""
     tokenizer = json.loads((model / "tokenizer.json").read_text())

@@ -12,9 +12,17 @@ from typing import Any
 
 import msgspec
 
+from openlora.node.adapters.strict_json import quote
+from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.errors import ModelError
 
 _CONVERSION_TIMEOUT_S = 300
+# How a GGUF file may say that its texts are cut before their bytes are merged: what transformers cuts alike. It cuts as
+# GPT-2 does where it does not know the name.
+_SPLITS = {
+    *("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3", "tekken", "pixtral", "qwen2", "deepseek-r1-qwen"),
+    *("default", "gpt-2", "smollm"),
+}
 
 
 class TokenizerFiles(msgspec.Struct, frozen=True):
@@ -29,6 +37,10 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
     """From a Hugging Face directory or a GGUF file. Raises ModelError."""
     if not path.exists():
         raise ModelError(f"{path} does not exist; give a Hugging Face directory or a GGUF file")
+    if path.is_file():
+        split = GgufFile(path).value("tokenizer.ggml.pre", str, "default")
+        if split not in _SPLITS:
+            raise ModelError(f"tokenizer.ggml.pre {quote(split)} is not served; {', '.join(sorted(_SPLITS))} are")
     if not (path / "tokenizer.json").is_file():
         return _convert_in_child(path)
     try:
