@@ -59,8 +59,9 @@ def write_gguf(path: Path, tensors: dict[str, torch.Tensor], family: str, **meta
     writer.add_rope_freq_base(10_000.0)
     writer.add_eos_token_id(2)
     for key, value in metadata.items():
-        add = {int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[type(value)]
-        add(key, value)
+        adds = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+        adds |= {str: writer.add_string, list: writer.add_array}
+        adds[type(value)](key, value)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
@@ -121,6 +122,10 @@ def test_rope_factors_are_divisors(tmp_path: Path) -> None:
         ({"llama.expert_count": 8}, "expert_count"),
         ({"llama.rope.scaling.type": "yarn"}, "'yarn'"),
         ({"llama.rope.dimension_count": 4}, "partial rotation"),
+        ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor 4.0"),
+        ({"llama.rope.scale_linear": 2.0}, "rope.scale_linear 2.0"),
+        ({"llama.attention.causal": False}, "attention.causal False"),
+        ({"llama.attention.scale": 0.5}, "attention.scale 0.5"),
         ({"split.count": 2}, "split over several files"),
     ],
 )
@@ -130,6 +135,12 @@ def test_what_would_be_computed_wrongly_is_refused_by_name(
     path, _ = tiny_gguf(tmp_path, "llama", **metadata)
     with pytest.raises(ModelError, match=named):
         DecoderConfig.from_path(path)
+
+
+def test_what_does_nothing_is_passed_over(tmp_path: Path) -> None:
+    plain = DecoderConfig.from_path(tiny_gguf(tmp_path, "llama")[0])
+    neutral = {"llama.rope.scaling.factor": 1.0, "llama.rope.scale_linear": 0.0, "llama.attention.causal": True}
+    assert DecoderConfig.from_path(tiny_gguf(tmp_path, "llama", **neutral)[0]) == plain
 
 
 def test_mistrals_window_is_every_layers_and_anothers_is_refused(tmp_path: Path) -> None:

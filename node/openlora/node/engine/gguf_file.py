@@ -15,7 +15,7 @@ from openlora.node.engine.gguf_codes import Codes, read_codes
 from openlora.node.engine.gguf_header import GgufHeader, GgufTensor
 from openlora.node.errors import ModelError
 
-_T = TypeVar("_T", int, float, str)
+_T = TypeVar("_T", bool, int, float, str)
 _WHOLE_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -61,7 +61,7 @@ class GgufFile:
         found = self._header.value(key)
         if kind is float and isinstance(found, int) and not isinstance(found, bool):
             found = float(found)
-        if not isinstance(found, kind) or isinstance(found, bool):
+        if not isinstance(found, kind) or isinstance(found, bool) is not (kind is bool):
             raise ModelError(f"{self._path}: metadata {key!r} is not a single {kind.__name__}")
         return found
 

@@ -7,6 +7,14 @@ from openlora.node.engine.models import rope
 from openlora.node.engine.models.names import LLAMA, QWEN3
 from openlora.node.errors import ModelError
 
+_WITHOUT_EFFECT: dict[str, tuple[float, ...]] = {  # keys that llama.cpp heeds in every family, where they do nothing
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.factor": (0.0, 1.0),
+}
 _NAMES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": QWEN3}  # by architecture; Mistral's is "llama"
 
 
@@ -53,6 +61,10 @@ def _refuse_unsupported(file: GgufFile, family: str) -> None:
     scaling = file.value(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
         raise ModelError(f"{family}.rope.scaling.type {scaling!r} is not served; 'none' is")
+    for key, neutral in _WITHOUT_EFFECT.items():
+        found = file.value(f"{family}.{key}", type(neutral[0]), neutral[0])
+        if found not in neutral:
+            raise ModelError(f"{family}.{key} {found} is not served; {neutral[-1]} is")
 
 
 def _windows(file: GgufFile, family: str, layers: int) -> tuple[int | None, ...]:
