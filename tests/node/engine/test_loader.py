@@ -70,6 +70,17 @@ def test_sharded_checkpoints(tmp_path: Path) -> None:
         load_weights(tmp_path, config, "float32")
 
 
+def test_a_single_file_stands_above_an_index(tmp_path: Path) -> None:
+    """The model's id is that file's too: weights of others would answer in its name."""
+    config = DecoderConfig.from_path(write_model(tmp_path, seed=1))
+    stale = random_tensors(config, seed=2)
+    save_file(stale, tmp_path / "old.safetensors")
+    weight_map = dict.fromkeys(stale, "old.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    loaded = load_weights(tmp_path, config, "float32")
+    assert torch.equal(loaded.norm.weight, random_tensors(config, seed=1)["model.norm.weight"])
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

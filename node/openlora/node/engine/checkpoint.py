@@ -107,8 +107,9 @@ class SafetensorsSource:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    files = _indexed(index) if index.is_file() else [directory / "model.safetensors"]
+    """The single file where there is one, as for transformers and for the model's id."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    files = _indexed(index) if index.is_file() and not single.is_file() else [single]
     for file in files:
         if not file.is_file():
             raise ModelError(f"{file}: no such file; weights are read from safetensors, never from pickles (.bin)")
