@@ -173,7 +173,7 @@ def _replaced(config: AdapterConfig, layout: Layout) -> Layout:
         if not any(module.endswith(name) for module in layout):
             raise AdapterError(
                 f"{CONFIG_FILE}: modules_to_save names {quote(name)}, but this base model's linear layers, "
-                "embedding and norms can be replaced"
+                "embedding and norms without a bias can be replaced"
             )
     return {module: shape for module, shape in layout.items() if config.replaces(module)}
 

@@ -29,7 +29,7 @@ def falcon(text: bytes) -> dict[str, Any]:
     keys = msgspec.json.decode(text, type=_Falcon)
     if keys.alibi:
         raise ModelError("alibi is not served; rotary positions are")
-    require_activation(keys.activation, "gelu")
+    require_activation("activation", keys.activation, "gelu")
     return common_fields(keys, keys.hidden_size // max(keys.num_attention_heads, 1)) | {
         "names": _names(keys),
         "intermediate_size": keys.ffn_hidden_size or 4 * keys.hidden_size,

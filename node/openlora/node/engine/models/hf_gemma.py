@@ -29,15 +29,14 @@ class _Gemma2(_Gemma, kw_only=True):
 
 def gemma(text: bytes) -> dict[str, Any]:
     keys = msgspec.json.decode(text, type=_Gemma)
-    require_activation(
-        keys.hidden_act, "gelu_pytorch_tanh", "gelu"
-    )  # the latter was written where the former was meant
+    # "gelu" was written where "gelu_pytorch_tanh" was meant
+    require_activation("hidden_act", keys.hidden_act, "gelu_pytorch_tanh", "gelu")
     return _fields(keys) | {"names": LLAMA, "windows": (None,) * keys.num_hidden_layers}
 
 
 def gemma2(text: bytes) -> dict[str, Any]:
     keys = msgspec.json.decode(text, type=_Gemma2)
-    require_activation(keys.hidden_activation, "gelu_pytorch_tanh")
+    require_activation("hidden_activation", keys.hidden_activation, "gelu_pytorch_tanh")
     in_turn = ["full_attention" if i % 2 else "sliding_attention" for i in range(keys.num_hidden_layers)]
     return _fields(keys) | {
         "names": GEMMA2,

@@ -55,9 +55,10 @@ def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
     } | rotation(rope, head_size, keys.original_max_position_embeddings)
 
 
-def require_activation(found: str, *served: str) -> None:
+def require_activation(key: str, found: str, *served: str) -> None:
     if found not in served:
-        raise ModelError(f"hidden_act {found!r} is not served; {' and '.join(map(repr, served))} are")
+        be = "are" if len(served) > 1 else "is"
+        raise ModelError(f"{key} {found!r} is not served; {' and '.join(map(repr, served))} {be}")
 
 
 def windows(layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:

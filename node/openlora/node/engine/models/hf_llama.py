@@ -57,7 +57,7 @@ def qwen3(text: bytes) -> dict[str, Any]:
 
 
 def _fields(keys: _Llama) -> dict[str, Any]:
-    require_activation(keys.hidden_act, "silu")
+    require_activation("hidden_act", keys.hidden_act, "silu")
     head_size = keys.head_dim or keys.hidden_size // max(keys.num_attention_heads, 1)
     return common_fields(keys, head_size) | {
         "names": LLAMA,
