@@ -91,6 +91,18 @@ async def test_no_answer_and_no_json_are_failures(clock: Clock, kind: type[FakeP
     assert await rpc.request(str, "eth_chainId") == hex(CHAIN_ID)
 
 
+async def test_nobody_waits_for_a_slow_endpoint_that_is_not_preferred(clock: Clock) -> None:
+    first, mute = FakeProvider(FakeChain()), Mute(FakeChain())
+    rpc = pool(clock, first, mute, timeout_s=30.0, slow_s=0.02)
+    async with asyncio.timeout(5):
+        assert await rpc.request(str, "eth_blockNumber") == "0x0", "although their heads are compared"
+        clock.now += 1
+        await rpc.tell("eth_maxPriorityFeePerGas")
+        clock.now += 1
+        assert await rpc.ask_each(str, "eth_blockNumber") == ["0x0"]
+    assert first.asked["eth_maxPriorityFeePerGas"] == 1
+
+
 async def test_rest_doubles_and_heeds_retry_after(clock: Clock) -> None:
     provider = FakeProvider(FakeChain())
     endpoint = Endpoint("rpc", provider)

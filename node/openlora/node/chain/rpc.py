@@ -28,6 +28,7 @@ MAX_BEHIND = 16  # blocks
 MAX_BEHIND_S = 60
 CHECK_EVERY_S = 30.0
 DOUBT_S = 60.0
+SLOW_S = 2.0
 MAX_ANSWER_BYTES = 64 << 20
 SAYS_WHY = (400, 413)  # HTTP errors about the request itself: many servers explain them by a JSON-RPC error
 
@@ -120,7 +121,8 @@ class RpcPool:
     it is used, after each failure and every `CHECK_EVERY_S`; on another chain it rests for 30 s. One more than
     `MAX_BEHIND` blocks or `MAX_BEHIND_S` behind is left out until it catches up, if the one ahead has its head too:
     else they contradict each other, and the order stays as configured. With three endpoints or more, one that alone
-    claims a higher head does not set the measure.
+    claims a higher head does not set the measure. Where several are asked at once, one that is not the preferred has
+    `slow_s` to answer: nobody waits for the slowest.
     """
 
     def __init__(
@@ -130,12 +132,14 @@ class RpcPool:
         *,
         timeout_s: float = 10.0,
         patience_s: float = 20.0,
+        slow_s: float = SLOW_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = list(endpoints)
         self._chain_id = chain_id
         self._timeout_s = timeout_s
         self._patience_s = patience_s
+        self._slow_s = slow_s
         self._clock = clock
         self._checked_at = -float("inf")
         self.doubts = 0  # how often another endpoint has come first because of a contradiction
@@ -182,11 +186,8 @@ class RpcPool:
         """Tells every endpoint that is fit. Raises as `request` when those preferred do not take it."""
 
         async def tell_too(endpoint: Endpoint) -> None:
-            try:
-                with suppress(RpcError):  # whether it takes it is for those preferred to say
-                    await self._ask(endpoint, _anything, method, *params)
-            except _Unavailable as error:
-                endpoint.failed(error, self._clock())
+            with suppress(RpcError):  # whether it takes it is for those preferred to say
+                await self._aside(endpoint, _anything, method, *params)
 
         others = map(tell_too, self._fit()[1:])
         told = await asyncio.gather(self.request(_anything, method, *params), *others, return_exceptions=True)
@@ -239,11 +240,21 @@ class RpcPool:
     async def _alone(self, endpoint: Endpoint, decode: Callable[[Any], T], method: str, *params: object) -> T | None:
         """What this endpoint itself says; None where it has no answer."""
         try:
-            return await self._ask(endpoint, decode, method, *params)
-        except _Unavailable as error:
-            endpoint.failed(error, self._clock())
+            return await self._aside(endpoint, decode, method, *params)
         except RpcError as error:
             log.warning("event=rpc_refuses endpoint=%s method=%s reason=%r", endpoint.name, method, str(error))
+        return None
+
+    async def _aside(self, endpoint: Endpoint, decode: Callable[[Any], T], method: str, *params: object) -> T | None:
+        """As `_alone`, but raises RpcError."""
+        within_s = self._timeout_s if endpoint in self._fit()[:1] else self._slow_s
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._ask(endpoint, decode, method, *params)
+        except TimeoutError:
+            endpoint.failed(_Unavailable(f"no answer in {within_s:g} s"), self._clock())
+        except _Unavailable as error:
+            endpoint.failed(error, self._clock())
         return None
 
     def doubt(self, doubts: int) -> bool:
