@@ -75,8 +75,9 @@ def test_a_row_is_the_same_in_any_company(model: Path, kernels: Path, instructio
         assert torch.equal(logits_of(alone, some_requests(37, "uniform")[i : i + 1])[0], crowd[i]), i
 
 
-def test_what_is_not_finite_stays_in_its_row(model: Path, kernels: Path) -> None:
-    runner = compiled(model, kernels, form="int8")
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_what_is_not_finite_stays_in_its_row(model: Path, kernels: Path, form: str) -> None:
+    runner = compiled(model, kernels, form=form)
     load_adapters([runner], model, 8)
     poisoned = some_requests(7, "distinct")
     poisoned[3].adapters = tuple((adapter, float("inf")) for adapter, _ in poisoned[2].adapters)
@@ -145,10 +146,30 @@ def test_blocks_are_served_as_they_are_and_give_the_same_numbers(tmp_path: Path,
         assert isinstance(other.weight, Tensor)
         assert torch.equal(dequantise(one.weight).bfloat16(), other.weight)
     requests = [request([3, 5, 7, 11, 13], []), request([2] * 20, [])]
+    exact = logits_of(reference(path, "full", "float32"), requests)
     for instructions in ("", "avx2"):
-        found = [logits_of(compiled(path, kernels, instructions, form=form), requests) for form in ("auto", "full")]
-        assert bool(found[0].isfinite().all())
-        assert torch.equal(*found), instructions
+        found, full = (
+            logits_of(compiled(path, kernels, instructions, form=form), requests) for form in ("auto", "full")
+        )
+        assert bool(found.isfinite().all())
+        if instructions:  # which unpacks them
+            assert torch.equal(found, full)
+        else:  # which may multiply them as integers
+            assert_as_near_as_bfloat16(found, exact, full)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q5_K", "Q6_K"])
+def test_a_row_of_blocks_is_the_same_in_any_company(
+    tmp_path: Path, kernels: Path, instructions: str, kind: str
+) -> None:
+    path = write_gguf(tmp_path / "x.gguf", {"": kind})
+    together, alone = (compiled(path, kernels, instructions, threads) for threads in (2, 1))
+    requests = [request([(7 * i + j) % 97 for j in range(2 + 5 * i % 31)], []) for i in range(37)]
+    crowd = logits_of(together, requests)
+    for i in (0, 5, 13, 36):
+        requests[i].pages = []
+        assert torch.equal(logits_of(alone, [requests[i]])[0], crowd[i]), i
 
 
 def test_without_compiled_kernels_blocks_give_the_same_numbers(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "quantised.inc"
 
+#include "grouped.inc"
+
 const Kernels kTable = {"avx512-bf16", sizeof(Input), 16, 24 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox};
+                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, nullptr, nullptr, quantise_groups, tile_groups};
 
 }  // namespace
 }  // namespace openlora::avx512_bf16

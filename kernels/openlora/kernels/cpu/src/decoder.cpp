@@ -17,11 +17,12 @@ std::vector<float> padded(const float* values, int n) {
 }
 
 // The tiles in their order, with weights still to be packed, and the biases.
-Linear lay_out(int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
+Linear lay_out(const Kernels& kernels, int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
   Linear linear;
   linear.inputs = inputs;
   linear.matrices = static_cast<int>(matrices.size());
   linear.coding = coding_of(matrices.begin()->weight);
+  linear.grouped = linear.coded() && kernels.tile_groups && linear.coding.group <= kMostGroup;
   linear.unit = in_turn ? static_cast<int>(matrices.size()) : 1;
   int part = 0;
   bool biased = false;
@@ -52,7 +53,7 @@ std::size_t place_tile(const Kernels& kernels, const Linear& linear, const Matri
   const int first = tile.index * kTile, count = linear.pairs() * kTileRow;
   tile.weights = at;
   if (linear.coding.format != Format::kDense) {
-    pack_quantised(matrix.weight, matrix.out, linear.inputs, first, at);
+    pack_quantised(matrix.weight, linear.grouped, matrix.out, linear.inputs, first, at);
     return linear.tile_bytes();
   }
   const bf16* numbers = static_cast<const bf16*>(matrix.weight.numbers);
@@ -91,7 +92,7 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
     if (from.post_mlp_norm) layer.post_mlp_norm = padded(from.post_mlp_norm, hidden);
     layer.window = from.window ? from.window : s.max_positions;
     const auto add = [&](Linear& linear, int inputs, std::initializer_list<Matrix> matrices, bool in_turn) {
-      linear = lay_out(inputs, matrices, in_turn);
+      linear = lay_out(k, inputs, matrices, in_turn);
       jobs.push_back({&linear, matrices});
     };
     add(layer.qkv, hidden, {{from.q, from.q_bias, q}, {from.k, from.k_bias, kv}, {from.v, from.v_bias, kv}}, false);
@@ -100,7 +101,7 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
     add(layer.gate_up, hidden, {{from.gate, from.gate_bias, inner}, {from.up, from.up_bias, inner}}, true);
     add(layer.down, inner, {{from.down, from.down_bias, hidden}}, false);
   }
-  head = lay_out(hidden, {{w.head, nullptr, s.vocab_size}}, false);
+  head = lay_out(k, hidden, {{w.head, nullptr, s.vocab_size}}, false);
   jobs.push_back({&head, {{w.head, nullptr, s.vocab_size}}});
 
   arenas.resize(s.threads);
@@ -108,8 +109,9 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
   unpacked.resize(s.threads);
   std::size_t unpacked_bytes = 0;
   for (const Job& job : jobs) {
-    integers |= job.linear->integers();
-    if (!job.linear->integers())
+    if (job.linear->integers())
+      most_groups = std::max(most_groups, job.linear->groups());
+    else
       unpacked_bytes = std::max(unpacked_bytes, job.linear->dense_tile_bytes() * job.linear->unit);
   }
   for (int member = 0; member < s.threads; ++member) {

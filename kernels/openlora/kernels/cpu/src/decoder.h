@@ -43,7 +43,7 @@ struct Decoder {
   std::vector<float> norm;
   std::vector<Layer> layers;
   Linear head;
-  bool integers = false;  // whether any layer multiplies integers
+  int most_groups = 0;  // of a layer's inputs as integers; 0: no layer multiplies integers
   std::vector<Memory> arenas;  // a thread each: its tiles in the order in which it reads them
   // [pages][layers][key-value heads][page]: what is touched for the first time lies together, and no pass waits for more
   // than a few large pages to be cleared.

@@ -196,6 +196,16 @@ struct Kernels {
 
   // The next `groups` of a tile that pack() was given, as far as there are so many. Null: the unit takes none.
   void (*restore)(Restoring&, int groups) = nullptr;
+
+  // As quantise, each group of the row under a scale of its own; `sum` is that of what a group's integers stand for. Null:
+  // the unit unpacks codes under group scales.
+  void (*quantise_groups)(const void* x, int n, int group, std::uint8_t* high, std::uint8_t* low, float* scale,
+                          float* sum) = nullptr;
+
+  // As tile, of such integers: out[m, 0:48] = Σ_groups scale · scale of row m · Σ_k q[m, k] · code[k] + minimum · sum of row
+  // m, where the sums over a group are exact.
+  void (*tile_groups)(const Planes& x, int rows, const char* tile, const Coding& coding, int inputs, float* out,
+                      const Meanwhile&) = nullptr;
 };
 
 constexpr int kMaxQueries = 64;  // query vectors that attention takes at once
@@ -213,7 +223,11 @@ const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* plain_kernels();
 
-// As tile_int8, where AVX-512 has the int8 dot product.
+// Products of integers, where AVX-512 has the int8 dot product.
 void avx512_vnni_tile_int8(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const Meanwhile&);
+void avx512_vnni_quantise_groups(const void* x, int n, int group, std::uint8_t* high, std::uint8_t* low, float* scale,
+                                 float* sum);
+void avx512_vnni_tile_groups(const Planes& x, int rows, const char* tile, const Coding& coding, int inputs, float* out,
+                             const Meanwhile&);
 
 }  // namespace openlora

@@ -28,12 +28,15 @@ struct Linear {
   int inputs = 0;
   int matrices = 0;
   Coding coding;
+  bool grouped = false;     // codes under group scales that are multiplied as integers
   int unit = 1;             // tiles that must be computed by one thread, one after the other
   std::vector<Tile> tiles;  // all first of each matrix, …; or with unit = matrices: one of each in turn
   std::vector<float> bias;  // [tiles][48], or empty
 
-  bool integers() const { return coding.format == Format::kInt8; }
+  bool integers() const { return coding.format == Format::kInt8 || grouped; }
   bool coded() const { return coding.format == Format::kCodes8 || coding.format == Format::kCodes4; }
+  bool unpacked() const { return coded() && !grouped; }
+  int groups() const { return grouped ? groups_of(coding, inputs) : 1; }  // of its inputs as integers
   int pairs() const { return tile_pairs(inputs); }
   int quads() const { return tile_quads(inputs); }
   std::size_t dense_tile_bytes() const { return sizeof(bf16) * pairs() * kTileRow; }
@@ -59,8 +62,8 @@ inline void pack_tile(const bf16* weight, int out, int inputs, int first, bf16* 
 
 Coding coding_of(const Values&);
 
-// As pack_tile, for every format but the dense one.
-void pack_quantised(const Values&, int out, int inputs, int first, char* tile);
+// As pack_tile, for every format but the dense one; `multiplied`: codes under group scales as integers are multiplied.
+void pack_quantised(const Values&, bool multiplied, int out, int inputs, int first, char* tile);
 
 // One matrix of an adapter: B at its own rank, made even by a zero; A is in a Stack.
 struct Lora {

@@ -98,7 +98,7 @@ class Multiplying {
     const char* ahead = tile.weights + k_.ahead;
     bf16* room = unpacked(i, room_);
     const Inputs x = p_.x.from(first);
-    if (linear_.coded()) {
+    if (linear_.unpacked()) {
       if (!block) k_.unpack(tile.weights, linear_.coding, linear_.pairs(), room, ahead);
       k_.tile(x, count, room, linear_.pairs(), out, meanwhile);
       return {};
@@ -115,7 +115,9 @@ class Multiplying {
     if (tile.packed) ahead += linear_.unit * tile.bytes;  // than what is being restored
     meanwhile.ahead = {ahead, each};
     meanwhile.groups = linear_.pairs() * kTileRow / kPackedNumbers / blocks_ + 1;
-    if (linear_.integers())
+    if (linear_.grouped)
+      k_.tile_groups(p_.planes.from(first), count, tile.weights, linear_.coding, 2 * linear_.pairs(), out, meanwhile);
+    else if (linear_.integers())
       k_.tile_int8(p_.planes.from(first), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear_.quads(), out,
                    meanwhile);
     else

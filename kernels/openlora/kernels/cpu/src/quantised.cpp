@@ -41,8 +41,30 @@ char* pack_column_numbers(const Source& from, const void* numbers, int first, in
   return to + kTile * sizeof(T);
 }
 
-void pack_codes(const Source& from, const Coding& coding, int first, int pairs, char* to) {
+// Codes of the pair rows from p on, as words that are shifted.
+void pack_pairs(const Source& from, const Coding& coding, int first, int p, int rows, char* to) {
+  const int shared = rows_a_word(coding), bits = 32 / shared;
   const int offset = coding.format == Format::kCodes4 && !coding.minima ? kSignedOffset : 0;
+  std::uint32_t* words = reinterpret_cast<std::uint32_t*>(to);
+  for (int row = 0; row < rows; ++row)
+    for (int i = 0; i < kTileRow; ++i) {
+      const std::uint32_t code = from.code(first + i / 2, 2 * (p + row) + i % 2) + offset;
+      words[row / shared * kTileRow + i] |= (code & ((1u << bits) - 1)) << row % shared * bits;
+    }
+}
+
+// The same codes as they are multiplied.
+void pack_quads(const Source& from, const Coding& coding, int first, int p, int rows, char* to) {
+  const bool nibbles = coding.format == Format::kCodes4;
+  const int offset = nibbles ? (coding.minima ? 0 : kSignedOffset) : kUnsignedOffset;
+  for (int column = 0; column < kTile && first + column < from.out; ++column)
+    for (int k = 0; k < 2 * rows && 2 * p + k < from.inputs; ++k) {
+      const int quad = k / 4, code = from.code(first + column, 2 * p + k) + offset;
+      to[((nibbles ? quad / 2 : quad) * kTile + column) * 4 + k % 4] |= code << (nibbles ? quad % 2 * 4 : 0);
+    }
+}
+
+void pack_codes(const Source& from, const Coding& coding, bool multiplied, int first, int pairs, char* to) {
   for (int p = 0; p < pairs; p += coding.group / 2) {
     for (const void* numbers : {from.values.scales, from.values.minima}) {
       if (!numbers) continue;
@@ -51,14 +73,8 @@ void pack_codes(const Source& from, const Coding& coding, int first, int pairs, 
                        : pack_column_numbers<float>(from, numbers, first, group, to);
     }
     const int rows = std::min(coding.group / 2, pairs - p);
-    const int shared = rows_a_word(coding), bits = 32 / shared;
-    std::uint32_t* words = reinterpret_cast<std::uint32_t*>(to);
-    for (int row = 0; row < rows; ++row)
-      for (int i = 0; i < kTileRow; ++i) {
-        const std::uint32_t code = from.code(first + i / 2, 2 * (p + row) + i % 2) + offset;
-        words[row / shared * kTileRow + i] |= (code & ((1u << bits) - 1)) << row % shared * bits;
-      }
-    to += std::ptrdiff_t{4} * rows / shared * kTileRow;
+    (multiplied ? pack_quads : pack_pairs)(from, coding, first, p, rows, to);
+    to += std::ptrdiff_t{4} * rows / rows_a_word(coding) * kTileRow;
   }
 }
 
@@ -68,13 +84,13 @@ Coding coding_of(const Values& values) {
   return {static_cast<Format>(values.format), values.group, values.half != 0, values.minima != nullptr};
 }
 
-void pack_quantised(const Values& values, int out, int inputs, int first, char* tile) {
+void pack_quantised(const Values& values, bool multiplied, int out, int inputs, int first, char* tile) {
   const Source from{static_cast<const std::int8_t*>(values.numbers), values, out, inputs};
   const Coding coding = coding_of(values);
   if (coding.format == Format::kInt8)
     pack_int8(from, first, tile);
   else
-    pack_codes(from, coding, first, tile_pairs(inputs), tile);
+    pack_codes(from, coding, multiplied, first, tile_pairs(inputs), tile);
 }
 
 }  // namespace openlora

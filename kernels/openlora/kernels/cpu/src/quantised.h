@@ -35,11 +35,13 @@ constexpr int plane_stride(int n) { return round_up(n, 64) + 64; }
 struct Planes {
   const std::uint8_t *high, *low;  // rows are `stride` apart
   int stride;
-  const float* scale;  // [rows]
+  int groups;          // of a row that have their own scales
+  const float* scale;  // [rows][groups]
+  const float* sum;    // as scale, of a group's inputs; where it is wanted
 
   Planes from(int row) const {
-    const std::ptrdiff_t at = std::ptrdiff_t{row} * stride;
-    return {high + at, low + at, stride, scale + row};
+    const std::ptrdiff_t at = std::ptrdiff_t{row} * stride, group = std::ptrdiff_t{row} * groups;
+    return {high + at, low + at, stride, groups, scale + group, sum + group};
   }
 };
 
@@ -68,5 +70,14 @@ inline std::size_t coded_tile_bytes(const Coding& coding, int pairs) {
   const int rows = coding.group / 2, rest = pairs % rows;
   return pairs / rows * group_bytes(coding, rows) + (rest ? group_bytes(coding, rest) : 0);
 }
+
+// Where the instruction set has an int8 dot product that takes all bytes, these codes are multiplied as integers too, group
+// by group: each group of inputs has a scale of its own then, and q = 128 · high + low for −64 ≤ high < 64. The codes have
+// no sign and stand in quads, [quads][48][4]: 8-bit ones as code + 128; of 4-bit ones, with or without minima as above, two
+// quads share their bytes, the first in the lower halves.
+constexpr int kUnsignedOffset = 128;
+constexpr int kMostGroup = 512;  // inputs, whose products' sum 32 bits hold
+
+inline int groups_of(const Coding& coding, int n) { return (round_up(n, 32) + coding.group - 1) / coding.group; }
 
 }  // namespace openlora

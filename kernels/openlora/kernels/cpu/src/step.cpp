@@ -107,7 +107,7 @@ class Pass {
     attended_ = inputs(d_.attended, rows, s_.heads * s_.head_size);
     activated_ = inputs(d_.activated, rows, s_.intermediate_size);
     outputs_ = inputs(d_.outputs, outputs, s_.hidden_size);
-    if (d_.integers) allocate_planes(std::max(rows, outputs));
+    if (d_.most_groups) allocate_planes(std::max(rows, outputs));
     const int queries = std::max(group(), k_.queries);
     int longest = 0;
     for (int s = 0; s < step_.sequences; ++s) longest = std::max(longest, step_.context_lens[s]);
@@ -121,7 +121,8 @@ class Pass {
     const int widest = plane_stride(std::max({s_.hidden_size, s_.heads * s_.head_size, s_.intermediate_size}));
     high_plane_ = grown<std::uint8_t>(d_.planes, std::size_t{2} * rows * widest);
     low_plane_ = high_plane_ + std::ptrdiff_t{1} * rows * widest;
-    input_scales_ = grown<float>(d_.input_scales, rows);
+    input_scales_ = grown<float>(d_.input_scales, std::size_t{2} * rows * d_.most_groups);
+    input_sums_ = input_scales_ + std::ptrdiff_t{1} * rows * d_.most_groups;
   }
 
   Inputs inputs(Memory& memory, int rows, int columns) const {
@@ -200,7 +201,13 @@ class Pass {
 
   void quantise_row(const Linear& linear, Inputs x, int row) {
     const std::ptrdiff_t at = std::ptrdiff_t{row} * plane_stride(linear.inputs);
-    k_.quantise(x.row(row), round_up(linear.inputs, kLanes), high_plane_ + at, low_plane_ + at, &input_scales_[row]);
+    const int n = round_up(linear.inputs, kLanes);
+    const std::ptrdiff_t group = std::ptrdiff_t{row} * linear.groups();
+    if (linear.grouped)
+      k_.quantise_groups(x.row(row), n, linear.coding.group, high_plane_ + at, low_plane_ + at, input_scales_ + group,
+                         input_sums_ + group);
+    else
+      k_.quantise(x.row(row), n, high_plane_ + at, low_plane_ + at, input_scales_ + group);
   }
 
   // The shrunk inputs of all rows, for matrices that share an input; returns when every member has done its part.
@@ -232,7 +239,7 @@ class Pass {
   }
 
   Planes planes(const Linear& linear) const {
-    return {high_plane_, low_plane_, plane_stride(linear.inputs), input_scales_};
+    return {high_plane_, low_plane_, plane_stride(linear.inputs), linear.groups(), input_scales_, input_sums_};
   }
 
   // The residual of the member's rows grows by what a layer's part made, normed; that begins at zero again.
@@ -458,7 +465,7 @@ class Pass {
   std::vector<std::vector<Item>> items_;  // by member
   int residual_stride_, projected_stride_, q_tiles_, kv_tiles_;
   std::uint8_t *high_plane_ = nullptr, *low_plane_ = nullptr;  // of what the next layer multiplies
-  float* input_scales_ = nullptr;
+  float *input_scales_ = nullptr, *input_sums_ = nullptr;
   float *residual_, *added_ = nullptr, *projected_, *logits_;
   Inputs normed_, attended_, activated_, outputs_;
   std::vector<Best> best_;
