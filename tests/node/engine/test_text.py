@@ -17,7 +17,7 @@ from openlora.node.engine.detokenizer import Detokenizer, token_bytes
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.stops import StopScanner
 from openlora.node.engine.text import Completion, TextModel, collect
-from openlora.node.engine.tokenizer_files import TokenizerFiles
+from openlora.node.engine.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from openlora.node.errors import ModelError, RequestError
 from tests.node.fake_engine import FakeEngine
 from tests.node.tiny_model import END, START, tiny_text, write_tiny_model
@@ -139,6 +139,8 @@ def test_templates_refuse_in_words_and_run_sandboxed(tmp_path: Path) -> None:
         chat_model(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}").encode_chat(hello)
     with pytest.raises(ModelError, match="chat template cannot be read"):
         chat_model(tmp_path, "{% for %}")
+    sorted_keys = chat_model(tmp_path, "{{ messages | tojson(ensure_ascii=False, sort_keys=true) }}").encode_chat(hello)
+    assert bytes(sorted_keys) == b'[{"content": "hi", "role": "user"}]'
     generation = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     assert bytes(chat_model(tmp_path, generation + "{{ bos_token }}").encode_chat(hello)[:2]) == b"hi"
 
@@ -146,9 +148,31 @@ def test_templates_refuse_in_words_and_run_sandboxed(tmp_path: Path) -> None:
 def test_what_is_no_model_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere does not exist"):
         TextModel.load(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"holds no tokenizer; tokenizer\.json, "):
+        TextModel.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"takes the sentencepiece package|tokenizer .* cannot be read"):
+        TextModel.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="tokenizer cannot be read"):
         TextModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "served"),
+    [
+        ([{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}], True),
+        ([{"name": "tools", "template": "no"}], False),
+        ([{"name": "default"}], False),
+        (["yes"], False),
+        (3, False),
+    ],
+)
+def test_of_several_templates_the_default_is_taken(tmp_path: Path, template: object, served: bool) -> None:
+    write_tiny_model(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert read_tokenizer_files(tmp_path).chat_template == ("yes" if served else None)
 
 
 # ---- completions ----
@@ -225,6 +249,7 @@ def test_a_gguf_file_and_a_directory_of_the_same_model_read_alike(model_dir: Pat
 def test_a_gguf_file_that_cuts_texts_otherwise_is_refused(tmp_path: Path) -> None:
     """transformers would cut them as GPT-2 does, and say nothing."""
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("refact")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -7,6 +7,7 @@ child process, which hands back the same two texts and ends: `python -m openlora
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,8 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
     """From a Hugging Face directory or a GGUF file. Raises ModelError."""
     if not path.exists():
         raise ModelError(f"{path} does not exist; give a Hugging Face directory or a GGUF file")
-    if path.is_file():
-        split = GgufFile(path).value("tokenizer.ggml.pre", str, "default")
-        if split not in _SPLITS:
-            raise ModelError(f"tokenizer.ggml.pre {quote(split)} is not served; {', '.join(sorted(_SPLITS))} are")
     if not (path / "tokenizer.json").is_file():
+        _require_convertible(path)
         return _convert_in_child(path)
     try:
         config = _json_object(path / "tokenizer_config.json")
@@ -52,6 +50,25 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
         )
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise ModelError(f"the tokenizer of {path} cannot be read: {error}") from None
+
+
+def _require_convertible(path: Path) -> None:
+    if path.is_dir():
+        if (path / "vocab.json").is_file():
+            return
+        if not (path / "tokenizer.model").is_file():
+            raise ModelError(f"{path} holds no tokenizer; tokenizer.json, tokenizer.model or vocab.json is needed")
+        if find_spec("sentencepiece") is None:
+            raise ModelError(
+                f"{path} holds no tokenizer.json, and to read tokenizer.model takes the sentencepiece package; install "
+                "it, or save tokenizer.json with transformers"
+            )
+        return
+    file = GgufFile(path)
+    file.value("tokenizer.ggml.model", str)
+    split = file.value("tokenizer.ggml.pre", str, "default")
+    if split not in _SPLITS:
+        raise ModelError(f"tokenizer.ggml.pre {quote(split)} is not served; {', '.join(sorted(_SPLITS))} are")
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -65,7 +82,10 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
         case str(template):
             return template
         case list(named):  # several, by purpose
-            return next((entry["template"] for entry in named if entry.get("name") == "default"), None)
+            for entry in named:
+                match entry:
+                    case {"name": "default", "template": str(template)}:
+                        return template
     return None
 
 
