@@ -123,6 +123,11 @@ async def test_a_kubo_that_refuses_to_store(kubo: FakeKubo, content: Content) ->
         ((403, b"403 - Forbidden"), "does not answer as a Kubo RPC does"),
         ((404, b"404 page not found"), "does not answer as a Kubo RPC does"),
         ((200, b"<html>"), "does not answer as a Kubo RPC does"),
+        ((200, b""), "does not answer as a Kubo RPC does"),
+        ((200, b"[]"), "does not answer as a Kubo RPC does"),
+        ((200, b"null"), "does not answer as a Kubo RPC does"),
+        ((200, b'{"Key":"a"}{"Key":"b"}'), "does not answer as a Kubo RPC does"),
+        ((200, b"[" * 100_000), "does not answer as a Kubo RPC does"),
     ],
 )
 async def test_something_that_is_no_kubo(kubo: FakeKubo, content: Content, answer, sentence: str) -> None:

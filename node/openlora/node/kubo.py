@@ -29,6 +29,7 @@ FIND_TIMEOUT_S: Final = 30.0  # Kubo looks for a block among its peers and in th
 STORE_TIMEOUT_S: Final = 60.0
 _GRACE_S: Final = 5.0  # Kubo keeps its own timeouts; one that is this late has hung
 _THREADS: Final = 4
+_MALFORMED: Final = (TypeError, RecursionError, AssertionError)  # ipfshttpclient asserts that there is one JSON text
 _CODEC_NAMES: Final = {Codec.RAW: "raw", Codec.DAG_PB: "dag-pb"}
 
 # ipfshttpclient hands urllib3 an option of Python 2's with every request.
@@ -112,6 +113,8 @@ class KuboContent:
         call = _timeout(STORE_TIMEOUT_S, {"cid-codec": _CODEC_NAMES[cid.codec], "mhtype": "sha2-256"})
         with self._storing(cid), self._answering():
             stored = self._kubo.block.put(io.BytesIO(block), **call).as_json()
+            if not isinstance(stored, dict):
+                raise TypeError("what it says of a stored block is no object")
         if stored.get("Key") != str(cid):
             raise ContentError(f"Kubo stored {cid} under another name: {str(stored.get('Key'))[:80]!a}")
 
@@ -130,7 +133,7 @@ class KuboContent:
             raise ContentError(f"the Kubo RPC at {self._rpc} does not answer in time") from None
         except exceptions.ConnectionError:
             raise ContentError(f"no Kubo RPC listens on {self._rpc}; start Kubo, or change its address") from None
-        except (exceptions.CommunicationError, exceptions.DecodingError, OSError) as error:
+        except (exceptions.CommunicationError, exceptions.DecodingError, OSError, *_MALFORMED) as error:
             raise ContentError(f"what listens on {self._rpc} does not answer as a Kubo RPC does: {error}") from None
 
     @contextmanager

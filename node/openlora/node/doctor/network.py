@@ -134,7 +134,7 @@ async def _kubo_fault(rpc: str) -> str:
             return "" if answer.is_success and "Version" in answer.json() else "what answers there is no Kubo"
     except httpx.HTTPError as error:
         return str(error) or type(error).__name__
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return "what answers there is no Kubo"
 
 

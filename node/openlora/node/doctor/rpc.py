@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from openlora.node.chain.types import Block, quantity
 from openlora.node.config import ChainConfig
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 
@@ -54,14 +55,14 @@ async def _look_at_endpoint(http: httpx.AsyncClient, url: str, clock: Clock) -> 
     try:
         async with asyncio.timeout(RPC_TIMEOUT_S):
             _, chain_id = await ask("eth_chainId")
-            answer, block = await ask("eth_getBlockByNumber", "latest", False)
-        date = answer.headers.get("date")
+            answer, newest = await ask("eth_getBlockByNumber", "latest", False)
+        date, block = answer.headers.get("date"), Block.from_rpc(newest)
         return Endpoint(
             name,
             url,
-            chain_id=int(chain_id, 16),
-            block_number=int(block["number"], 16),
-            block_at_s=float(int(block["timestamp"], 16)),
+            chain_id=quantity(chain_id),
+            block_number=block.number,
+            block_at_s=float(block.timestamp),
             server_at_s=parsedate_to_datetime(date).timestamp() if date else None,
             asked_at_s=clock(),
         )
@@ -71,7 +72,7 @@ async def _look_at_endpoint(http: httpx.AsyncClient, url: str, clock: Clock) -> 
         return Endpoint(name, url, fault=f"HTTP {error.response.status_code}")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Endpoint(name, url, fault=str(error) or type(error).__name__)
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return Endpoint(name, url, fault="its answer is no JSON-RPC of a chain")
 
 
