@@ -1,8 +1,10 @@
 """Several endpoints, none to be relied on."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from openlora.node.chain.rpc import MAX_ANSWER_BYTES, Endpoint, RpcPool
 from openlora.node.chain.types import quantity
 from openlora.node.errors import RpcDown, RpcError, WrongChain
 from tests.node.chain.fake_chain import CHAIN_ID, QUEUE, FakeChain, FakeProvider, Refusal
+from tests.node.telemetry.broker import write_certificate
 
 
 class Clock:
@@ -324,6 +327,20 @@ async def test_what_is_no_json_rpc_answer_is_none(answer: Callable[[dict[str, An
     async with server(answer) as rpc:
         with pytest.raises(RpcDown):
             await rpc.request(str, "eth_getCode", "0x", "latest")
+
+
+async def test_a_certificate_that_is_refused_is_told_of_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    server = TestServer(web.Application())
+    await server.start_server(ssl=tls)
+    with pytest.raises(RpcDown):
+        await ChainClient.connect([f"https://127.0.0.1:{server.port}"], CHAIN_ID, patience_s=0.1)
+    await server.close()
+    assert "its certificate: self-signed certificate" in caplog.text
 
 
 async def test_connecting_to_nobody_says_so() -> None:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from aiohttp import ClientError, ClientResponseError, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import (
+    ClientConnectorCertificateError,
+    ClientError,
+    ClientResponseError,
+    ClientSession,
+    ClientTimeout,
+    TCPConnector,
+)
 from web3.providers import AsyncBaseProvider
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
@@ -93,6 +100,9 @@ class Endpoint:
             raise _Unavailable(f"no answer in {timeout_s:g} s") from None
         except ClientResponseError as error:
             raise _Unavailable(f"HTTP {error.status}", _retry_after_s(error)) from None
+        except ClientConnectorCertificateError as error:
+            found = error.certificate_error
+            raise _Unavailable(f"its certificate: {getattr(found, 'verify_message', found)}") from None
         except (ClientError, OSError, ValueError, RecursionError) as error:  # the last two: not JSON
             raise _Unavailable(type(error).__name__) from error
         if not isinstance(response, dict) or not ("result" in response or "error" in response):
