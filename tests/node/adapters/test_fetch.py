@@ -132,4 +132,6 @@ async def test_what_a_node_would_refuse_is_not_published(content: CountedContent
     (old / WEIGHTS_FILE).rename(old / "adapter_model.bin")
     with pytest.raises(AdapterError, match="is a pickle, which is never read"):
         await publish_adapter(old, content, LAYOUT)
+    with pytest.raises(AdapterError, match=r"is missing from the adapter; .* is a pickle"):
+        read_adapter(old, LAYOUT)
     assert {CONFIG_FILE, WEIGHTS_FILE} == {path.name for path in (tmp_path / "bad").iterdir()}

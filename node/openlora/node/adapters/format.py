@@ -137,9 +137,8 @@ def copy_adapter(source: Path, destination: Path) -> None:
         try:
             shutil.copyfile(source / name, destination / name)
         except OSError as error:
-            pickled = name == WEIGHTS_FILE and (source / _PICKLE).exists()
-            why = f"{_PICKLE} is a pickle, which is never read; save safetensors" if pickled else error.strerror
-            raise AdapterError(f"{source / name} cannot be read: {why}") from error
+            hint = _pickle_hint(source, name)
+            raise AdapterError(f"{source / name} cannot be read: {error.strerror}{hint}") from error
 
 
 def _require_both(directory: Path) -> None:
@@ -147,7 +146,12 @@ def _require_both(directory: Path) -> None:
         raise AdapterError(f"{directory}: no such folder")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not os.path.lexists(directory / name):
-            raise AdapterError(f"{name} is missing from the adapter")
+            raise AdapterError(f"{name} is missing from the adapter{_pickle_hint(directory, name)}")
+
+
+def _pickle_hint(directory: Path, missing: str) -> str:
+    pickled = missing == WEIGHTS_FILE and os.path.lexists(directory / _PICKLE)
+    return f"; {_PICKLE} is a pickle, which is never read: save safetensors" if pickled else ""
 
 
 def _contents(path: Path, max_bytes: int) -> memoryview:
