@@ -22,7 +22,7 @@ _CONVERSION_TIMEOUT_S = 300
 # GPT-2 does where it does not know the name.
 _SPLITS = {
     *("llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3", "tekken", "pixtral", "qwen2", "deepseek-r1-qwen"),
-    *("default", "gpt-2", "smollm"),
+    *("megrez", "midm-2.0", "kormo", "default", "gpt-2", "smollm"),
 }
 
 
