@@ -9,7 +9,7 @@ from openlora.kernels.quantised import dequantise, pack_int4, quantise_int4, qua
 from openlora.kernels.types import CodedWeight, Int4Weight, Weight
 
 OUT = 40
-KINDS = ("full", "int8", "int4", "int4 packed", "groups of 16 with minima", "packed with minima", "groups of 48")
+KINDS = ("full", "int8", "int4", "4 bits", "packed", "groups of 16 with minima", "packed with minima", "groups of 48")
 INPUTS = {"groups of 48": 144}
 
 
@@ -22,8 +22,10 @@ def weight_of(kind: str, inputs: int, dtype: torch.dtype, rng: torch.Generator) 
             return quantise_int8(dense)
         case "int4":
             return quantise_int4(dense)
-        case "int4 packed":
-            return pack_int4(quantise_int4(dense))
+        case "4 bits":
+            return coded(inputs, 32, 4, rng, minima=False)
+        case "packed":
+            return pack_int4(coded(inputs, 32, 4, rng, minima=False))
         case "groups of 16 with minima":
             return coded(inputs, 16, 8, rng, minima=True)
         case "packed with minima":

@@ -25,17 +25,37 @@ def test_int8_is_within_half_a_step() -> None:
     assert bool(((dequantise(found) - weight).abs() <= found.scale.unsqueeze(1) * 0.5001).all())
 
 
-def test_int4_is_within_half_a_step_but_for_what_its_range_lacks() -> None:
-    """Of a group whose largest number is −8 steps, what lies above 7½ steps becomes 7."""
+def test_int4_is_nearer_than_even_spacing() -> None:
+    """Steps of a fifteenth of a group's range leave errors of half a step at most; the fit then makes them smaller."""
     weight = some_weight()
     found = quantise_int4(weight)
-    step = found.scales.float().abs().repeat_interleave(32, dim=1)[:, :72]
-    error = (dequantise(found) - weight).abs()
-    clipped = found.codes == 7
-    assert found.codes.min() == -8
-    assert bool((error[~clipped] <= step[~clipped] * 0.501).all())
-    assert bool((error <= step * 1.01).all())
+    assert (found.codes.min(), found.codes.max()) == (0, 15)
+    for group in range(2):
+        part, codes = weight[:, 32 * group : 32 * group + 32], found.codes[:, 32 * group : 32 * group + 32]
+        least, largest = part.aminmax(dim=1, keepdim=True)
+        step = (largest - least) / 15
+        even = (least + step * codes - part).abs()
+        error = (dequantise(found)[:, 32 * group : 32 * group + 32] - part).abs()
+        assert bool((even <= step * 0.5001).all())
+        assert bool((error <= step * 0.75).all())
+        assert float(error.square().sum()) < 0.999 * float(even.square().sum())
     assert not dequantise(found)[3].any()
+
+
+def test_int4_finds_numbers_that_are_evenly_spaced_again() -> None:
+    """As those of a checkpoint are that was 4 bits before; its last group is not full."""
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (5, 72), generator=rng, dtype=torch.int8)
+    codes[:, [0, 1, 32, 33, 64, 65]] = torch.tensor([0, 15] * 3, dtype=torch.int8)
+    scales, minima = torch.randn(2, 5, 3, generator=rng).half()
+    weight = dequantise(CodedWeight(codes, scales.abs() + 0.01, minima, 4, 32))
+    found = quantise_int4(weight)
+    assert torch.equal(found.codes, codes)
+    assert torch.allclose(dequantise(found), weight, atol=0.002, rtol=0.001)
+
+
+def test_int4_keeps_numbers_that_are_all_alike() -> None:
+    assert torch.equal(dequantise(quantise_int4(torch.full((2, 40), 0.375))), torch.full((2, 40), 0.375))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

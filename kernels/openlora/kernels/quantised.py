@@ -9,7 +9,7 @@ from torch import Tensor
 from openlora.kernels.types import CodedWeight, Int4Weight, Int8Weight, Weight
 
 INT8_MOST = 127
-INT4_LEAST = -8
+INT4_MOST = 15
 INT4_GROUP = 32
 _HALF = 32  # inputs in either half of Int4Weight's bytes
 _ROWS = 4_096  # of a weight that are widened at a time: a vocabulary's would need gigabytes
@@ -28,25 +28,29 @@ def _int8_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantise_int4(weight: Tensor, group: int = INT4_GROUP) -> CodedWeight:
-    """Round a weight [out, in] to 4 bits under a float16 scale for every `group` inputs, which puts the number of
-    largest size at −8, the code that the other sign lacks; ties to even."""
+    """Round a weight [out, in] to 4 bits under a float16 scale and minimum for every `group` inputs. The codes 0 to 15
+    are evenly spaced from a group's least number to its largest, ties to even; the scale and the minimum are then those
+    whose numbers have the least squared distance from the group's."""
     parts = [_int4_rows(rows.float(), group) for rows in torch.split(weight, _ROWS)]
-    return CodedWeight(
-        torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts]), None, bits=4, group=group
-    )
+    codes, scales, minima = (torch.cat(some) for some in zip(*parts, strict=True))
+    return CodedWeight(codes, scales, minima, bits=4, group=group)
 
 
-def _int4_rows(rows: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def _int4_rows(rows: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     inputs = rows.shape[1]
-    groups = torch.nn.functional.pad(rows, (0, -inputs % group)).view(len(rows), -1, group)
-    largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
-    scales = (largest / INT4_LEAST).half()
-    codes = (groups / _divisor(scales.float())).round().clamp(INT4_LEAST, -INT4_LEAST - 1)
-    return codes.view(len(rows), -1)[:, :inputs].to(torch.int8), scales.squeeze(2)
+    filled = torch.cat((rows, rows[:, -1:].expand(-1, -inputs % group)), dim=1)
+    groups = filled.view(len(rows), -1, group)
+    least, largest = groups.aminmax(dim=2, keepdim=True)
+    codes = ((groups - least) / _divisor((largest - least) / INT4_MOST)).round()
+    mean, offsets = codes.mean(dim=2, keepdim=True), groups.mean(dim=2, keepdim=True)
+    away = codes - mean
+    scales = ((away * groups).sum(dim=2, keepdim=True) / _divisor((away * away).sum(dim=2, keepdim=True))).half()
+    minima = (offsets - scales.float() * mean).half()
+    return codes.view(len(rows), -1)[:, :inputs].to(torch.int8), scales.squeeze(2), minima.squeeze(2)
 
 
 def _divisor(scale: Tensor) -> Tensor:
-    """A group of zeros has a scale of zero, and codes of zero."""
+    """Of numbers that are all alike, codes are zero, and so is their scale."""
     return torch.where(scale == 0, 1.0, scale)
 
 

@@ -85,7 +85,7 @@ class Int8Weight:
 @dataclass(frozen=True, slots=True)
 class CodedWeight:
     """A weight [out, in] that is kept in fewer bits: w[o, i] = scales[o, i // group] · codes[o, i], plus minima[o,
-    i // group] where there are any. It is computed with as this number, rounded to the activations' dtype."""
+    i // group] where there are any. Products may round this number to the activations' dtype first."""
 
     codes: Tensor  # [out, in] int8; of 4 bits: 0 to 15 with minima, −8 to 7 without
     scales: Tensor  # [out, in / group rounded up] float16 or float32, all finite

@@ -14,7 +14,7 @@ from openlora.node.errors import ModelError
 
 KEY_AND_VALUE: Final = 2
 CACHE_BYTES: Final = 2  # of one number
-SHARE_KEPT: Final = {"int8": 0.55, "int4": 0.3}  # of bfloat16 weights, scales included
+SHARE_KEPT: Final = {"int8": 0.55, "int4": 0.35}  # of bfloat16 weights, scales included
 
 
 @dataclass(frozen=True, slots=True)
