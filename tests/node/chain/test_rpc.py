@@ -16,9 +16,10 @@ from yarl import URL
 
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.rpc import MAX_ANSWER_BYTES, Endpoint, RpcPool
-from openlora.node.chain.types import quantity
+from openlora.node.chain.types import Block, TxReceipt, quantity
 from openlora.node.errors import RpcDown, RpcError, WrongChain
 from tests.node.chain.fake_chain import CHAIN_ID, QUEUE, FakeChain, FakeProvider, Refusal
+from tests.node.chain.world import foreign
 from tests.node.telemetry.broker import write_certificate
 
 
@@ -261,6 +262,31 @@ async def test_an_answer_that_makes_no_sense_is_no_answer(clock: Clock, nonsense
     assert await pool(clock, mad, sane).request(quantity, "eth_getBalance", QUEUE, "latest") == 10**18
     with pytest.raises(RpcDown):
         await pool(clock, mad).request(quantity, "eth_getBalance", QUEUE, "latest")
+
+
+class Confused(FakeChain):
+    """Answers for the block before, and for the first transaction that it has."""
+
+    def eth_getBlockByNumber(self, tag: str, full: bool) -> dict[str, Any] | None:
+        return super().eth_getBlockByNumber(tag if tag == "latest" else hex(int(tag, 16) - 1), full)
+
+    def eth_getTransactionReceipt(self, tx_hash: str) -> dict[str, Any] | None:
+        return super().eth_getTransactionReceipt("0x" + self.blocks[1].txs[0].hash.hex())
+
+
+async def test_another_block_or_receipt_than_was_asked_for_is_no_answer(clock: Clock) -> None:
+    confused, sane = FakeProvider(Confused()), FakeProvider(FakeChain())
+    for chain in (confused.chain, sane.chain):
+        chain.inject(foreign(0))
+        chain.inject(foreign(1))
+    second = sane.chain.blocks[2].txs[0].hash
+    for ask in (lambda client: client.block(2), lambda client: client.receipt(second)):
+        client = ChainClient(pool(clock, confused, sane), CHAIN_ID)
+        found = await ask(client)
+        assert isinstance(found, TxReceipt | Block)
+        assert (found.number if isinstance(found, Block) else found.block.number) == 2
+        with pytest.raises(RpcDown):
+            await ask(ChainClient(pool(clock, confused), CHAIN_ID))
 
 
 async def test_an_error_without_a_number_is_an_error(clock: Clock) -> None:

@@ -87,7 +87,8 @@ class ChainClient:
         return found
 
     async def find_block(self, number: int | str) -> Block | None:
-        return await self._pool.request(_if_any(Block.from_rpc), "eth_getBlockByNumber", _tag(number), False)
+        asked = _if_any(lambda raw: _block(raw, number))
+        return await self._pool.request(asked, "eth_getBlockByNumber", _tag(number), False)
 
     async def logs(
         self, addresses: Sequence[str], first: int, last: int, topics: Sequence[bytes | None] = ()
@@ -135,7 +136,8 @@ class ChainClient:
 
     async def receipt(self, tx_hash: bytes) -> TxReceipt | None:
         """None while the transaction is in no block that the server knows."""
-        return await self._pool.request(_if_any(_receipt), "eth_getTransactionReceipt", to_hex(tx_hash))
+        asked = _if_any(lambda raw: _receipt(raw, tx_hash))
+        return await self._pool.request(asked, "eth_getTransactionReceipt", to_hex(tx_hash))
 
     async def transaction_with(self, sender: str, nonce: int, head: int) -> SentTransaction | None:
         """The mined transaction of `sender` with this nonce, found by bisecting its nonce over the blocks up to `head`;
@@ -185,8 +187,22 @@ def _in_order(raw: list[dict[str, Any]], blocks: range, digest: bytes | None = N
     return [log for _, log in sorted(found.items())]
 
 
-def _receipt(raw: dict[str, Any]) -> TxReceipt | None:
-    return TxReceipt.from_rpc(raw) if raw.get("blockNumber") else None  # pending, on some servers
+def _block(raw: dict[str, Any], asked: int | str) -> Block:
+    """Raises ValueError for another one than was asked for by its number."""
+    block = Block.from_rpc(raw)
+    if isinstance(asked, int) and block.number != asked:
+        raise ValueError("another block")
+    return block
+
+
+def _receipt(raw: dict[str, Any], tx_hash: bytes) -> TxReceipt | None:
+    """Raises ValueError for another transaction's."""
+    if not raw.get("blockNumber"):  # pending, on some servers
+        return None
+    receipt = TxReceipt.from_rpc(raw)
+    if receipt.tx_hash != tx_hash:
+        raise ValueError("another transaction's receipt")
+    return receipt
 
 
 def _sent_by(sender: str, nonce: int, raw: dict[str, Any]) -> SentTransaction | None:
