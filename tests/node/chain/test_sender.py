@@ -10,9 +10,10 @@ import pytest
 from aiohttp import ClientConnectionError
 
 from openlora.node.chain.outbox import IntentState
-from openlora.node.chain.sender import SenderOptions
+from openlora.node.chain.sender import RECEIPTS_AT_ONCE, SenderOptions
 from openlora.node.chain.transaction import FeePolicy
-from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind
+from openlora.node.chain.types import TxReceipt
+from openlora.node.errors import ChainError, JournalError, JournalUnwritable, Reverted, RpcBehind, RpcError
 from tests.node.chain.fake_chain import GWEI, QUEUE, FakeChain, Refusal, effect
 from tests.node.chain.world import World, foreign
 
@@ -81,6 +82,51 @@ async def test_sixteen_are_in_flight_and_the_next_waits(world: World) -> None:
     await world.tick()
     assert sorted(world.chain.effects().values()) == [1] * 18
     assert all(task.done() for task in world.tasks.values())
+
+
+async def test_the_receipts_of_one_look_are_asked_for_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, most, receipt = 0, 0, world.client.receipt
+
+    async def slow(tx_hash: bytes) -> TxReceipt | None:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        await asyncio.sleep(0.01)
+        waiting -= 1
+        return await receipt(tx_hash)
+
+    for number in range(12):
+        world.send(f"job{number}")
+    await world.tick()
+    world.chain.mine()
+    monkeypatch.setattr(world.client, "receipt", slow)
+    await world.tick()
+    assert most == RECEIPTS_AT_ONCE
+    assert all(task.done() for task in world.tasks.values())
+
+
+async def test_a_receipt_that_fails_holds_up_none_before_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = world.client.receipt
+    first, last = world.send("first"), world.send("last")
+    await world.tick()
+    world.chain.mine()
+    refused = {attempt.signed.hash for attempt in world.outbox.attempts("last")}
+
+    async def failing(tx_hash: bytes) -> TxReceipt | None:
+        if tx_hash in refused:
+            raise RpcError(-32000, "header not found", None)
+        return await receipt(tx_hash)
+
+    monkeypatch.setattr(world.client, "receipt", failing)
+    with pytest.raises(RpcError):
+        await world.tick()
+    monkeypatch.undo()
+    found = world.outbox.find("first")
+    assert found is not None
+    assert found.state is IntentState.MINED
+    await world.tick()
+    assert first.done()
+    assert last.done()
 
 
 async def test_send_returns_at_the_asked_depth(world: World) -> None:

@@ -26,6 +26,7 @@ from openlora.node.journal import FIRST_NONCE, Journal
 log = logging.getLogger(__name__)
 
 TRANSFER_GAS = 21_000
+RECEIPTS_AT_ONCE = 8  # asked of an RPC: fewer than it has connections, which others need too
 OUT_OF_GAS = 0.95  # of the limit: a plain revert uses no more than two thirds of it
 GAP = "gap:"  # keys of the transfers that fill holes in the nonces
 
@@ -45,6 +46,20 @@ class SenderOptions:
     bump_after_s: float = 30.0
     outbid_after_s: float = 3.0
     fees: FeePolicy = field(default_factory=FeePolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """What an RPC answered, by transaction hash. One that it failed to show holds up no intent before its own."""
+
+    answers: Mapping[bytes, TxReceipt | BaseException | None]
+
+    def of(self, tx_hash: bytes) -> TxReceipt | None:
+        """Raises what asking for it raised."""
+        answer = self.answers[tx_hash]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
 
 class Sender:
@@ -272,22 +287,44 @@ class Sender:
         shrunk = self._highest - head.number > self._options.final_depth  # or a server lied about its head
         self._used, self._highest = used, head.number if shrunk else max(self._highest, head.number)
         reorganised = self._head is None or self._head.hash not in (head.hash, head.parent_hash)
-        for intent in self._outbox.unsettled():
+        unsettled = self._outbox.unsettled()
+        unsure = [intent for intent in unsettled if self._is_unsure(intent, used, head, reorganised=reorganised)]
+        receipts = await self._receipts(unsure)
+        for intent in unsettled:
             if intent.receipt is not None:
-                await self._watch(intent, intent.receipt, head, reorganised=reorganised)
+                if intent in unsure:
+                    self._watch(intent, intent.receipt, head, receipts)
             elif intent.nonce < used:
-                await self._find(intent, head)
+                await self._find(intent, head, receipts)
             else:
                 await self._push(intent, used, head)
         await self._strangers.find(used, head.number)
         await self._fill_gap(used)
         self._head = head
 
-    async def _watch(self, intent: Intent, mined: TxReceipt, head: Block, *, reorganised: bool) -> None:
-        """A mined transaction may be moved or dropped by a reorganisation until it is final."""
-        if not reorganised and not self._is_final(mined, head):
-            return
-        receipt = await self._client.receipt(mined.tx_hash)
+    def _is_unsure(self, intent: Intent, used: int, head: Block, *, reorganised: bool) -> bool:
+        """Whether a receipt decides about it now: a mined transaction may be moved or dropped by a reorganisation until
+        it is final."""
+        if intent.receipt is None:
+            return intent.nonce < used
+        return reorganised or self._is_final(intent.receipt, head)
+
+    async def _receipts(self, unsure: list[Intent]) -> Receipts:
+        """Asked for at once, for a server may be slow; what comes of them is decided one after another."""
+        mined = [intent.receipt.tx_hash for intent in unsure if intent.receipt is not None]
+        sent = [intent.key for intent in unsure if intent.receipt is None]
+        hashes = mined + [attempt.signed.hash for key in sent for attempt in self._outbox.attempts(key)]
+        room = asyncio.Semaphore(RECEIPTS_AT_ONCE)
+
+        async def ask(digest: bytes) -> TxReceipt | None:
+            async with room:
+                return await self._client.receipt(digest)
+
+        answers = await asyncio.gather(*map(ask, hashes), return_exceptions=True)
+        return Receipts(dict(zip(hashes, answers, strict=True)))
+
+    def _watch(self, intent: Intent, mined: TxReceipt, head: Block, receipts: Receipts) -> None:
+        receipt = receipts.of(mined.tx_hash)
         if receipt is None:
             log.warning("event=tx_dropped intent=%s nonce=%d tx=%s", intent.key, intent.nonce, to_hex(mined.tx_hash))
             self._outbox.set_dropped(intent.key)
@@ -295,11 +332,11 @@ class Sender:
         elif receipt.block != mined.block or self._is_final(receipt, head):
             self._outbox.set_mined(intent.key, receipt, final=self._is_final(receipt, head))
 
-    async def _find(self, intent: Intent, head: Block) -> None:
+    async def _find(self, intent: Intent, head: Block, receipts: Receipts) -> None:
         """The intent's nonce is used: by one of its attempts, or by somebody else."""
         attempts = self._outbox.attempts(intent.key)
         for attempt in attempts:
-            receipt = await self._client.receipt(attempt.signed.hash)
+            receipt = receipts.of(attempt.signed.hash)
             if receipt is not None and _ran_out(receipt, intent) and await self._would_pass(intent):
                 if head.number - receipt.block.number + 1 >= self._options.confirmations:
                     log.warning("event=out_of_gas intent=%s nonce=%d", intent.key, intent.nonce)
