@@ -176,6 +176,20 @@ async def test_orders_that_are_refused_cost_nothing(scene: Scene, changes: dict[
     await paid_order(conversation, scene.now_s)
 
 
+@pytest.mark.parametrize("ahead_s", [86_400, -86_400])  # this machine's clock, of the chain's
+async def test_an_order_is_in_time_by_the_chains_clock(scene: Scene, ahead_s: int):
+    chain_s = time.time() - ahead_s
+    scene.lane.chain_s = lambda: chain_s
+    conversation = scene.conversation()
+    await conversation.start(scene.now_s)
+    _, late = signed(conversation, chain_s, deadline=int(chain_s) + 1)
+    with pytest.raises(PeerRefused, match="deadline_too_near"):
+        await answer(conversation, late)
+    _, order = signed(conversation, chain_s)
+    _, answered = await answer(conversation, order)
+    assert answered.output.text == "Ahoy there"
+
+
 @pytest.mark.parametrize(
     ("changes", "refusal"),
     [

@@ -147,7 +147,7 @@ async def observed(folder: Path, gpus: tuple[Gpu, ...] = ()) -> AsyncIterator[Sc
                 block_time=purse.block_time,
                 thresholds=Thresholds(disk_free_bytes=0),
                 gpus=lambda: gpus,
-                clock=lambda: scene.now_s,
+                chain_s=lambda: scene.now_s,
             )
             scene = Scene(observer, engine, journal, claims, network, loaded, disk, purse)
             yield scene

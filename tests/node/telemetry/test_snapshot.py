@@ -138,6 +138,15 @@ async def test_alerts(tmp_path: Path, part: str, changes: Any, expected: tuple[A
     assert [(alert.code, alert.severity) for alert in found] == ([] if expected is None else [expected])
 
 
+async def test_a_lease_ends_by_the_chains_clock(tmp_path: Path):
+    async with observed(tmp_path) as scene:
+        scene.apply(submitted(1), claimed(1))
+        scene.now_s = 2_000_000_000 - 60  # whatever this machine's clock says
+        assert (await scene.observer.snapshot()).alerts == ()
+        scene.now_s += 30
+        assert [alert.code for alert in (await scene.observer.snapshot()).alerts] == [AlertCode.LEASE_ENDING]
+
+
 def numbers(kind: type) -> list[str]:
     """Names of the fields of a struct, and of the structs in it, that hold numbers."""
     found = []

@@ -156,6 +156,7 @@ def _observer(
         block_time=block_time,
         clock_ahead_s=lambda: ground.clock.ahead_s,
         broker_refusal=broker_refusal,
+        chain_s=ground.clock.chain_s,
         thresholds=Thresholds(disk_free_bytes=config.storage.min_free_bytes),
     )
 

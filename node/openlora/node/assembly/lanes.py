@@ -132,6 +132,7 @@ def lanes(ground: Ground, base: Base, network: NetworkClient, engine: InferenceE
         confirmations=config.chain.confirmations,
         config=config.sessions,
         alone=lambda: twin.alone,
+        chain_s=ground.clock.chain_s,
     )
     network.handle(INFER, by_lane(Showing(journal, streams, domain, keys).answer, sessions.lane.answer))
     return Lanes(

@@ -45,11 +45,12 @@ def signed_lane(
     confirmations: int,
     config: SessionsConfig,
     alone: Callable[[], bool],
+    chain_s: Callable[[], float],
 ) -> SignedLane:
     """`signer` may be the queue lane's: its domain is set to this contract's. `answerer` has streams of its own."""
     signer = replace(signer, domain=Domain(signer.domain.chain_id, contract.address))
     ledger, on_chain = SessionLedger(journal), SessionFacts(chain, contract, confirmations)
     settler = Settler(contract, on_chain, ledger, sender, config)
     cashier = Cashier(ledger, Checks(on_chain), signer, config, settler.wake)
-    lane = SessionLane(ledger, cashier, facts, answerer.admission, answerer, signer, config, alone)
+    lane = SessionLane(ledger, cashier, facts, answerer.admission, answerer, signer, config, alone, chain_s)
     return SignedLane(lane, settler)

@@ -66,6 +66,7 @@ class SessionLane:
     signer: Signer  # in Sessions' domain
     config: SessionsConfig
     alone: Callable[[], bool] = lambda: True  # whether no other agent runs as this node
+    chain_s: Callable[[], float] = time.time  # the chain's time, which deadlines are in
     rates: PeerRates = field(default_factory=lambda: PeerRates(RateLimits(per_s=20.0, burst=200)))
     _tasks: asyncio.TaskGroup | None = None
     _running: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
@@ -133,7 +134,7 @@ class SessionLane:
         await self._check_access(spec)
         self._check_lines(request.session, spec.recipe_id)
         try:
-            self.admission.check_offer(spec, recipe, time.time())
+            self.admission.check_offer(spec, recipe, self.chain_s())
             await self.admission.check_content(spec, document, recipe)
         except Skip as skip:
             raise RequestError(skip.code.value, f"this node does not take the order: {skip.code.value}") from None
@@ -195,7 +196,7 @@ class SessionLane:
     async def _run(self, order: Order, recipe: Recipe) -> None:
         """→ ANSWERED with a signed receipt, or → FAILED; whoever watches may come and go."""
         try:
-            async with asyncio.timeout(min(order.spec.lease_secs, order.spec.deadline - time.time())):
+            async with asyncio.timeout(min(order.spec.lease_secs, order.spec.deadline - self.chain_s())):
                 await self._answer(order, recipe)
         except TimeoutError:
             self._fail(order, "the answer was not finished within the order's lease")

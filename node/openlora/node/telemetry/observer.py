@@ -66,10 +66,10 @@ class Observer:
     purse: Callable[[], Awaitable[shown.Stake]]
     block_time: Callable[[int], Awaitable[int]]  # of a block's number, in unix seconds
     thresholds: Thresholds
+    chain_s: Callable[[], float]  # the chain's time, which leases are in
     clock_ahead_s: Callable[[], int] = lambda: 0  # of the chain's, where they have parted
     broker_refusal: Callable[[], str] = lambda: ""
     gpus: Callable[[], Collection[Gpu]] = read_gpus
-    clock: Callable[[], float] = time.time
     _started_at_s: float = field(default_factory=time.time)
     _stake: shown.Stake | None = None
     _chain_answers: bool = True
@@ -146,7 +146,7 @@ class Observer:
             network=facts.network,
             earnings=self._earnings(),
             broker_refusal=facts.broker_refusal,
-            alerts=alerts(facts, self.thresholds, self.clock()),
+            alerts=alerts(facts, self.thresholds, self.chain_s()),
         )
 
     async def _ask_children(self) -> None:
