@@ -1,5 +1,6 @@
 """Base weights of fewer bits in the compiled decoder, on every instruction set, and from GGUF's own blocks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -10,14 +11,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.ops import BACKENDS, Ops
 from openlora.kernels.quantised import dequantise
 from openlora.kernels.types import CodedWeight, Int8Weight
+from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine, ScoreRequest
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.engine.loader import load_weights
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.models.decoder import Decoder, Projection, with_projections
 from openlora.node.engine.runner import OpsRunner
 from openlora.node.engine.runners import best_runner
 from openlora.node.errors import ModelError
@@ -33,6 +36,7 @@ from tests.node.engine.test_compiled import (
     logits_of,
     request,
     some_requests,
+    widened,
 )
 from tests.node.engine.tiny import write_model
 from tests.node.tiny_gguf import write_tiny_gguf
@@ -86,6 +90,42 @@ def test_what_is_not_finite_stays_in_its_row(model: Path, kernels: Path, form: s
     assert not bool(found[3].isfinite().all())
     others = [0, 1, 2, 4, 5, 6]
     assert torch.equal(found[others], clean[others])
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize(
+    ("bits", "group", "minima"), [(4, 16, True), (4, 48, False), (8, 16, True), (8, 32, False), (8, 1024, False)]
+)
+def test_codes_of_any_groups_equal_the_numbers_they_stand_for(
+    model: Path, kernels: Path, instructions: str, bits: int, group: int, minima: bool
+) -> None:
+    rng = torch.Generator().manual_seed(group)
+    config = DecoderConfig.from_path(model)
+    weights = load_weights(model, config, "bfloat16")
+
+    def coded(one: Projection) -> Projection:
+        assert isinstance(one.weight, Tensor)
+        out, inputs = one.weight.shape
+        low, high = (0, 16) if minima and bits == 4 else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+        codes = torch.randint(low, high, (out, inputs), generator=rng, dtype=torch.int8)
+        scales = torch.rand(out, -(-inputs // group), generator=rng) * 2 ** (2 - bits) * inputs**-0.5
+        offsets = -scales * (low + high) / 2 if minima else None
+        return replace(one, weight=CodedWeight(codes, scales, offsets, bits, group))
+
+    def dense(one: Projection) -> Projection:
+        return replace(one, weight=dequantise(one.weight))
+
+    weights = with_projections(weights, coded)
+    try:
+        runner = CompiledRunner(config, weights, LIMITS, kernels, instructions)
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+    ops, wide = Ops(BACKENDS["reference"]), widened(with_projections(weights, dense))
+    exact = OpsRunner(Decoder(config, wide, ops), ops, LIMITS.pages, 16)
+    requests = some_requests(7, "distinct")
+    for one in requests:
+        one.adapters = ()
+    assert divergence(logits_of(runner, requests), logits_of(exact, requests)) < 2e-4
 
 
 # ---- GGUF -----------------------------------------------------------------------------------------------------------

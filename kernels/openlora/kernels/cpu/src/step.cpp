@@ -201,13 +201,12 @@ class Pass {
 
   void quantise_row(const Linear& linear, Inputs x, int row) {
     const std::ptrdiff_t at = std::ptrdiff_t{row} * plane_stride(linear.inputs);
-    const int n = round_up(linear.inputs, kLanes);
     const std::ptrdiff_t group = std::ptrdiff_t{row} * linear.groups();
     if (linear.grouped)
-      k_.quantise_groups(x.row(row), n, linear.coding.group, high_plane_ + at, low_plane_ + at, input_scales_ + group,
+      k_.quantise_groups(x.row(row), 2 * linear.pairs(), linear.coding.group, high_plane_ + at, low_plane_ + at, input_scales_ + group,
                          input_sums_ + group);
     else
-      k_.quantise(x.row(row), n, high_plane_ + at, low_plane_ + at, input_scales_ + group);
+      k_.quantise(x.row(row), round_up(linear.inputs, kLanes), high_plane_ + at, low_plane_ + at, input_scales_ + group);
   }
 
   // The shrunk inputs of all rows, for matrices that share an input; returns when every member has done its part.
