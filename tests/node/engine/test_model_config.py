@@ -159,7 +159,10 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic'.*`factor`"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_type 'default'.*`full_attention`"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'.*`original_max_position"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}},
+            "rope_type 'yarn'.*original_max_position",
+        ),
         ({"rope_parameters": LLAMA3_ROPE | {"factor": None}}, r"rope_type 'llama3'.*\$\.factor"),
         ({"rope_parameters": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor 1.0"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta"),

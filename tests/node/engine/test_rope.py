@@ -19,7 +19,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "dynamic": {"factor": 4.0},
     "linear": {"factor": 2.5},
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | ORIGINAL,
+    "llama3-of-all-positions": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "yarn": {"factor": 4.0} | ORIGINAL,
+    "yarn-of-all-positions": {"factor": 4.0},
     "yarn-told": {"factor": 3.0, "attention_factor": 0.7, "beta_fast": 20.0, "beta_slow": 2.0, "truncate": False}
     | ORIGINAL,
 }

@@ -52,7 +52,7 @@ def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
         "attention_scale": max(head_size, 1) ** -0.5,
         "max_positions": keys.max_position_embeddings,
         "tied_head": keys.tie_word_embeddings,
-    } | rotation(rope, head_size, keys.original_max_position_embeddings)
+    } | rotation(rope, head_size, keys.max_position_embeddings, keys.original_max_position_embeddings)
 
 
 def require_activation(key: str, found: str, *served: str) -> None:

@@ -85,14 +85,17 @@ class _Yarn(_Default):
 _KINDS = {"default": _Default, "dynamic": _Dynamic, "linear": _Linear, "llama3": _Llama3, "yarn": _Yarn}
 
 
-def rotation(parameters: dict[str, Any], head_size: int, original_positions: int | None = None) -> dict[str, Any]:
+def rotation(
+    parameters: dict[str, Any], head_size: int, positions: int, original_positions: int | None = None
+) -> dict[str, Any]:
     """The rotary fields of DecoderConfig. `original_positions` is the config's own original_max_position_embeddings,
-    which stands above that of the parameters. Raises ModelError."""
+    which stands above that of the parameters; where neither is given all `positions` are. Raises ModelError."""
     kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
     if kind not in _KINDS:
         raise ModelError(f"rope_type {kind[:64]!r} is not served; {', '.join(map(repr, _KINDS))} are")
-    if original_positions is not None and "original_max_position_embeddings" in _KINDS[kind].__struct_fields__:
-        parameters = parameters | {"original_max_position_embeddings": original_positions}
+    if "original_max_position_embeddings" in _KINDS[kind].__struct_fields__:
+        outside = {} if original_positions is None else {"original_max_position_embeddings": original_positions}
+        parameters = {"original_max_position_embeddings": positions} | parameters | outside
     try:
         keys = msgspec.convert(parameters, _KINDS[kind])
     except msgspec.ValidationError as error:
