@@ -117,6 +117,52 @@ def test_which_layers_are_meant(tmp_path: Path, changes: dict[str, Any], targete
     assert adapter.factors.keys() == targeted
 
 
+EXPONENTIAL = "(([a-z_0-9.])+)+X"  # minutes, if it were run on one module's name
+
+
+@pytest.mark.parametrize(
+    ("changes", "targeted"),
+    [
+        ({"target_modules": EXPONENTIAL}, {Q, DOWN}),
+        ({"target_modules": EXPONENTIAL, "exclude_modules": [DOWN]}, {Q, SECOND_Q}),
+        ({"target_modules": EXPONENTIAL, "exclude_modules": EXPONENTIAL}, {DOWN}),
+        ({"exclude_modules": EXPONENTIAL}, {Q, DOWN}),
+        ({"exclude_modules": EXPONENTIAL, "target_modules": "all-linear"}, {SECOND_Q}),
+        ({"exclude_modules": EXPONENTIAL, "layers_to_transform": 0}, {DOWN}),
+    ],
+    ids=str,
+)
+def test_where_a_pattern_chooses_the_tensors_say_which_layers(
+    tmp_path: Path, changes: dict[str, Any], targeted: set[str]
+) -> None:
+    tensors = {key: value for key, value in arrays().items() if any(module in key for module in targeted)}
+    adapter = read_adapter(write_adapter(tmp_path, config(**changes), weights(tensors)), WHOLE_LAYOUT)
+    assert adapter.factors.keys() == targeted
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "named"),
+    [
+        ({}, {key: value for key, value in arrays().items() if key != keys(Q)[1]}, "q_proj.lora_B.weight' is missing"),
+        (
+            {},
+            arrays() | {keys("visual.q_proj")[0]: np.ones((RANK, 8), "<f4")},
+            "'base_model.model.visual.* of this base",
+        ),
+        ({}, {key_of(NORM, "weight"): np.ones(8, "<f4")}, "model.norm.weight' belongs to no layer of this base"),
+        ({"modules_to_save": [NORM]}, {key_of(NORM, "weight"): np.ones(8, "<f4")}, "holds no A and B"),
+        ({"exclude_modules": ["down_proj"]}, arrays(), "down_proj.lora_A.weight' belongs to no layer"),
+        ({"use_dora": True}, arrays(), "lora_magnitude_vector' is missing"),
+        ({"layers_to_transform": 0}, arrays(), "layers_to_transform needs a list of target_modules"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_pattern_excuses_nothing_else(tmp_path: Path, changes: dict[str, Any], tensors: Any, named: str) -> None:
+    folder = write_adapter(tmp_path, config(target_modules=EXPONENTIAL, **changes), weights(tensors))
+    with pytest.raises(AdapterError, match=named):
+        read_adapter(folder, WHOLE_LAYOUT)
+
+
 def test_dora_has_magnitudes(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, config(use_dora=True), weights(arrays() | magnitudes()))
     adapter = read_adapter(folder, LAYOUT)

@@ -7,7 +7,9 @@ oracle is transformers with exactly these weights: W + Σ wᵢ·(peft's merged W
 
 import copy
 import functools
+import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openlora.node.engine.engine import Engine, EngineLimits, ScoreRequest
@@ -48,6 +51,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "whole-layers": {"target_modules": ["q_proj"], "modules_to_save": ["model.norm", "down_proj"], "use_dora": True},
     "second-layer": {"target_modules": ["q_proj", "gate_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
     "some-layers": {"target_modules": ["model.layers.0.mlp.up_proj", "o_proj"], "layers_to_transform": [1, 2]},
+    "pattern": {  # as Unsloth writes it
+        "target_modules": r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
+        r"(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
+        r"(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\."
+        r"(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)))",
+        "exclude_modules": r".*\.1\.self_attn\.[qk]_proj",
+    },
+    "excluding-pattern": {"target_modules": EVERY_LAYER, "exclude_modules": r".*\.[02]\.mlp\..*", "use_dora": True},
     "all-linear": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.1.mlp.up_proj"]},
 }
 ENSEMBLES: list[tuple[AdapterUse, ...]] = [
@@ -167,6 +178,22 @@ def test_the_recipes_differ_by_far_more_than_the_tolerance(case: Case) -> None:
     for i, one in enumerate(found):
         for other in found[:i]:
             assert float((one - other).abs().max()) > 100 * TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_a_layer_that_a_pattern_matches_and_the_file_lacks_is_left_alone(case: Case, tmp_path: Path) -> None:
+    shutil.copytree(case.adapters / "pattern", tmp_path / "part")
+    file = tmp_path / "part" / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if ".layers.1." not in name}
+    save_file(kept, file, {"format": "pt"})
+    config = json.loads((file.parent / "adapter_config.json").read_text())
+    (file.parent / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": True}))  # B begins as 0
+    engine = Engine.load(case.model, dtype="float32", limits=LIMITS)
+    engine.handle(LoadAdapter(key="part", path=str(tmp_path / "part")))
+    request = ScoreRequest(tuple(case.text[:20]), (AdapterUse("part"),))
+    (found,) = engine.score([request])
+    expected = Case(case.model, tmp_path, case.base, case.merged, case.text).expected(request)
+    assert float((found - expected).abs().max()) <= TOLERANCE
 
 
 def test_a_copy_of_another_base_is_refused(case: Case, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 PEFT's own reader imports what `auto_mapping` names and compiles `target_modules` as a regular expression, so it never
 sees a stranger's file. Here every key is known, every value has one type, and names are literal; what they name is what
-they name in PEFT.
+they name in PEFT. A pattern that chooses layers is never run, since it may take exponential time: PEFT writes A and B
+of every layer that matches, so the tensors say which layers are meant; one without them begins with B = 0 there too.
+Only a file that PEFT did not write can differ.
 """
 
 import math
@@ -34,7 +36,8 @@ class AdapterConfig:
     alpha: float
     rslora: bool
     dora: bool
-    target_modules: tuple[str, ...] | None  # None: every linear layer but the output head
+    target_modules: tuple[str, ...] | None  # None: every linear layer but the output head; empty: a pattern
+    by_tensors: bool  # a pattern is given for targets or exclusions: of what may be meant, what has tensors is
     exclude_modules: tuple[str, ...]
     layers_to_transform: frozenset[int] | None  # None: all
     layers_pattern: tuple[str, ...]  # what stands before a layer's number; none: whatever does
@@ -43,10 +46,11 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float]
 
     def targets(self, module: str) -> bool:
-        """Whether A and B belong to `module`, which is a layer of a kind that may have them."""
+        """Whether A and B belong to `module`, which is a layer of a kind that may have them; with `by_tensors`, whether
+        they may."""
         if any(names(name, module) for name in self.exclude_modules):
             return False
-        if self.target_modules is None or module in self.target_modules:
+        if not self.target_modules or module in self.target_modules:
             return True  # a whole name counts in every layer
         if not any(names(name, module) for name in self.target_modules):
             return False
@@ -96,15 +100,17 @@ def parse_config(data: bytes) -> AdapterConfig:
     layers_pattern = fields.get("layers_pattern") or []
     if layers is None and layers_pattern:
         raise AdapterError(f"{CONFIG_FILE}: layers_pattern means nothing without layers_to_transform")
-    if layers is not None and target_modules is None:
-        raise AdapterError(f"{CONFIG_FILE}: layers_to_transform needs a list of target_modules, not {ALL_LINEAR!r}")
+    if layers is not None and not target_modules:
+        raise AdapterError(f"{CONFIG_FILE}: layers_to_transform needs a list of target_modules")
+    excluded = fields.get("exclude_modules")
     return AdapterConfig(
         rank=_rank("r", _required(fields, "r")),
         alpha=_alpha("lora_alpha", _required(fields, "lora_alpha")),
         rslora=_flag("use_rslora", fields.get("use_rslora", False)),
         dora=_flag("use_dora", fields.get("use_dora", False)),
         target_modules=target_modules,
-        exclude_modules=_some_names("exclude_modules", fields.get("exclude_modules")),
+        by_tensors=target_modules == () or _is_pattern(excluded),
+        exclude_modules=() if _is_pattern(excluded) else _some_names("exclude_modules", excluded),
         layers_to_transform=layers,
         layers_pattern=_some_names(
             "layers_pattern", [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
@@ -160,7 +166,12 @@ def _literal_name(key: str, value: Any) -> str:
 def _targets(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str) and value.lower() == ALL_LINEAR:
         return None
-    return _literal_names("target_modules", value)
+    return () if _is_pattern(value) else _literal_names("target_modules", value)
+
+
+def _is_pattern(value: Any) -> bool:
+    """PEFT takes any text for one."""
+    return isinstance(value, str) and value != ""
 
 
 def _some_names(key: str, value: Any) -> tuple[str, ...]:

@@ -42,6 +42,9 @@ MAX_RECIPE_WEIGHT: Final = 10.0  # a recipe scales an adapter by at most this
 BFLOAT16_MAX: Final = 3.3895313892515355e38
 _KEY_PREFIX: Final = "base_model.model."
 _CHUNK_ITEMS: Final = 1 << 20
+_PAIR: Final = ("lora_A.weight", "lora_B.weight")
+_EMBEDDING_PAIR: Final = ("lora_embedding_A", "lora_embedding_B")
+_MAGNITUDE: Final = "lora_magnitude_vector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +104,19 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     numbers = _most_numbers(config, layout, targeted, saved)
     weights = _contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
     tensors = parse_tensors(weights, WEIGHTS_FILE)
+    if config.by_tensors:
+        targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
     replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
     copies = _copies(layout, targeted, tensors)
     if tensors:
+        meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
         raise AdapterError(
-            f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of target_modules, and is no "
-            "weight of modules_to_save"
+            f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of {meant}, and is no weight of "
+            "modules_to_save"
         )
+    if not factors:
+        raise AdapterError(f"{WEIGHTS_FILE}: holds no A and B of a layer that may be targeted")
     changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values()]
     return AdapterWeights(
         rank=max((factor.a.shape[0] for factor in factors.values()), default=1),
@@ -208,6 +216,11 @@ def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved
     return low_rank + sum(math.prod(shape.weight) for shape in whole)
 
 
+def _has_factors(module: str, tensors: Mapping[str, RawTensor]) -> bool:
+    """Any of them: a part alone is refused later."""
+    return any(f"{_KEY_PREFIX}{module}.{part}" in tensors for part in (*_PAIR, *_EMBEDDING_PAIR, _MAGNITUDE))
+
+
 def _factor(
     module: str, shape: LinearShape | EmbeddingShape, config: AdapterConfig, tensors: dict[str, RawTensor]
 ) -> Factor:
@@ -216,12 +229,10 @@ def _factor(
     growth = max(1.0, abs(scale) * MAX_RECIPE_WEIGHT)
     if growth > BFLOAT16_MAX:  # would be Inf, and Inf · 0 is NaN
         raise AdapterError(f"{CONFIG_FILE}: the scale {scale:g} of {module} overflows bfloat16")
-    a, b = ("lora_A.weight", "lora_B.weight")
-    if isinstance(shape, EmbeddingShape):
-        a, b = ("lora_embedding_A", "lora_embedding_B")
+    a, b = _EMBEDDING_PAIR if isinstance(shape, EmbeddingShape) else _PAIR
     magnitude = None
     if config.dora:
-        magnitude = _take(tensors, f"{module}.lora_magnitude_vector", (shape.out_features,), MAX_RECIPE_WEIGHT)
+        magnitude = _take(tensors, f"{module}.{_MAGNITUDE}", (shape.out_features,), MAX_RECIPE_WEIGHT)
     return Factor(
         a=_take(tensors, f"{module}.{a}", (rank, shape.in_features), 1.0),
         b=_take(tensors, f"{module}.{b}", (shape.out_features, rank), growth),
