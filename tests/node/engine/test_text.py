@@ -1,9 +1,11 @@
 """Text survives tokens, stop strings cut exactly, and no message can speak with the template's voice."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -256,6 +258,32 @@ def test_a_gguf_file_that_cuts_texts_otherwise_is_refused(tmp_path: Path) -> Non
     writer.close()
     with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre 'refact' is not served"):
         TextModel.load(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({}, "metadata 'tokenizer.ggml.tokens' is missing"),
+        ({"tokens": "a"}, "metadata 'tokenizer.ggml.tokens' is no array with anything in it"),
+        ({"tokens": ["a", "b"], "bos_token_id": 2}, "bos_token_id 2 is none of the file's 2 tokens"),
+        ({"tokens": ["a", "b"], "eos_token_id": -1}, "eos_token_id -1 is none of the file's 2 tokens"),
+        ({"tokens": ["a", "b"], "unknown_token_id": 2}, "unknown_token_id 2 is none"),
+        ({"tokens": ["a", "b"], "padding_token_id": 2}, "padding_token_id 2 is none"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_gguf_files_named_tokens_are_in_its_list(tmp_path: Path, keys: dict[str, Any], named: str) -> None:
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    for key, value in keys.items():
+        add = {list: writer.add_array, str: writer.add_string, int: writer.add_int32}[type(value)]
+        add(f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=re.escape(named)):
+        TextModel.load(path)
 
 
 def write_gguf_tokenizer(model: Path, path: Path) -> Path:

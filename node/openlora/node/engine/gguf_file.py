@@ -65,6 +65,14 @@ class GgufFile:
             raise ModelError(f"{self._path}: metadata {key!r} is not a single {kind.__name__}")
         return found
 
+    def length(self, key: str) -> int:
+        """How many values an array of the metadata has, one at least. Raises ModelError."""
+        if key not in self._header:
+            raise ModelError(f"{self._path}: metadata {key!r} is missing")
+        if not (count := self._header.length(key)):
+            raise ModelError(f"{self._path}: metadata {key!r} is no array with anything in it")
+        return count
+
     def names(self) -> set[str]:
         return set(self._tensors)
 

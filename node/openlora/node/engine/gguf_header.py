@@ -83,6 +83,15 @@ class GgufHeader:
             raise ModelError(f"{self._path}: {error}") from error
         return value
 
+    def length(self, key: str) -> int | None:
+        """How many values the array has; None for what is no array."""
+        cursor = _Cursor(self._data.data, self._pairs[key][1])
+        if cursor.number(_U32) != _ARRAY:
+            return None
+        cursor.number(_U32)
+        count: int = cursor.number(_U64)
+        return count
+
     def stored(self, key: str) -> bytes:
         """The pair's bytes: key, type and value."""
         begin, _, end = self._pairs[key]

@@ -69,6 +69,11 @@ def _require_convertible(path: Path) -> None:
     split = file.value("tokenizer.ggml.pre", str, "default")
     if split not in _SPLITS:
         raise ModelError(f"tokenizer.ggml.pre {quote(split)} is not served; {', '.join(sorted(_SPLITS))} are")
+    tokens = file.length("tokenizer.ggml.tokens")
+    for role in ("bos", "eos", "unknown", "padding"):
+        key = f"tokenizer.ggml.{role}_token_id"
+        if not 0 <= (token := file.value(key, int, 0)) < tokens:
+            raise ModelError(f"{path}: {key} {token} is none of the file's {tokens} tokens")
 
 
 def _json_object(path: Path) -> dict[str, Any]:
