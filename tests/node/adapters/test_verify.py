@@ -21,7 +21,7 @@ async def test_a_good_adapter(tmp_path: Path) -> None:
 
 
 async def test_a_refusal_carries_the_reason(tmp_path: Path) -> None:
-    write_adapter(tmp_path, b'{"tokenizer_kwargs": {"trust_remote_code": true}}')
+    write_adapter(tmp_path, b'{"peft_type": "LORA", "tokenizer_kwargs": {"trust_remote_code": true}}')
     with pytest.raises(AdapterError, match="unknown key 'tokenizer_kwargs'") as refusal:
         await verify_adapter(tmp_path, LAYOUT)
     assert not isinstance(refusal.value, AdapterCheckFailed)
