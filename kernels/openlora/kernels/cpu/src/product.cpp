@@ -5,8 +5,8 @@
 namespace openlora {
 namespace {
 
-constexpr int kRowsApart = 96;      // for each member, from which on they divide the rows
-constexpr int kRestoredAgain = 4;   // blocks, up to which a packed tile is restored for each: kept, it is slower
+constexpr int kRowsApart = 96;     // for each member, from which on they divide the rows
+constexpr int kRestoredAgain = 4;  // blocks, up to which a packed tile is restored for each: kept, it is slower
 
 bool by_rows(const Team& team, int rows) { return rows >= kRowsApart * team.size(); }
 
