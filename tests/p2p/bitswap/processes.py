@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 REPOSITORY = Path(__file__).parents[3]
+PATIENCE_S = 180.0  # with an answer: then the child is killed, and the test fails
 
 
 class ChildProcess:
@@ -31,7 +33,10 @@ class ChildProcess:
 
     def heard(self) -> dict[str, Any]:
         assert self.process.stdout is not None
+        patience = threading.Timer(PATIENCE_S, self.process.kill)
+        patience.start()
         line = self.process.stdout.readline()
+        patience.cancel()
         assert line, "the peer has ended"
         heard: dict[str, Any] = json.loads(line)
         return heard
