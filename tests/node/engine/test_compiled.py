@@ -28,7 +28,7 @@ from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.loader import load_weights
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
-from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.models.decoder import Decoder, DecoderWeights
 from openlora.node.engine.process import user_cache
 from openlora.node.engine.runner import OpsRunner, Runner
 from openlora.node.engine.runners import best_runner
@@ -76,12 +76,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(
-    model: Path, kernels: Path, instructions: str = "", threads: int = 2, form: str = "auto"
+    model: Path,
+    kernels: Path,
+    instructions: str = "",
+    threads: int = 2,
+    form: str = "auto",
+    weights: DecoderWeights | None = None,
 ) -> CompiledRunner:
+    """Of the model's weights in that form, or of `weights`."""
     config = DecoderConfig.from_path(model)
     torch.set_num_threads(threads)
     try:
-        return CompiledRunner(config, load_weights(model, config, "bfloat16", form), LIMITS, kernels, instructions)
+        weights = weights or load_weights(model, config, "bfloat16", form)
+        return CompiledRunner(config, weights, LIMITS, kernels, instructions)
     except KernelsUnavailable as error:
         pytest.skip(str(error))
     finally:

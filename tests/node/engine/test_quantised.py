@@ -11,11 +11,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.ops import BACKENDS, Ops
 from openlora.kernels.quantised import dequantise
 from openlora.kernels.types import CodedWeight, Int8Weight
-from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine, ScoreRequest
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.engine.loader import load_weights
@@ -116,10 +114,7 @@ def test_codes_of_any_groups_equal_the_numbers_they_stand_for(
         return replace(one, weight=dequantise(one.weight))
 
     weights = with_projections(weights, coded)
-    try:
-        runner = CompiledRunner(config, weights, LIMITS, kernels, instructions)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
+    runner = compiled(model, kernels, instructions, weights=weights)
     ops, wide = Ops(BACKENDS["reference"]), widened(with_projections(weights, dense))
     exact = OpsRunner(Decoder(config, wide, ops), ops, LIMITS.pages, 16)
     requests = some_requests(7, "distinct")

@@ -88,11 +88,7 @@ bool has_avx512() {
 const openlora::Kernels* openlora::avx512_kernels() {
   static const Kernels best = [] {
     Kernels table = avx512::kTable;
-    if (__builtin_cpu_supports("avx512vnni")) {
-      table.tile_int8 = avx512_vnni_tile_int8;
-      table.quantise_groups = avx512_vnni_quantise_groups;
-      table.tile_groups = avx512_vnni_tile_groups;
-    }
+    if (__builtin_cpu_supports("avx512vnni")) use_avx512_vnni(table);
     return table;
   }();
   return avx512::has_avx512() ? &best : nullptr;

@@ -31,17 +31,8 @@ inline I dot4(I sum, U w, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__
 }  // namespace
 }  // namespace openlora::avx512_vnni
 
-void openlora::avx512_vnni_tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out,
-                                     const Meanwhile& meanwhile) {
-  avx512_vnni::tile_int8(x, rows, w, quads, out, meanwhile);
-}
-
-void openlora::avx512_vnni_quantise_groups(const void* x, int n, int group, std::uint8_t* high, std::uint8_t* low,
-                                           float* scale, float* sum) {
-  avx512_vnni::quantise_groups(x, n, group, high, low, scale, sum);
-}
-
-void openlora::avx512_vnni_tile_groups(const Planes& x, int rows, const char* tile, const Coding& coding, int inputs,
-                                       float* out, const Meanwhile& meanwhile) {
-  avx512_vnni::tile_groups(x, rows, tile, coding, inputs, out, meanwhile);
+void openlora::use_avx512_vnni(Kernels& table) {
+  table.tile_int8 = avx512_vnni::tile_int8;
+  table.quantise_groups = avx512_vnni::quantise_groups;
+  table.tile_groups = avx512_vnni::tile_groups;
 }

@@ -223,11 +223,7 @@ const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* plain_kernels();
 
-// Products of integers, where AVX-512 has the int8 dot product.
-void avx512_vnni_tile_int8(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const Meanwhile&);
-void avx512_vnni_quantise_groups(const void* x, int n, int group, std::uint8_t* high, std::uint8_t* low, float* scale,
-                                 float* sum);
-void avx512_vnni_tile_groups(const Planes& x, int rows, const char* tile, const Coding& coding, int inputs, float* out,
-                             const Meanwhile&);
+// Puts the products of integers into a table whose inputs are float32, where AVX-512 has the int8 dot product.
+void use_avx512_vnni(Kernels& table);
 
 }  // namespace openlora
