@@ -92,6 +92,11 @@ def test_a_pattern_of_a_whole_name(tmp_path: Path) -> None:
 SECOND_Q = "model.layers.1.self_attn.q_proj"
 
 
+def in_words(value: dict[str, Any] | set[str]) -> str:
+    """Names for the cases; a set's own order differs between processes, for which pytest-xdist refuses the run."""
+    return str(value if isinstance(value, dict) else sorted(value))
+
+
 @pytest.mark.parametrize(
     ("changes", "targeted"),
     [
@@ -107,7 +112,7 @@ SECOND_Q = "model.layers.1.self_attn.q_proj"
         ({"target_modules": "All-Linear", "exclude_modules": ["q_proj"]}, {DOWN}),
         ({"modules_to_save": ["down_proj"]}, {Q, SECOND_Q}),
     ],
-    ids=lambda value: str(value if isinstance(value, dict) else sorted(value)),
+    ids=in_words,
 )
 def test_which_layers_are_meant(tmp_path: Path, changes: dict[str, Any], targeted: set[str]) -> None:
     tensors = {key: value for key, value in arrays().items() if any(module in key for module in targeted)}
@@ -130,7 +135,7 @@ EXPONENTIAL = "(([a-z_0-9.])+)+X"  # minutes, if it were run on one module's nam
         ({"exclude_modules": EXPONENTIAL, "target_modules": "all-linear"}, {SECOND_Q}),
         ({"exclude_modules": EXPONENTIAL, "layers_to_transform": 0}, {DOWN}),
     ],
-    ids=str,
+    ids=in_words,
 )
 def test_where_a_pattern_chooses_the_tensors_say_which_layers(
     tmp_path: Path, changes: dict[str, Any], targeted: set[str]
