@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.pace import BLOCK, DRAFTS_LOOK_EVERY, FORGET, LEAST_ROWS, LOOK_EVERY, Pace
+from openlora.node.engine.pace import BLOCK, DRAFTS_LOOK_EVERY, FORGET, LEAST_ROWS, LOOK_EVERY, MOST_ADDED, Pace
 from openlora.node.engine.sequence import Chunk
 from tests.node.engine.passes import Passes, request
 
@@ -205,6 +205,28 @@ def test_prompts_may_add_what_drafts_did_in_their_place() -> None:
 def test_drafts_do_not_slow_down_those_who_have_none_without_end() -> None:
     rows = drafting(Pace(), 8, [0.999] * 48, lambda rows: 0.001 if rows == 8 else 0.00008 * rows, 40)
     assert max(rows[10:]) == 8  # with 24 a pass takes 2.6 times as long, and they would save more than that
+
+
+@pytest.mark.parametrize("seconds", MACHINES.values(), ids=MACHINES)
+def test_not_even_the_first_drafts_make_a_pass_much_longer_than_they_may(seconds: Callable[..., float]) -> None:
+    answering, pace = request("r", 5, 9), Pace()
+    prompt = [Chunk(answering, 0, 100)]
+    pace.learn(prompt, seconds(prompt))
+    took = []
+    for _ in range(3 * FORGET):
+        rows = pace.draft_rows(DECODING, [0.99] * 6 * DECODING)
+        chunks = [Chunk(answering, 5, 1)] * (DECODING - 1) + [Chunk(answering, 5, 1, (0,) * rows)]
+        took.append(seconds(chunks))
+        pace.learn(chunks, took[-1])
+    assert max(took) <= 1.4 * (1 + MOST_ADDED) * took[0]  # a row of a draft may take half as long again as a prompt's
+
+
+def test_a_machine_that_slows_down_is_taken_to_do_so_for_drafts() -> None:
+    pace = Pace()
+    run(pace, 0, 100, 0.05)
+    for calm_s in (0.02, *[0.1] * 60):
+        run(pace, 31, 0, calm_s)
+    assert pace.draft_rows(31, [0.99] * 186) <= 60
 
 
 def test_what_fewer_decode_rows_have_shown_holds_for_more() -> None:

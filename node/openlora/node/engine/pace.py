@@ -13,7 +13,7 @@ LOOK_EVERY = 16  # passes with prompts: then one goes without, to see again what
 BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
 MOST_ADDED = 1.5  # times calm that drafts may add to a pass, for those who have none
 MARGIN = 1.5  # a draft must be expected to save so many times what it takes: all wait for it, and one gains
-UNTRIED = 0.3  # of a row's part of a pass of full blocks: what a row of a draft is taken to add before any was seen
+UNTRIED = 0.3  # of a row's part of a pass of full blocks: what a row of a draft adds at least, before any was seen
 DRAFTS_LOOK_EVERY = 32  # passes with drafts
 FORGET = 128  # passes after which the oldest of those with drafts are forgotten
 _LEAST_ADDED = 0.01  # of calm: it is never free
@@ -39,7 +39,8 @@ class Pace:
 
     A row of a draft, which is right with chance q, saves q · calm(n) / n seconds. How long passes with drafts last is
     learnt for each number of blocks of rows, and forgotten after a while: otherwise what was dear once would never be
-    tried again.
+    tried again. A pass of r rows that was not tried is taken to last r · row at least: no row is computed faster than
+    a prompt's.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,7 @@ class Pace:
         self._calm_rows: dict[int, int] = {}  # of which the last one had so many
         self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same and by the number of blocks of rows
         self._row_s = 0.0  # what a row of a prompt adds; 0: none was seen
+        self._calm_then_s: dict[int, float] = {}  # calm as it was when that was last seen
         self._added = 0.0  # what drafts have added of late, as a share of calm
         self._passes = 0
         self._passes_with_drafts = 0  # since a look for their sake
@@ -70,11 +72,13 @@ class Pace:
         if decoding.bit_length() not in self._calm_s or self._look_due:
             return 0
         added = self._added_by_blocks(decoding)
+        row = self._row_s / self._calm_then_s[decoding.bit_length()]  # a machine slows down for all its work
         best, most, saved = 0, 0.0, 0.0
         for rows, chance in enumerate(chances, 1):
             saved += chance / decoding
             if (decoding + rows) % BLOCK == 0 or rows == len(chances):
-                share = _expected(added, decoding, rows)
+                least = max(UNTRIED * rows / max(decoding, BLOCK), (decoding + rows) * row - 1)
+                share = _expected(added, decoding, rows, least)
                 gain = saved - MARGIN * share
                 if gain > most and share <= MOST_ADDED:
                     best, most = rows, gain
@@ -128,6 +132,7 @@ class Pace:
             self._row_s = max(seconds - calm_s, 0.0) / rows
         elif rows >= LEAST_ROWS:  # of fewer nothing is seen beside a pass's own ups and downs
             self._row_s *= _correction(seconds, calm_s + self._row_s * rows)
+        self._calm_then_s = self._calm_s.copy()
         self._passes_with_prompts += 1
         if self._passes_with_prompts >= LOOK_EVERY:
             self._passes_with_prompts, self._look_due = 0, True
@@ -140,6 +145,7 @@ class Pace:
         self._look_due = abs(log(seconds / before_s)) > _ODD  # one that is far off is made sure of
         change = _correction(seconds, before_s)
         self._calm_s[size] = before_s * change
+        self._calm_then_s.setdefault(size, before_s)
         self._calm_rows[size] = decoding
         for key, passes_s in self._drafts_s.items():
             if key[0] == size and change < 1:
@@ -155,11 +161,10 @@ def _blocks(decoding: int, drafts: int) -> int:
     return -(-(decoding + drafts) // BLOCK)
 
 
-def _expected(added: Mapping[int, Sequence[float]], decoding: int, rows: int) -> float:
-    """What `rows` rows of drafts will add: the median of what was seen for as many blocks, and of a guess by the
-    cheapest rows of other passes."""
+def _expected(added: Mapping[int, Sequence[float]], decoding: int, rows: int, least: float) -> float:
+    """What `rows` rows of drafts will add: the median of what was seen for as many blocks, and of a guess, which is
+    `least` or what the cheapest rows of other passes say."""
     own = _blocks(decoding, rows)
     room = {blocks: blocks * BLOCK - decoding for blocks in added if blocks != own}
     others = [median(added[blocks]) / drafts for blocks, drafts in room.items() if drafts > 0]
-    each = max(UNTRIED / max(decoding, BLOCK), min(others, default=0.0))
-    return median([*added.get(own, ()), rows * each])
+    return median([*added.get(own, ()), max(least, rows * min(others, default=0.0))])
