@@ -26,6 +26,7 @@ from openlora.node.engine.messages import (
     UnloadAdapter,
 )
 from openlora.node.engine.models.config import DecoderConfig
+from tests.node.engine.emulated import emulated
 from tests.node.engine.tiny import write_adapter
 
 UNITS = ("amx", "avx512", "avx2", "plain")
@@ -78,7 +79,8 @@ def machines_of(model: Path, adapters: Path, kernels: Path, form: str = "auto") 
         torch.set_num_threads(2)
         try:
             limits = EngineLimits(kv_tokens=KV_TOKENS)
-            runner = CompiledRunner(config, load_weights(model, config, "bfloat16", form), limits, kernels, unit)
+            with emulated(unit):
+                runner = CompiledRunner(config, load_weights(model, config, "bfloat16", form), limits, kernels, unit)
             return Machine(Checkpoint(model, config), config, runner, adapters)
         except KernelsUnavailable as error:
             pytest.skip(str(error))

@@ -35,6 +35,7 @@ from openlora.node.engine.runners import best_runner
 from openlora.node.engine.sampling import choose
 from openlora.node.engine.sequence import Chunk
 from openlora.node.engine.sequence import Sequence as Request
+from tests.node.engine.emulated import emulated
 from tests.node.engine.tiny import write_model
 
 INSTRUCTIONS = ("plain", "avx2", "avx512", "avx512-bf16", "amx")
@@ -88,7 +89,8 @@ def compiled(
     torch.set_num_threads(threads)
     try:
         weights = weights or load_weights(model, config, "bfloat16", form)
-        return CompiledRunner(config, weights, LIMITS, kernels, instructions)
+        with emulated(instructions):
+            return CompiledRunner(config, weights, LIMITS, kernels, instructions)
     except KernelsUnavailable as error:
         pytest.skip(str(error))
     finally:
