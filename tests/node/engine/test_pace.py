@@ -75,6 +75,14 @@ def learnt(calm_s: float = 0.02, row_s: float = 0.0005) -> Pace:
     return pace
 
 
+def test_where_rows_are_computed_one_by_one_no_block_is_filled() -> None:
+    pace = Pace(row_block=1)
+    for _ in range(30):
+        run(pace, 31, 0, 0.02)
+        run(pace, 31, 40, 0.04)
+    assert pace.prompt_rows(31, 1) == 36
+
+
 def test_what_was_never_timed_is_looked_at_first() -> None:
     pace = Pace()
     assert pace.prompt_rows(31, 1) == 0

@@ -15,6 +15,7 @@ from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.models.decoder import DecoderWeights, Layer, Norm, rope_table
 from openlora.node.engine.models.names import Names
+from openlora.node.engine.pace import BLOCK
 from openlora.node.engine.runner import Outputs
 from openlora.node.engine.sequence import Chunk
 from openlora.node.errors import AdapterError
@@ -55,6 +56,7 @@ class CompiledRunner:
             instructions=instructions,
         )
         self.backend = f"cpu-{self._decoder.instructions}"
+        self.row_block = BLOCK if self._decoder.instructions == "amx" else 1
         self.dtype = torch.bfloat16
         self.form = weights.form
         self.device = torch.device("cpu")

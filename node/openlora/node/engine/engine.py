@@ -82,7 +82,7 @@ class Engine:
         self._layout = config.modules()
         self._eos = frozenset(config.eos_token_ids)
         self._blocks = blocks
-        self._scheduler = Scheduler(limits, blocks)
+        self._scheduler = Scheduler(limits, blocks, runner.row_block)
         self._base = secrets.token_bytes(32)  # stands for the base model: no cached page outlives this engine
         self._adapters = AdapterPool(limits.adapter_bytes, runner.factors, checkpoint, runner.dtype, runner.device)
         self._runner = runner

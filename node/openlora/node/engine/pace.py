@@ -10,7 +10,7 @@ from openlora.node.engine.sequence import Chunk
 LEAST_SHARE = 0.9  # what prompts may add, however few, to the time that the decode rows take by themselves
 LEAST_ROWS = 8  # of a prompt, so that it always comes to its end
 LOOK_EVERY = 16  # passes with prompts: then one goes without, to see again what decoding takes by itself
-BLOCK = 16  # rows that a pass computes together, so that a further one is nearly free until they are full
+BLOCK = 16  # rows that matrix units compute together, so that a further one is nearly free until they are full
 MOST_ADDED = 1.5  # times calm that drafts may add to a pass, for those who have none
 MARGIN = 1.5  # a draft must be expected to save so many times what it takes: all wait for it, and one gains
 UNTRIED = 0.3  # of a row's part of a pass of full blocks: what a row of a draft adds at least, before any was seen
@@ -43,7 +43,9 @@ class Pace:
     a prompt's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, row_block: int = BLOCK) -> None:
+        """`row_block` as Runner has it."""
+        self._row_block = row_block
         self._calm_s: dict[int, float] = {}  # by the bit length of the number of decode rows
         self._calm_rows: dict[int, int] = {}  # of which the last one had so many
         self._drafts_s: dict[tuple[int, int], deque[float]] = {}  # by the same and by the number of blocks of rows
@@ -63,7 +65,7 @@ class Pace:
             return 0
         spare_s = calm_s * max(LEAST_SHARE, self._added, prompts * (prompts + 1) / decoding)
         rows = int(spare_s / self._row_s) if self._row_s else 0
-        return max(LEAST_ROWS, rows - (decoding + rows) % BLOCK)  # a block begun costs nearly what a full one does
+        return max(LEAST_ROWS, rows - (decoding + rows) % self._row_block)  # one begun costs what a full one does
 
     def draft_rows(self, decoding: int, chances: Sequence[float]) -> int:
         """How many rows of drafts should stand beside `decoding` > 0 decode rows in the next pass, to save most: the

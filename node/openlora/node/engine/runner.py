@@ -13,6 +13,7 @@ from openlora.kernels.types import AttentionBatch, LoraEntries
 from openlora.node.engine.lora_tables import FactorStore, LoraTables
 from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
 from openlora.node.engine.models.decoder import Decoder
+from openlora.node.engine.pace import BLOCK
 from openlora.node.engine.sampling import choose
 from openlora.node.engine.sequence import Chunk
 
@@ -56,6 +57,11 @@ class Runner(Protocol):
         have drafts."""
         ...
 
+    @property
+    def row_block(self) -> int:
+        """How many rows it computes together: until they are full, a further one takes next to no time."""
+        ...
+
     def run(self, chunks: Sequence[Chunk]) -> Outputs:
         """Compute the chunks into the cache. Logits are there if a chunk's sequence samples nothing, or reports
         log-probabilities."""
@@ -66,6 +72,7 @@ class OpsRunner:
     """The model written in ops, a call each: every dtype, device and model that is served."""
 
     exact = False  # torch's products sum in an order that depends on their shapes
+    row_block = BLOCK
 
     def __init__(self, model: Decoder, ops: Ops, pages: int, page_tokens: int) -> None:
         config = model.config

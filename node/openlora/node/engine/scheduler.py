@@ -6,7 +6,7 @@ from collections.abc import Iterator, Set
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.fairness import FairShare
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.pace import Pace
+from openlora.node.engine.pace import BLOCK, Pace
 from openlora.node.engine.parts import Parts
 from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
@@ -34,7 +34,8 @@ class Scheduler:
     `kv_tokens` at least the longest request, everything admitted finishes.
     """
 
-    def __init__(self, limits: EngineLimits, blocks: BlockAllocator) -> None:
+    def __init__(self, limits: EngineLimits, blocks: BlockAllocator, row_block: int = BLOCK) -> None:
+        """`row_block` as Runner has it."""
         self._limits = limits
         self._blocks = blocks
         self._tenants: FairShare[str] = FairShare()
@@ -42,7 +43,7 @@ class Scheduler:
         self._arrivals = 0
         self._blocked: Sequence | None = None  # whose turn it was in the last pass, and who did not fit
         self.cache = PrefixCache(blocks)
-        self.pace = Pace()
+        self.pace = Pace(row_block)
         self.speculation = Speculation(blocks, self.pace)
         self.waiting = WaitingLines(limits)
         self.running: list[Sequence] = []  # in order of admission
