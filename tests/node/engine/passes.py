@@ -9,6 +9,7 @@ from collections.abc import Callable
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
+from openlora.node.engine.pace import BLOCK
 from openlora.node.engine.prefix_cache import root_key
 from openlora.node.engine.sampling import confirmed
 from openlora.node.engine.scheduler import Scheduler
@@ -69,7 +70,7 @@ class Passes:
         self.limits = limits
         self._seconds = seconds
         self.blocks = BlockAllocator(limits.kv_tokens // limits.page_tokens, limits.page_tokens)
-        self.scheduler = Scheduler(limits, self.blocks)
+        self.scheduler = Scheduler(limits, self.blocks, BLOCK)
         self.finished: list[str] = []
         for size in range(limits.max_running.bit_length()) if timed else ():
             decoding = [Chunk(request("before", 2, 1), 1, 1)] * 2**size

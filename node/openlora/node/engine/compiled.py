@@ -56,7 +56,7 @@ class CompiledRunner:
             instructions=instructions,
         )
         self.backend = f"cpu-{self._decoder.instructions}"
-        self.row_block = BLOCK if self._decoder.instructions == "amx" else 1
+        self.row_block = BLOCK if self._decoder.instructions == "amx" else 1  # vector units take a row's time for each
         self.dtype = torch.bfloat16
         self.form = weights.form
         self.device = torch.device("cpu")

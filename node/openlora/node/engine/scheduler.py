@@ -6,7 +6,7 @@ from collections.abc import Iterator, Set
 from openlora.node.engine.blocks import BlockAllocator
 from openlora.node.engine.fairness import FairShare
 from openlora.node.engine.limits import EngineLimits
-from openlora.node.engine.pace import BLOCK, Pace
+from openlora.node.engine.pace import Pace
 from openlora.node.engine.parts import Parts
 from openlora.node.engine.prefix_cache import PrefixCache
 from openlora.node.engine.sequence import Chunk, Sequence
@@ -34,7 +34,7 @@ class Scheduler:
     `kv_tokens` at least the longest request, everything admitted finishes.
     """
 
-    def __init__(self, limits: EngineLimits, blocks: BlockAllocator, row_block: int = BLOCK) -> None:
+    def __init__(self, limits: EngineLimits, blocks: BlockAllocator, row_block: int) -> None:
         """`row_block` as Runner has it."""
         self._limits = limits
         self._blocks = blocks
