@@ -5,10 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
 
-from openlora.kernels.errors import KernelsUnavailable
 from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.engine import Engine
@@ -26,8 +24,8 @@ from openlora.node.engine.messages import (
     UnloadAdapter,
 )
 from openlora.node.engine.models.config import DecoderConfig
-from tests.node.engine.emulated import emulated
 from tests.node.engine.tiny import write_adapter
+from tests.node.engine.units import with_unit
 
 UNITS = ("amx", "avx512", "avx2", "plain")
 RANKS = (1, 4, 8, 17, 33)
@@ -79,11 +77,9 @@ def machines_of(model: Path, adapters: Path, kernels: Path, form: str = "auto") 
         torch.set_num_threads(2)
         try:
             limits = EngineLimits(kv_tokens=KV_TOKENS)
-            with emulated(unit):
+            with with_unit(unit):
                 runner = CompiledRunner(config, load_weights(model, config, "bfloat16", form), limits, kernels, unit)
             return Machine(Checkpoint(model, config), config, runner, adapters)
-        except KernelsUnavailable as error:
-            pytest.skip(str(error))
         finally:
             torch.set_num_threads(1)
 

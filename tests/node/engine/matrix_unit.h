@@ -1,5 +1,5 @@
 // AMX and AVX512-BF16 in other instructions, so that their units run, and are tested, on processors that have neither:
-// included before all else in amx.cpp (`c++ -include`). Needs AVX-512 with VNNI and VBMI2.
+// included before all else in amx.cpp and avx512_bf16.cpp (`c++ -include`). Needs AVX-512 with VNNI and VBMI2.
 //
 // Sums are taken in the processor's order (Intel's Software Developer's Manual, TDPBF16PS, TDPBUSD, VDPBF16PS), but
 // subnormals are not taken for zero. What the processor refuses ends the process.

@@ -22,7 +22,7 @@ from openlora.node.engine.runner import Runner
 from openlora.node.engine.sequence import Chunk
 from openlora.node.engine.sequence import Sequence as Request
 from tests.kernels import interpreter
-from tests.node.engine.test_compiled import load_adapters, load_kinds, request
+from tests.node.engine.compared import load_adapters, load_kinds, request
 from tests.node.engine.tiny import write_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

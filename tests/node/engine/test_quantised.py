@@ -22,7 +22,7 @@ from openlora.node.engine.models.decoder import Decoder, Projection, with_projec
 from openlora.node.engine.runner import OpsRunner
 from openlora.node.engine.runners import best_runner
 from openlora.node.errors import ModelError
-from tests.node.engine.test_compiled import (
+from tests.node.engine.compared import (
     ENGLISH,
     INSTRUCTIONS,
     LIMITS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.kernels import interpreter
-from tests.node.engine.test_compiled import FAMILIES, load_kinds, logits_of, reference, some_requests
+from tests.node.engine.compared import FAMILIES, load_kinds, logits_of, reference, some_requests
 from tests.node.engine.tiny import write_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
