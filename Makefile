@@ -2,6 +2,7 @@
 PY      := .venv/bin/python
 MODEL   := var/models/smollm2-135m-instruct
 DEMO    := var/demo
+CPP     := $(wildcard kernels/openlora/kernels/cpu/src/* node/bench/*.cpp tests/node/engine/*.h)
 PEERS   := vllm llamacpp peft openvino
 
 .DEFAULT_GOAL := help
@@ -44,10 +45,12 @@ gpu-check: .venv/.installed ## on a CUDA machine: kernels, parity and multi-LoRA
 gas: contracts/node_modules/.installed ## gas as whole transactions on anvil, against contracts/snapshots
 	$(PY) contracts/script/gas.py
 
-lint: .venv/.installed ## ruff and mypy strict
+lint: .venv/.installed contracts/node_modules/.installed ## what the sources of each language are checked for, and their format
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/clang-format --dry-run --Werror $(CPP)
+	cd contracts && PATH="$(CURDIR)/.venv/bin:$$PATH" $(FORGE) fmt --check
 
 bench: setup     ## the engine's throughput, as JSON lines
 	$(PY) node/bench/throughput.py $(MODEL)

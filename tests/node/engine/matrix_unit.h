@@ -137,7 +137,7 @@ inline __m512i both_to_bf16(__m512 high, __m512 low) {
 #define _tile_dpbusd matrix_unit::add_bytes
 #define _mm512_dpbf16_ps(sum, w, x) matrix_unit::dot2(sum, (__m512i)(w), (__m512i)(x))
 #define _mm512_cvtneps_pbh matrix_unit::to_bf16
-#define _mm512_cvtne2ps_pbh(high, low) (__m512bh)matrix_unit::both_to_bf16(high, low)
+#define _mm512_cvtne2ps_pbh(high, low) (__m512bh) matrix_unit::both_to_bf16(high, low)
 #define __builtin_cpu_supports(feature) true
 #define __get_cpuid_count(leaf, subleaf, a, b, c, d) (*(c) = *(d) = ~0u, true)
 #define syscall(...) 0

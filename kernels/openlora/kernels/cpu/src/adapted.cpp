@@ -26,7 +26,8 @@ std::vector<AdaptedRows::Use> AdaptedRows::uses(const std::vector<int>& sequence
   for (int row = 0; row < static_cast<int>(sequence.size()); ++row) {
     const int begin = step_.entry_starts[sequence[row]], end = step_.entry_starts[sequence[row] + 1];
     for (int e = begin; e < end; ++e)
-      if (const int slot = step_.entry_slots[e]; head ? d_.lora(slot, kHead, 0) != nullptr : d_.adapters[slot]->h_numbers)
+      if (const int slot = step_.entry_slots[e];
+          head ? d_.lora(slot, kHead, 0) != nullptr : d_.adapters[slot]->h_numbers)
         uses.push_back({row / kHalf, e - begin, slot, row, step_.entry_weights[e]});
   }
   return uses;

@@ -42,14 +42,17 @@ class AdaptedRows {
     int half, place, slot, row;  // the rows' half block, the adapter's place in the row's list
     float weight;
   };
-  struct Run {  // uses of one half block, place and slot
+  // Uses of one half block, place and slot.
+  struct Run {
     int slot, half, begin, end;  // of rows_ and weights_
     char* h;
   };
-  struct Chunk {  // some runs of a slot, so many as are shrunk at once
+  // Some runs of a slot, so many as are shrunk at once.
+  struct Chunk {
     int slot, begin, end;  // of by_slot_
   };
-  struct Product {  // of a chunk with some ranks
+  // Of a chunk with some ranks.
+  struct Product {
     const Chunk* chunk;
     const Stack* stack;
     int first, ranks;
@@ -65,9 +68,9 @@ class AdaptedRows {
   const Decoder& d_;
   const Step& step_;
   std::vector<Run> runs_;
-  std::vector<int> half_starts_;     // of runs_, one more for the end
-  std::vector<std::uint8_t> rows_;   // the runs' rows in their half blocks
-  std::vector<float> weights_;       // and what the adapter weighs in them
+  std::vector<int> half_starts_;    // of runs_, one more for the end
+  std::vector<std::uint8_t> rows_;  // the runs' rows in their half blocks
+  std::vector<float> weights_;      // and what the adapter weighs in them
   std::vector<const Run*> by_slot_;
   std::vector<Chunk> chunks_;
 };

@@ -26,7 +26,8 @@ struct Group {
 
 // All of a decoder, the head's last.
 std::vector<Group> groups_of(const Shape& s) {
-  const int q = s.heads * s.head_size, kv = s.kv_heads * s.head_size, hidden = s.hidden_size, inner = s.intermediate_size;
+  const int q = s.heads * s.head_size, kv = s.kv_heads * s.head_size;
+  const int hidden = s.hidden_size, inner = s.intermediate_size;
   std::vector<Group> groups;
   for (int layer = 0; layer < s.layers; ++layer) {
     const int first = layer * kParts;
@@ -134,7 +135,8 @@ void Decoder::load_adapter(int slot, const Factor* factors, int count) {
   for (int i = 0; i < count; ++i) {
     const int place = factors[i].layer < 0 ? shape.layers * kParts : factors[i].layer * kParts + factors[i].part;
     for (Group& group : groups)
-      if (group.first <= place && place < group.first + group.matrices) group.factors[place - group.first] = &factors[i];
+      if (group.first <= place && place < group.first + group.matrices)
+        group.factors[place - group.first] = &factors[i];
   }
   constexpr std::size_t kBeyond = 64;  // what is read beyond a factor's end, see Kernels
   std::vector<Placing> placings;
@@ -156,7 +158,8 @@ void Decoder::load_adapter(int slot, const Factor* factors, int count) {
   for (Placing& placing : placings) adapter->memory.push_back(placing.take());
   for (const Lora& lora : adapter->loras)
     if (lora.ranks)
-      adapter->h_numbers = std::max<std::size_t>(adapter->h_numbers, lora.offset + round_up(lora.ranks, kRanks) * kHalf);
+      adapter->h_numbers =
+          std::max<std::size_t>(adapter->h_numbers, lora.offset + round_up(lora.ranks, kRanks) * kHalf);
   if (slot >= static_cast<int>(adapters.size())) adapters.resize(slot + 1);
   adapters[slot] = std::move(adapter);
 }

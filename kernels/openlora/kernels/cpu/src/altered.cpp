@@ -46,12 +46,8 @@ Memory copied(const void* values, std::size_t numbers) {
 void alter_embedding(const Shape& s, const Alteration& from, Alterations::Embedding& embedding) {
   const std::size_t numbers = std::size_t{1} * s.vocab_size * s.hidden_size;
   switch (from.kind) {
-    case kStretch:
-      embedding.stretch = floats(from.values, s.hidden_size, s.hidden_size);
-      break;
-    case kDifference:
-      embedding.difference = copied(from.values, numbers);
-      break;
+    case kStretch: embedding.stretch = floats(from.values, s.hidden_size, s.hidden_size); break;
+    case kDifference: embedding.difference = copied(from.values, numbers); break;
     case kLowRank:
       embedding.ranks = from.rank;
       embedding.scale = from.scale;

@@ -1,5 +1,5 @@
-// What adapters do to weights besides adding B · A to matrices: they stretch them (DoRA), or add a difference as large as
-// the weight itself, to norms and the embedding too.
+// What adapters do to weights besides adding B · A to matrices: they stretch them (DoRA), or add a difference as large
+// as the weight itself, to norms and the embedding too.
 #pragma once
 #include <vector>
 

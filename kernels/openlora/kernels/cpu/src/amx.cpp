@@ -149,12 +149,12 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
     products<false>(x, Restored(w, pairs, meanwhile, blocks), pairs, out, meanwhile.finish);
 }
 
-// Both planes of sixteen rows by kColumns times sixteen columns. Registers 0–2: the sums of the high plane; 3–5: of the low
-// one; 6: inputs; 7: codes.
+// Both planes of sixteen rows by kColumns times sixteen columns. Registers 0–2: the sums of the high plane; 3–5: of the
+// low one; 6: inputs; 7: codes.
 template <int kColumns>
-inline __attribute__((always_inline)) void int8_products(const Planes& x, int first, const std::int8_t* codes, int quads,
-                                                         std::int32_t (*sums)[kHeight][kLanes], Fetching& fetching,
-                                                         Finishing& finishing) {
+inline __attribute__((always_inline)) void int8_products(const Planes& x, int first, const std::int8_t* codes,
+                                                         int quads, std::int32_t (*sums)[kHeight][kLanes],
+                                                         Fetching& fetching, Finishing& finishing) {
   constexpr int kQuadRow = 4 * kTile, kQuadLanes = 4 * kLanes;
   const std::ptrdiff_t begin = std::ptrdiff_t{first} * x.stride;
   const std::uint8_t *high = x.high + begin, *low = x.low + begin;
@@ -202,8 +202,8 @@ inline __attribute__((always_inline)) void int8_products(const Planes& x, int fi
   }
 }
 
-// Many or long rows come from the second-level cache, and go by once for all columns; others stay in the first, and one pass's
-// sums are on their way out while the next one computes.
+// Many or long rows come from the second-level cache, and go by once for all columns; others stay in the first, and one
+// pass's sums are on their way out while the next one computes.
 template <int kColumns>
 inline void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* out, const Meanwhile& meanwhile) {
   alignas(64) std::int32_t sums[2 * kColumns][kHeight][kLanes];
@@ -271,8 +271,8 @@ inline void add_rows(float* out, const Addend& one, const bf16* b) {
   }
 }
 
-// What addends of many rows add, one after the other. Registers 0–2: the sums; 6: shrunk inputs, zero in other adapters'
-// rows; 7: b.
+// What addends of many rows add, one after the other. Registers 0–2: the sums; 6: shrunk inputs, zero in other
+// adapters' rows; 7: b.
 class Square {
  public:
   explicit Square(float* out) : out_(out) {}
@@ -327,7 +327,8 @@ inline const bf16* tile_of(const Addend& one, int tile, bf16* room) {
 
 void expand(float* out, const Addend* addends, int count, int tile, Ahead ahead) {
   const AsTheUnit rounding;
-  alignas(64) bf16 rooms[2][kMostPackedRanks / 2 * kTileRow];  // in turn: what is in one may still be on its way to the sums
+  // In turn: what is in one may still be on its way to the sums.
+  alignas(64) bf16 rooms[2][kMostPackedRanks / 2 * kTileRow];
   Square square(out);
   const char* next = static_cast<const char*>(ahead.at);
   const std::size_t each = count ? (ahead.bytes / count + 63) / 64 * 64 : 0;
@@ -349,8 +350,8 @@ void expand(float* out, const Addend* addends, int count, int tile, Ahead ahead)
   square.store();
 }
 
-// Sixteen ranks of a factor A, step by step of 32 inputs. Packed ones are restored some steps ahead of the first that is
-// read, by when the stores are through.
+// Sixteen ranks of a factor A, step by step of 32 inputs. Packed ones are restored some steps ahead of the first that
+// is read, by when the stores are through.
 class Slice {
  public:
   static constexpr int kAhead = 2;
@@ -387,8 +388,8 @@ class Slice {
   alignas(64) bf16 restored_[kAhead * kHalf * 2 * kDepth + 2 * kDepth];  // a register's rows are read to their end
 };
 
-// Registers 0–3: the sums of a run each; 4: inputs; 5: a slice of a. What either has beyond its ranks and rows comes to no
-// one else's.
+// Registers 0–3: the sums of a run each; 4: inputs; 5: a slice of a. What either has beyond its ranks and rows comes to
+// no one else's.
 void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int ranks, int inputs, Ahead ahead) {
   alignas(64) float sums[kMostShrinking][kHalf + 1][kHalf];  // what follows a row is read, too
   const int steps = inputs / (2 * kDepth), slices = (ranks + kHalf - 1) / kHalf;
@@ -431,16 +432,25 @@ void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int
       const int end = until < stack.ranks[matrix] ? until : round_up(until, kRanks);
       for (const Shrinking* run = runs; run < runs + count; ++run)
         for (int i = 0; i < run->count; ++i)
-          put_shrunk(sums[run - runs][run->rows[i]] + (start + from - begin), stack.scale[matrix] * run->weights[i], from,
-                     until, end, static_cast<Input*>(run->h) + offset + run->rows[i] * kRanks);
+          put_shrunk(sums[run - runs][run->rows[i]] + (start + from - begin), stack.scale[matrix] * run->weights[i],
+                     from, until, end, static_cast<Input*>(run->h) + offset + run->rows[i] * kRanks);
     });
   }
 }
 
 #include "attention_amx.inc"
 
-const Kernels kTable = {"amx", sizeof(Input), kTall, 24 << 10, enter, leave, enter_attention, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, tile_packed, restore};
+#include "table.inc"
+
+constexpr Kernels kTable = [] {
+  Kernels table = kernels("amx", kTall, 24 << 10);
+  table.enter = enter;
+  table.leave = leave;
+  table.enter_attention = enter_attention;
+  table.tile_packed = tile_packed;
+  table.restore = restore;
+  return table;
+}();
 
 bool has_amx() {
   unsigned a, b, c, d;

@@ -12,7 +12,7 @@ struct Shape {
   std::int32_t pages, threads;
   float rms_norm_eps, attention_scale, embedding_scale;
   float attention_soft_cap, logit_soft_cap;  // 0: none
-  bool gelu;  // tanh's approximation of it, in place of SiLU
+  bool gelu;                                 // tanh's approximation of it, in place of SiLU
 };
 
 // A row-major matrix [out, in]: bfloat16, or codes under scales, see quantised.h; the other fields are 0 or null where
@@ -61,23 +61,23 @@ struct Alteration {
   const std::uint16_t *a, *b;  // [vocabulary, rank], [rank, hidden]
 };
 
-// Sequences and the rows computed for them now, as types.AttentionBatch has them; all rows of sequence s use the adapters
-// entry_starts[s]:entry_starts[s + 1].
+// Sequences and the rows computed for them now, as types.AttentionBatch has them; all rows of sequence s use the
+// adapters entry_starts[s]:entry_starts[s + 1].
 struct Step {
   std::int32_t rows, sequences, outputs;
-  const std::int32_t *tokens;        // [rows]
-  const std::int32_t *row_starts;    // [sequences + 1]
-  const std::int32_t *context_lens;  // [sequences], this step's rows included
-  const std::int32_t *page_starts;   // [sequences + 1]
-  const std::int32_t *pages;         // of sequence s by position: pages[page_starts[s]:page_starts[s + 1]]
-  const std::int32_t *output_rows;   // [outputs], ascending
-  const std::int32_t *entry_starts;  // [sequences + 1]
-  const std::int32_t *entry_slots;
-  const float *entry_weights;
-  const double *temperature, *top_p;               // [outputs], as reference.sample has them; null: 0 everywhere
+  const std::int32_t* tokens;        // [rows]
+  const std::int32_t* row_starts;    // [sequences + 1]
+  const std::int32_t* context_lens;  // [sequences], this step's rows included
+  const std::int32_t* page_starts;   // [sequences + 1]
+  const std::int32_t* pages;         // of sequence s by position: pages[page_starts[s]:page_starts[s + 1]]
+  const std::int32_t* output_rows;   // [outputs], ascending
+  const std::int32_t* entry_starts;  // [sequences + 1]
+  const std::int32_t* entry_slots;
+  const float* entry_weights;
+  const double *temperature, *top_p;            // [outputs], as reference.sample has them; null: 0 everywhere
   const std::int64_t *top_k, *seed, *position;  // [outputs]
-  float* logits;         // [outputs, vocabulary], or null where they are not wanted
-  std::int32_t* chosen;  // [outputs]: the next token; −1 where a logit is infinite or NaN
+  float* logits;                                // [outputs, vocabulary], or null where they are not wanted
+  std::int32_t* chosen;                         // [outputs]: the next token; −1 where a logit is infinite or NaN
 };
 
 struct Decoder;
@@ -93,9 +93,9 @@ bool openlora_decoder_alter(Decoder*, std::int32_t slot, const Alteration*, std:
 void openlora_decoder_unload_adapter(Decoder*, std::int32_t slot);
 bool openlora_decoder_step(Decoder*, const Step*);
 
-// Packs `count` bfloat16 numbers, a multiple of 1,536, as a decoder's weights are, and restores them. Returns the bytes that
-// they take packed, 0 where weights like them stay as they are: many of their upper bytes are rare, or these instructions
-// take none packed.
+// Packs `count` bfloat16 numbers, a multiple of 1,536, as a decoder's weights are, and restores them. Returns the bytes
+// that they take packed, 0 where weights like them stay as they are: many of their upper bytes are rare, or these
+// instructions take none packed.
 std::int64_t openlora_repack(const char* instructions, const std::uint16_t* numbers, std::int32_t count,
                              std::uint16_t* restored);
 }

@@ -23,8 +23,7 @@ inline I dot4(I sum, U w, U x) {
   __builtin_memcpy(sums, &sum, sizeof sums);
   const __m256i ones = _mm256_set1_epi16(1);
   for (int half = 0; half < 2; ++half)
-    sums[half] =
-        _mm256_add_epi32(sums[half], _mm256_madd_epi16(_mm256_maddubs_epi16(inputs[half], codes[half]), ones));
+    sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(_mm256_maddubs_epi16(inputs[half], codes[half]), ones));
   __builtin_memcpy(&sum, sums, sizeof sum);
   return sum;
 }
@@ -39,8 +38,9 @@ inline I dot4(I sum, U w, U x) {
 
 #include "quantised.inc"
 
-const Kernels kTable = {"avx2", sizeof(Input), 16, 64 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox};
+#include "table.inc"
+
+constexpr Kernels kTable = kernels("avx2", 16, 64 << 10);
 
 }  // namespace
 }  // namespace openlora::avx2

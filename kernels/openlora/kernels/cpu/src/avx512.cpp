@@ -74,8 +74,14 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
   tile(x, rows, PackedColumns(w), pairs, out, meanwhile);
 }
 
-const Kernels kTable = {"avx512", sizeof(Input), 16, 48 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, tile_packed, restore};
+#include "table.inc"
+
+constexpr Kernels kTable = [] {
+  Kernels table = kernels("avx512", 16, 48 << 10);
+  table.tile_packed = tile_packed;
+  table.restore = restore;
+  return table;
+}();
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

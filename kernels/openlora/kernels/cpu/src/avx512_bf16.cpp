@@ -25,12 +25,16 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "grouped.inc"
 
-const Kernels kTable = {"avx512-bf16", sizeof(Input), 16, 24 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox, nullptr, nullptr, quantise_groups, tile_groups};
+#include "table.inc"
+
+constexpr Kernels kTable = [] {
+  Kernels table = kernels("avx512-bf16", 16, 24 << 10);
+  table.quantise_groups = quantise_groups;
+  table.tile_groups = tile_groups;
+  return table;
+}();
 
 }  // namespace
 }  // namespace openlora::avx512_bf16
 
-const openlora::Kernels* openlora::avx512_bf16_kernels() {
-  return has_avx512_bf16() ? &avx512_bf16::kTable : nullptr;
-}
+const openlora::Kernels* openlora::avx512_bf16_kernels() { return has_avx512_bf16() ? &avx512_bf16::kTable : nullptr; }

@@ -46,8 +46,8 @@ Linear lay_out(const Kernels& kernels, int inputs, std::initializer_list<Matrix>
   return linear;
 }
 
-// Puts the weights of a tile at `at`, bfloat16 packed where the unit takes that and it saves enough; returns their bytes.
-// `room` is for one dense tile.
+// Puts the weights of a tile at `at`, bfloat16 packed where the unit takes that and it saves enough; returns their
+// bytes. `room` is for one dense tile.
 std::size_t place_tile(const Kernels& kernels, const Linear& linear, const Matrix& matrix, Linear::Tile& tile, char* at,
                        bf16* room) {
   const int first = tile.index * kTile, count = linear.pairs() * kTileRow;
@@ -71,7 +71,12 @@ std::size_t place_tile(const Kernels& kernels, const Linear& linear, const Matri
 }  // namespace
 
 Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
-    : shape(s), kernels(k), team(s.threads), shares(s.threads), embedding(w.embedding), norm(padded(w.norm, s.hidden_size)) {
+    : shape(s),
+      kernels(k),
+      team(s.threads),
+      shares(s.threads),
+      embedding(w.embedding),
+      norm(padded(w.norm, s.hidden_size)) {
   rope.assign(w.rope, w.rope + std::size_t{1} * s.max_positions * s.head_size);
   const int q = s.heads * s.head_size, kv = s.kv_heads * s.head_size, hidden = s.hidden_size;
 
@@ -141,7 +146,8 @@ const Kernels* choose_kernels(const char* instructions) {
   const Kernels* found[] = {
 #if defined(__x86_64__)
       // AMD's processors have twice as many bfloat16 products as float32 ones, Intel's half as many.
-      amx_kernels(), __builtin_cpu_is("amd") ? avx512_bf16_kernels() : nullptr, avx512_kernels(), avx512_bf16_kernels(),
+      amx_kernels(),    __builtin_cpu_is("amd") ? avx512_bf16_kernels() : nullptr,
+      avx512_kernels(), avx512_bf16_kernels(),
       avx2_kernels(),
 #endif
       plain_kernels()};

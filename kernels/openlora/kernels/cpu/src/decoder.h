@@ -18,7 +18,7 @@ enum Input { kForQkv, kForO, kForGateUp, kForDown, kInputs };
 struct Layer {
   std::vector<float> attention_norm, mlp_norm;
   std::vector<float> q_norm, k_norm, post_attention_norm, post_mlp_norm;  // empty where there is none
-  int window;  // positions that a row sees
+  int window;                                                             // positions that a row sees
   Linear qkv, o, gate_up, down;
 };
 
@@ -43,17 +43,17 @@ struct Decoder {
   std::vector<float> norm;
   std::vector<Layer> layers;
   Linear head;
-  int most_groups = 0;  // of a layer's inputs as integers; 0: no layer multiplies integers
+  int most_groups = 0;         // of a layer's inputs as integers; 0: no layer multiplies integers
   std::vector<Memory> arenas;  // a thread each: its tiles in the order in which it reads them
-  // [pages][layers][key-value heads][page]: what is touched for the first time lies together, and no pass waits for more
-  // than a few large pages to be cleared.
+  // [pages][layers][key-value heads][page]: what is touched for the first time lies together, and no pass waits for
+  // more than a few large pages to be cleared.
   Memory cache;
-  std::vector<std::unique_ptr<Adapter>> adapters;  // by slot
+  std::vector<std::unique_ptr<Adapter>> adapters;               // by slot
   std::vector<std::shared_ptr<const Alterations>> alterations;  // by slot; null: none
 
   // Buffers that grow to the largest step.
   Memory residual, added, normed, projected, attended, activated, shrunk, outputs, output_shrunk, logits;
-  Memory planes, input_scales;  // see quantised.h; empty unless a layer multiplies integers
+  Memory planes, input_scales;   // see quantised.h; empty unless a layer multiplies integers
   std::vector<Memory> scratch;   // a thread each
   std::vector<Memory> unpacked;  // a thread each: the tiles of two units, where they have to be unpacked
 

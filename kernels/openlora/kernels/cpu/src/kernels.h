@@ -57,7 +57,9 @@ struct TileOfEach {
   int count = 0, tile = 0;
   std::size_t bytes = 0;  // of all
 
-  Ahead operator[](int i) const { return {static_cast<const char*>(first[i].at) + tile * first[i].bytes, first[i].bytes}; }
+  Ahead operator[](int i) const {
+    return {static_cast<const char*>(first[i].at) + tile * first[i].bytes, first[i].bytes};
+  }
 };
 
 // What becomes of a block's products, row by row of 48.
@@ -76,8 +78,8 @@ struct Finish {
   Inputs to;  // of the first two kinds float32
 };
 
-// What a tile's products leave time for: the block before it is finished, memory fetched, a coming tile restored by so many
-// groups. All of it is done when they are.
+// What a tile's products leave time for: the block before it is finished, memory fetched, a coming tile restored by so
+// many groups. All of it is done when they are.
 struct Meanwhile {
   Finish finish;
   Ahead ahead;
@@ -86,8 +88,8 @@ struct Meanwhile {
   int groups = 0;
 };
 
-// What one adapter adds to a matrix's tiles, for some of sixteen rows: out[i, 0:48] += Σ_r h[i, r] · b[tile][r, 0:48] over
-// 2 · pairs ranks. h, as layout.h has it, is zero for the other rows, and beyond the ranks.
+// What one adapter adds to a matrix's tiles, for some of sixteen rows: out[i, 0:48] += Σ_r h[i, r] · b[tile][r, 0:48]
+// over 2 · pairs ranks. h, as layout.h has it, is zero for the other rows, and beyond the ranks.
 struct Addend {
   const void* h;             // [ranks / 32, rounded up][16][32], as inputs
   Numbers b;                 // [tiles][pairs][48][2]; packed, pairs are a multiple of 4
@@ -98,8 +100,8 @@ struct Addend {
 
 // An adapter's factors A for the matrices that share an input, one below the other.
 struct Stack {
-  // In slices of sixteen of the ranks of all, the last one filled up with zeros to a multiple of 4: [inputs / 2][ranks][2],
-  // inputs being a multiple of 32.
+  // In slices of sixteen of the ranks of all, the last one filled up with zeros to a multiple of 4: [inputs /
+  // 2][ranks][2], inputs being a multiple of 32.
   Numbers a;
   int matrices = 0;
   int ranks[3] = {};  // 0: the adapter leaves the matrix alone
@@ -115,11 +117,11 @@ struct Stack {
 
 // Some of sixteen rows, to be shrunk for one adapter.
 struct Shrinking {
-  Inputs x;                   // all sixteen
+  Inputs x;  // all sixteen
   const std::uint8_t* rows;
-  const float* weights;       // of the adapter in each
+  const float* weights;  // of the adapter in each
   int count;
-  void* h;                    // as layout.h has it, as inputs: of the first matrix; the others' squares follow
+  void* h;  // as layout.h has it, as inputs: of the first matrix; the others' squares follow
 };
 constexpr int kMostShrinking = 4;  // that are shrunk at once
 
@@ -129,7 +131,8 @@ struct Kernels {
   int queries;      // that attention takes well at once
   int ahead;        // bytes that fetches of weights had better run ahead
 
-  // Brackets every thread's work of a step. A thread enters attention before a row of calls of it, and the step again after.
+  // Brackets every thread's work of a step. A thread enters attention before a row of calls of it, and the step again
+  // after.
   void (*enter)();
   void (*leave)();
   void (*enter_attention)();
@@ -153,15 +156,15 @@ struct Kernels {
   void (*expand)(float* out, const Addend* addends, int count, int tile, Ahead ahead);
 
   // Shrinks `count` ≤ kMostShrinking runs of rows to the stack's ranks first:first + ranks, `first` being a multiple of
-  // sixteen: h[row][r] = weight of the row · scale · Σ_k x[row][k] · a[r, k], rounded to bfloat16. A matrix's last rank is
-  // followed by zeros to the end of its square. Meanwhile fetches `ahead`. Of a, 64 bytes are read beyond its end.
+  // sixteen: h[row][r] = weight of the row · scale · Σ_k x[row][k] · a[r, k], rounded to bfloat16. A matrix's last rank
+  // is followed by zeros to the end of its square. Meanwhile fetches `ahead`. Of a, 64 bytes are read beyond its end.
   void (*shrink)(const Shrinking* runs, int count, const Stack& stack, int first, int ranks, int inputs, Ahead ahead);
 
-  // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] · k[j])
-  // · v[j] over the positions of seen[i], as inputs; their ends do not fall. With a soft cap, scale · q[i] · k[j] is
-  // capped first; 0: none. pages[j / 16] holds the keys and values of
-  // position j, and `scratch` is attention_scratch(queries, positions in pages) bytes. The pages are followed by the first
-  // `ahead` of those that are read next; what is read kPagesAhead pages later is fetched meanwhile.
+  // One key-value head's attention for `queries` ≤ 64 query vectors of one sequence: out[i] = softmax_j(scale · q[i] ·
+  // k[j]) · v[j] over the positions of seen[i], as inputs; their ends do not fall. With a soft cap, scale · q[i] · k[j]
+  // is capped first; 0: none. pages[j / 16] holds the keys and values of position j, and `scratch` is
+  // attention_scratch(queries, positions in pages) bytes. The pages are followed by the first `ahead` of those that are
+  // read next; what is read kPagesAhead pages later is fetched meanwhile.
   void (*attention)(const float* const* q, void* const* out, const Span* seen, int queries, const bf16* const* pages,
                     int ahead, int head_size, float scale, float soft_cap, void* scratch);
 
@@ -184,8 +187,8 @@ struct Kernels {
   // Does it for its rows first:end.
   void (*finish)(const Finish&, int first, int end);
 
-  // If the largest of n values exceeds *value, puts it there, and in *index where it stands first. False if any value is
-  // infinite or NaN. n is a multiple of 16.
+  // If the largest of n values exceeds *value, puts it there, and in *index where it stands first. False if any value
+  // is infinite or NaN. n is a multiple of 16.
   bool (*largest)(const float* x, int n, float* value, int* index);
 
   // words[i] is the first word of Philox4x32-10 with key `seed` and counter (position, first + i, 0, 0).
@@ -197,13 +200,13 @@ struct Kernels {
   // The next `groups` of a tile that pack() was given, as far as there are so many. Null: the unit takes none.
   void (*restore)(Restoring&, int groups) = nullptr;
 
-  // As quantise, each group of the row under a scale of its own; `sum` is that of what a group's integers stand for. Null:
-  // the unit unpacks codes under group scales.
+  // As quantise, each group of the row under a scale of its own; `sum` is that of what a group's integers stand for.
+  // Null: the unit unpacks codes under group scales.
   void (*quantise_groups)(const void* x, int n, int group, std::uint8_t* high, std::uint8_t* low, float* scale,
                           float* sum) = nullptr;
 
-  // As tile, of such integers: out[m, 0:48] = Σ_groups scale · scale of row m · Σ_k q[m, k] · code[k] + minimum · sum of row
-  // m, where the sums over a group are exact.
+  // As tile, of such integers: out[m, 0:48] = Σ_groups scale · scale of row m · Σ_k q[m, k] · code[k] + minimum · sum
+  // of row m, where the sums over a group are exact.
   void (*tile_groups)(const Planes& x, int rows, const char* tile, const Coding& coding, int inputs, float* out,
                       const Meanwhile&) = nullptr;
 };

@@ -22,8 +22,8 @@ constexpr int kRanks = 32;
 constexpr int rank_at(int rank) { return rank / kRanks * kHalf * kRanks + rank % kRanks; }
 
 // A cache page holds 16 tokens of one layer and key-value head: keys [head size / 2][16 tokens][2], so that a vector
-// holds one pair of every token, then values [8 token pairs][head size][2], so that a vector holds one pair of tokens for
-// sixteen columns. Neither product needs a sum across lanes.
+// holds one pair of every token, then values [8 token pairs][head size][2], so that a vector holds one pair of tokens
+// for sixteen columns. Neither product needs a sum across lanes.
 constexpr int kPageTokens = 16;
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }

@@ -10,16 +10,16 @@
 namespace openlora {
 
 struct Matrix {
-  Values weight;  // [out, in]
-  const float* bias;   // [out], or null
+  Values weight;      // [out, in]
+  const float* bias;  // [out], or null
   int out;
 };
 
 // One or several matrices of one input, as tiles; every tile belongs to one of them.
 struct Linear {
   struct Tile {
-    int part;             // which matrix
-    int index;            // which of the matrix's tiles
+    int part;                       // which matrix
+    int index;                      // which of the matrix's tiles
     const char* weights = nullptr;  // dense: bf16 [pairs][48][2], packed or not; else see quantised.h
     std::size_t bytes = 0;
     bool packed = false;
@@ -67,10 +67,10 @@ void pack_quantised(const Values&, bool multiplied, int out, int inputs, int fir
 
 // One matrix of an adapter: B at its own rank, made even by a zero; A is in a Stack.
 struct Lora {
-  int ranks = 0;            // 0: the adapter leaves this matrix alone
-  int offset = 0;           // of its shrunk inputs, among those of the matrices that share an input
-  Numbers b;                // [tiles][pairs][48][2]
-  int pairs = 0;            // half of the ranks; packed, more
+  int ranks = 0;   // 0: the adapter leaves this matrix alone
+  int offset = 0;  // of its shrunk inputs, among those of the matrices that share an input
+  Numbers b;       // [tiles][pairs][48][2]
+  int pairs = 0;   // half of the ranks; packed, more
 };
 
 }  // namespace openlora

@@ -11,7 +11,8 @@
 namespace openlora {
 
 // 128 numbers, as vectors want them. The lower bytes of numbers i and 32 + i lie side by side, then those of 64 + i and
-// 96 + i; the places' bytes lie the other way round, 32 + i before i, those of the numbers from 64 on in the upper bits.
+// 96 + i; the places' bytes lie the other way round, 32 + i before i, those of the numbers from 64 on in the upper
+// bits.
 struct PackedGroup {
   std::uint8_t places[64];
   std::uint8_t lower[2][64];
@@ -34,7 +35,8 @@ struct Packed {
   const Patch* patches() const { return reinterpret_cast<const Patch*>(this + 1); }
   // The first one from a number on.
   const Patch* patches_from(std::uint32_t at) const {
-    return std::lower_bound(patches(), patches() + patched, at, [](const Patch& one, std::uint32_t it) { return one.at < it; });
+    return std::lower_bound(patches(), patches() + patched, at,
+                            [](const Patch& one, std::uint32_t it) { return one.at < it; });
   }
 
   PackedGroup* groups() { return reinterpret_cast<PackedGroup*>(reinterpret_cast<char*>(this) + head_bytes(patched)); }
@@ -45,8 +47,8 @@ struct Packed {
   }
 };
 
-// Packs `count` numbers, a multiple of 128, to a 64-byte line, and returns the bytes that they take, whole lines. It is 0
-// where the table lacks more than one number in kMostPatched: they had better stay as they are.
+// Packs `count` numbers, a multiple of 128, to a 64-byte line, and returns the bytes that they take, whole lines. It is
+// 0 where the table lacks more than one number in kMostPatched: they had better stay as they are.
 constexpr int kMostPatched = 64;
 std::size_t pack(const bf16* numbers, int count, Packed* to);
 

@@ -27,8 +27,9 @@ inline I dot4(I sum, U w, U x) {
 
 #include "quantised.inc"
 
-const Kernels kTable = {"plain", sizeof(Input), 16, 64 << 10, nothing, nothing, nothing, tile, quantise, tile_int8, unpack, expand, shrink, attention,
-                        rms_norm, rms_norm_, soft_cap_, rope, round, finish, largest, philox};
+#include "table.inc"
+
+constexpr Kernels kTable = kernels("plain", 16, 64 << 10);
 
 }  // namespace
 }  // namespace openlora::plain

@@ -61,7 +61,7 @@ class Multiplying {
     for (int i = 0; next >= 0 && i < linear_.unit; ++i) coming[i] = restoring(next, i, !room_);
     for (int block = 0; block < blocks_; ++block) {
       const int first = rows_.begin + block * kBlock, count = std::min(kBlock, rows_.end - first);
-      float(*products)[kBlock * kTile] = out_[turn_++ % 2];
+      float (*products)[kBlock * kTile] = out_[turn_++ % 2];
       Inputs to = p_.to.from(first);
       to.at += unit * p_.each;
       if (kept_ && p_.kind == Finish::kPut) fetch_for(to, count);
@@ -85,16 +85,18 @@ class Multiplying {
     }
   }
 
-  // Where a block's products will be put, into the first-level cache: waiting for it then would hold up the next products.
+  // Where a block's products will be put, into the first-level cache: waiting for it then would hold up the next
+  // products.
   static void fetch_for(Inputs to, int rows) {
     for (int row = 0; row < rows; ++row)
       for (std::size_t i = 0; i < kTile * sizeof(float); i += 64)
         __builtin_prefetch(static_cast<char*>(to.row(row)) + i, 1, 3);
   }
 
-  // A unit's i-th tile with a block of rows. Returns what should be fetched while adapters are added: as much as is fetched
-  // here for their sake.
-  Ahead multiply_tile(const Linear::Tile& tile, int i, int block, int first, int count, Meanwhile& meanwhile, float* out) {
+  // A unit's i-th tile with a block of rows. Returns what should be fetched while adapters are added: as much as is
+  // fetched here for their sake.
+  Ahead multiply_tile(const Linear::Tile& tile, int i, int block, int first, int count, Meanwhile& meanwhile,
+                      float* out) {
     const char* ahead = tile.weights + k_.ahead;
     bf16* room = unpacked(i, room_);
     const Inputs x = p_.x.from(first);
@@ -121,7 +123,8 @@ class Multiplying {
       k_.tile_int8(p_.planes.from(first), count, *reinterpret_cast<const Int8Tile*>(tile.weights), linear_.quads(), out,
                    meanwhile);
     else
-      k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear_.pairs(), out, meanwhile);
+      k_.tile(x, count, tile.packed ? room : reinterpret_cast<const bf16*>(tile.weights), linear_.pairs(), out,
+              meanwhile);
     return {};
   }
 
@@ -132,7 +135,8 @@ class Multiplying {
     return {reinterpret_cast<const Packed*>(tile.weights), linear_.pairs() * kTileRow, unpacked(i, room)};
   }
 
-  // Where the member unpacks a unit's i-th tile: there are two rooms, since a unit is still in use when the next one comes.
+  // Where the member unpacks a unit's i-th tile: there are two rooms, since a unit is still in use when the next one
+  // comes.
   bf16* unpacked(int i, bool room) const {
     return d_.unpacked[member_].as<bf16>() + (room * linear_.unit + i) * (linear_.dense_tile_bytes() / sizeof(bf16));
   }

@@ -16,7 +16,7 @@ struct Product {
   Planes planes;  // of x, where the layer multiplies integers
   const AdaptedRows& adapted;
   const AlteredRows& altered;
-  int layer, part;  // as adapters name the first of the linear layer's matrices
+  int layer, part;                       // as adapters name the first of the linear layer's matrices
   Finish::Kind kind = Finish::kNothing;  // what becomes of the products,
   Inputs to = {};                        // and where that of the first unit is put,
   std::ptrdiff_t each = 0;               // so many bytes before that of the next one

@@ -5,16 +5,17 @@
 namespace openlora {
 
 enum class Format : std::int32_t {
-  kDense = 0,  // bfloat16
-  kInt8 = 1,   // int8 codes under one scale a column: multiplied as integers
+  kDense = 0,   // bfloat16
+  kInt8 = 1,    // int8 codes under one scale a column: multiplied as integers
   kCodes8 = 2,  // int8 codes …
-  kCodes4 = 3,  // … or 4-bit ones, under a scale (and minimum) a column and group: unpacked to bfloat16, then multiplied
+  kCodes4 =
+      3,  // … or 4-bit ones, under a scale (and minimum) a column and group: unpacked to bfloat16, then multiplied
 };
 
 struct Coding {
   Format format = Format::kDense;
-  int group = 0;       // inputs that share a scale, a multiple of 16
-  bool half = false;   // scales and minima are float16, else float32
+  int group = 0;        // inputs that share a scale, a multiple of 16
+  bool half = false;    // scales and minima are float16, else float32
   bool minima = false;  // each group has a minimum too
 };
 
@@ -54,9 +55,9 @@ struct Int8Tile {
 
 // ---- codes under group scales ---------------------------------------------------------------------------------------
 
-// A tile lies group after group: scales [48], minima [48] if there are any, then the codes of its pair rows. Four rows of
-// 8-bit codes, or eight of 4-bit ones, share a row of words [48][2], the first in the lowest bits: a vector of words is
-// shifted, not taken apart. Without minima a 4-bit code stands as code + 8.
+// A tile lies group after group: scales [48], minima [48] if there are any, then the codes of its pair rows. Four rows
+// of 8-bit codes, or eight of 4-bit ones, share a row of words [48][2], the first in the lowest bits: a vector of words
+// is shifted, not taken apart. Without minima a 4-bit code stands as code + 8.
 constexpr int kSignedOffset = 8;
 
 inline int rows_a_word(const Coding& coding) { return coding.format == Format::kCodes4 ? 8 : 4; }
@@ -71,10 +72,10 @@ inline std::size_t coded_tile_bytes(const Coding& coding, int pairs) {
   return pairs / rows * group_bytes(coding, rows) + (rest ? group_bytes(coding, rest) : 0);
 }
 
-// Where the instruction set has an int8 dot product that takes all bytes, these codes are multiplied as integers too, group
-// by group: each group of inputs has a scale of its own then, and q = 128 · high + low for −64 ≤ high < 64. The codes have
-// no sign and stand in quads, [quads][48][4]: 8-bit ones as code + 128; of 4-bit ones, with or without minima as above, two
-// quads share their bytes, the first in the lower halves.
+// Where the instruction set has an int8 dot product that takes all bytes, these codes are multiplied as integers too,
+// group by group: each group of inputs has a scale of its own then, and q = 128 · high + low for −64 ≤ high < 64. The
+// codes have no sign and stand in quads, [quads][48][4]: 8-bit ones as code + 128; of 4-bit ones, with or without
+// minima as above, two quads share their bytes, the first in the lower halves.
 constexpr int kUnsignedOffset = 128;
 constexpr int kMostGroup = 512;  // inputs, whose products' sum 32 bits hold
 

@@ -8,8 +8,8 @@
 
 namespace openlora {
 
-// Rounds of such work. A member's share is taken from its front by the member itself and from its end by others, so that
-// what lies together stays with one as long as nobody waits.
+// Rounds of such work. A member's share is taken from its front by the member itself and from its end by others, so
+// that what lies together stays with one as long as nobody waits.
 class Shares {
  public:
   explicit Shares(int members) : members_(members) {}
@@ -17,7 +17,8 @@ class Shares {
   // The member's next round. Every member begins every one of them, and none before all have ended the one before.
   void begin(int member) { ++members_[member].round; }
 
-  // A part of `owner`'s share, which is the same whoever asks: the member's to work on, and nobody else's. -1: all are taken.
+  // A part of `owner`'s share, which is the same whoever asks: the member's to work on, and nobody else's. -1: all are
+  // taken.
   int take(int member, int owner, Team::Range share) {
     const std::uint64_t fresh = std::uint64_t{members_[member].round} << 32;
     std::atomic<std::uint64_t>& cell = members_[owner].taken;

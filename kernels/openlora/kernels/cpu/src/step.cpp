@@ -100,8 +100,7 @@ class Pass {
     kv_tiles_ = tiles_of(s_.kv_heads * s_.head_size);
     projected_stride_ = (q_tiles_ + 2 * kv_tiles_) * kTile;
     residual_ = grown<float>(d_.residual, std::size_t{1} * rows * residual_stride_);
-    if (!d_.layers[0].post_mlp_norm.empty())
-      added_ = grown<float>(d_.added, std::size_t{1} * rows * residual_stride_);
+    if (!d_.layers[0].post_mlp_norm.empty()) added_ = grown<float>(d_.added, std::size_t{1} * rows * residual_stride_);
     normed_ = inputs(d_.normed, rows, s_.hidden_size);
     projected_ = grown<float>(d_.projected, std::size_t{1} * rows * projected_stride_);
     attended_ = inputs(d_.attended, rows, s_.heads * s_.head_size);
@@ -203,10 +202,11 @@ class Pass {
     const std::ptrdiff_t at = std::ptrdiff_t{row} * plane_stride(linear.inputs);
     const std::ptrdiff_t group = std::ptrdiff_t{row} * linear.groups();
     if (linear.grouped)
-      k_.quantise_groups(x.row(row), 2 * linear.pairs(), linear.coding.group, high_plane_ + at, low_plane_ + at, input_scales_ + group,
-                         input_sums_ + group);
+      k_.quantise_groups(x.row(row), 2 * linear.pairs(), linear.coding.group, high_plane_ + at, low_plane_ + at,
+                         input_scales_ + group, input_sums_ + group);
     else
-      k_.quantise(x.row(row), round_up(linear.inputs, kLanes), high_plane_ + at, low_plane_ + at, input_scales_ + group);
+      k_.quantise(x.row(row), round_up(linear.inputs, kLanes), high_plane_ + at, low_plane_ + at,
+                  input_scales_ + group);
   }
 
   // The shrunk inputs of all rows, for matrices that share an input; returns when every member has done its part.
@@ -217,7 +217,8 @@ class Pass {
   }
 
   void project(int member, const Linear& linear, int layer) {
-    multiply(d_, member, product(linear, layer, kQ, normed_, Finish::kPut, floats(projected_, projected_stride_), kFloats));
+    multiply(d_, member,
+             product(linear, layer, kQ, normed_, Finish::kPut, floats(projected_, projected_stride_), kFloats));
   }
 
   // To the residual, or to what add_normed adds to it.
@@ -261,8 +262,8 @@ class Pass {
     multiply(d_, member, product(linear, layer, kGate, normed_, kind, activated_, kTile * k_.input_bytes));
   }
 
-  // The rows of sequences that have several, whose keys all of them may see. Those of other sequences turn when they are
-  // attended to.
+  // The rows of sequences that have several, whose keys all of them may see. Those of other sequences turn when they
+  // are attended to.
   void rotate(int member, int layer) {
     const auto mine = rows_of(d_.team, rows_, member);
     for (int row = mine.begin; row < mine.end; ++row)
@@ -306,8 +307,8 @@ class Pass {
     for (int i = 0; i < s_.head_size; ++i) column[2 * i] = value[i];
   }
 
-  // The row is the sequence's last one, in a page that this step begins. What a former holder left behind the row may be
-  // NaN, and NaN times a weight of zero is NaN: it is cleared.
+  // The row is the sequence's last one, in a page that this step begins. What a former holder left behind the row may
+  // be NaN, and NaN times a weight of zero is NaN: it is cleared.
   bool opens_page(int row) const {
     const int s = sequence_[row], first = step_.context_lens[s] - (step_.row_starts[s + 1] - step_.row_starts[s]);
     return row + 1 == step_.row_starts[s + 1] && position_[row] / kPageTokens * kPageTokens >= first;
@@ -321,7 +322,7 @@ class Pass {
     Span seen[kMaxQueries];
     std::vector<const bf16*> pages;
     for (const Item& item : items) add_pages(item, layer, pages);
-    const bf16* const *own = pages.data(), *const *end = own + pages.size();
+    const bf16 *const *own = pages.data(), *const *end = own + pages.size();
     k_.enter_attention();
     if (!items.empty()) rotate_alone(member, layer, items[0]);
     for (std::size_t i = 0; i < items.size(); ++i) {
