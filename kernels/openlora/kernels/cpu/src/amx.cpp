@@ -444,6 +444,7 @@ void shrink(const Shrinking* runs, int count, const Stack& stack, int first, int
 
 constexpr Kernels kTable = [] {
   Kernels table = kernels("amx", kTall, 24 << 10);
+  table.memory_bound = true;
   table.enter = enter;
   table.leave = leave;
   table.enter_attention = enter_attention;

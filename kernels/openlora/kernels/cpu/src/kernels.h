@@ -127,9 +127,10 @@ constexpr int kMostShrinking = 4;  // that are shrunk at once
 
 struct Kernels {
   const char* name;
-  int input_bytes;  // of one input: 2 or 4
-  int queries;      // that attention takes well at once
-  int ahead;        // bytes that fetches of weights had better run ahead
+  int input_bytes;    // of one input: 2 or 4
+  int queries;        // that attention takes well at once
+  int ahead;          // bytes that fetches of weights had better run ahead
+  bool memory_bound;  // its products wait for memory, which had better be fetched while adapters are added, too
 
   // Brackets every thread's work of a step. A thread enters attention before a row of calls of it, and the step again
   // after.

@@ -94,7 +94,7 @@ class Multiplying {
   }
 
   // A unit's i-th tile with a block of rows. Returns what should be fetched while adapters are added: as much as is
-  // fetched here for their sake.
+  // fetched here for their sake, if products wait for memory.
   Ahead multiply_tile(const Linear::Tile& tile, int i, int block, int first, int count, Meanwhile& meanwhile,
                       float* out) {
     const char* ahead = tile.weights + k_.ahead;
@@ -109,7 +109,7 @@ class Multiplying {
     if (blocks_ > 1) ahead += tile.bytes;  // the first block of the next reads all of it
     ahead += each * block;
     if (tile.packed && !kept_) {
-      const std::size_t later = std::min(each, meanwhile.added.bytes) / 64 * 64;
+      const std::size_t later = k_.memory_bound ? std::min(each, meanwhile.added.bytes) / 64 * 64 : 0;
       meanwhile.ahead = {ahead, each - later};
       k_.tile_packed(x, count, *reinterpret_cast<const Packed*>(tile.weights), linear_.pairs(), out, meanwhile);
       return {ahead + (each - later), later};
