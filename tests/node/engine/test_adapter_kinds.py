@@ -22,8 +22,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openlora.node.adapters.format import read_adapter
+from openlora.node.engine import changes
+from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.engine.engine import Engine, EngineLimits, ScoreRequest
 from openlora.node.engine.messages import AdapterLoaded, AdapterRefused, AdapterUse, LoadAdapter
+from openlora.node.engine.models.config import DecoderConfig
 from tests.node.engine.test_parity import ATTENTION, EVERY_LAYER, TINY, tiny_models
 
 pytestmark = [
@@ -49,6 +53,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora-ends": {"target_modules": [*EVERY_LAYER, "embed_tokens", "lm_head"], "use_dora": True, "use_rslora": True},
     "whole-ends": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
     "whole-layers": {"target_modules": ["q_proj"], "modules_to_save": ["model.norm", "down_proj"], "use_dora": True},
+    "tokens": {"target_modules": ATTENTION, "trainable_token_indices": list(range(1, TINY["vocab_size"], 3))[:200]},
+    "tokens-by-name": {"target_modules": ["down_proj"], "trainable_token_indices": {"embed_tokens": [7, 0, 30]}},
     "second-layer": {"target_modules": ["q_proj", "gate_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
     "some-layers": {"target_modules": ["model.layers.0.mlp.up_proj", "o_proj"], "layers_to_transform": [1, 2]},
     "pattern": {  # as Unsloth writes it
@@ -125,7 +131,7 @@ def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
         if parameter.requires_grad:
             if "lora_magnitude" in name:
                 parameter.data.mul_(1 + 0.3 * torch.randn_like(parameter))
-            elif "modules_to_save" in name:
+            elif "modules_to_save" in name or "trainable_tokens" in name:
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
             elif "lora_B" in name or "lora_embedding_B" in name:
                 parameter.data.mul_(0.2)
@@ -194,6 +200,16 @@ def test_a_layer_that_a_pattern_matches_and_the_file_lacks_is_left_alone(case: C
     (found,) = engine.score([request])
     expected = Case(case.model, tmp_path, case.base, case.merged, case.text).expected(request)
     assert float((found - expected).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_each_kind_takes_is_known_before_it_is_computed(case: Case, dtype: torch.dtype) -> None:
+    config = DecoderConfig.from_path(case.model)
+    base = Checkpoint(case.model, config)
+    for key in KINDS:
+        weights = read_adapter(case.adapters / key, config.modules())
+        found = changes.changes(weights, base, dtype, torch.device("cpu"))
+        assert sum(change.nbytes for change in found.values()) == changes.nbytes(weights, dtype), key
 
 
 def test_a_copy_of_another_base_is_refused(case: Case, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ MAX_CONFIG_BYTES: Final = 64 * 1024
 MAX_RANK: Final = 256
 MAX_NAMES: Final = 4096
 MAX_LAYER: Final = 4096
+MAX_TOKEN: Final = 2**31
 ALL_LINEAR: Final = "all-linear"
+_EMBEDDINGS: Final = ("embed_tokens", "word_embeddings")
 _LITERAL_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 
 T = TypeVar("T")
@@ -42,6 +44,7 @@ class AdapterConfig:
     layers_to_transform: frozenset[int] | None  # None: all
     layers_pattern: tuple[str, ...]  # what stands before a layer's number; none: whatever does
     modules_to_save: tuple[str, ...]
+    trained_tokens: tuple[int, ...]  # whose rows of the embedding the adapter brings
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
@@ -116,6 +119,7 @@ def parse_config(data: bytes) -> AdapterConfig:
             "layers_pattern", [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
         ),
         modules_to_save=_some_names("modules_to_save", fields.get("modules_to_save")),
+        trained_tokens=_tokens(fields.get("trainable_token_indices")),
         rank_pattern=_pattern("rank_pattern", fields.get("rank_pattern"), _rank),
         alpha_pattern=_pattern("alpha_pattern", fields.get("alpha_pattern"), _alpha),
     )
@@ -196,6 +200,23 @@ def _layers(value: Any) -> frozenset[int] | None:
     return frozenset(found)
 
 
+def _tokens(value: Any) -> tuple[int, ...]:
+    """A list, or an object that holds it under the embedding's name."""
+    found = value
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, held),) = value.items()
+        found = held if name.endswith(_EMBEDDINGS) else value
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(type(one) is int and 0 <= one < MAX_TOKEN for one in found):
+        raise AdapterError(
+            f"{CONFIG_FILE}: trainable_token_indices must hold tokens of the embedding, not {quote(value)}"
+        )
+    if len(found) > MAX_RANK or len(set(found)) != len(found):
+        raise AdapterError(f"{CONFIG_FILE}: trainable_token_indices must hold up to {MAX_RANK} tokens, each once")
+    return tuple(found)
+
+
 def _pattern(key: str, value: Any, check: Callable[[str, Any], T]) -> Mapping[str, T]:
     """PEFT's patterns, in their order (the first that matches counts), with literal names for keys, or "^" before a
     whole one."""
@@ -212,5 +233,6 @@ _READ: Final = frozenset(
     {
         *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+        "trainable_token_indices",
     }
 )

@@ -75,7 +75,6 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "megatron_config": (_NULL, "Megatron's parallel layers; save for one device"),
     "monteclora_config": (_NULL, "MonteCLoRA; " + _PLAIN),
     "target_parameters": (_EMPTY, "bare parameters; name modules in target_modules"),
-    "trainable_token_indices": (_NULL, "trained tokens; save the whole embedding with modules_to_save instead"),
     "use_bdlora": (_FALSE, "BD-LoRA; " + _PLAIN),
     "use_qalora": (_FALSE, "QA-LoRA; " + _PLAIN),
     "velora_config": (_NULL, "VeLoRA; " + _PLAIN),

@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -45,6 +45,7 @@ _CHUNK_ITEMS: Final = 1 << 20
 _PAIR: Final = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR: Final = ("lora_embedding_A", "lora_embedding_B")
 _MAGNITUDE: Final = "lora_magnitude_vector"
+_TRAINED_TOKENS: Final = "token_adapter.trainable_tokens_delta"  # whole rows, whatever its name says
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,18 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedTokens:
+    """Rows [tokens, hidden size] that stand in the places of these tokens' rows of the embedding, and of the head where
+    it is tied."""
+
+    tokens: tuple[int, ...]
+    rows: RawTensor
+    embedding: str
+    vocab_size: int
+    tied: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterWeights:
     """A whole adapter. `rank` is the largest of its layers', `nbytes` the size of what it changes, as stored."""
 
@@ -73,6 +86,7 @@ class AdapterWeights:
     nbytes: int
     factors: Mapping[str, Factor]
     replaced: Mapping[str, RawTensor] = field(default_factory=dict)  # modules_to_save: whole weights
+    trained: TrainedTokens | None = None  # trainable_token_indices
     copies: Mapping[str, RawTensor] = field(default_factory=dict)  # what PEFT stores of the base, to be equal to it
 
     def digest(self) -> bytes:
@@ -82,6 +96,8 @@ class AdapterWeights:
             _update(digest, f"{module} {factor.scale.hex()}", factor.tensors)
         for module, weight in sorted(self.replaced.items()):
             _update(digest, f"{module} =", [weight])
+        if self.trained is not None:
+            _update(digest, f"{self.trained.embedding} {self.trained.tokens} =", [self.trained.rows])
         return digest.digest()
 
 
@@ -108,6 +124,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
         targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
     replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
+    trained = _trained(config.trained_tokens, layout, {*targeted, *saved}, tensors)
     copies = _copies(layout, targeted, tensors)
     if tensors:
         meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
@@ -118,11 +135,14 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     if not factors:
         raise AdapterError(f"{WEIGHTS_FILE}: holds no A and B of a layer that may be targeted")
     changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values()]
+    if trained is not None:
+        changes.append(trained.rows)
     return AdapterWeights(
-        rank=max((factor.a.shape[0] for factor in factors.values()), default=1),
+        rank=max(len(config.trained_tokens), *(factor.a.shape[0] for factor in factors.values())),
         nbytes=sum(len(raw.data) for raw in changes),
         factors=factors,
         replaced=replaced,
+        trained=trained,
         copies=copies,
     )
 
@@ -212,6 +232,7 @@ def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str,
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
     """What the weights can hold: A, B and magnitudes; whole weights; copies of the embedding and the head."""
     low_rank = sum((config.rank_of(module) + config.dora) * sum(shape.weight) for module, shape in targeted.items())
+    low_rank += sum(len(config.trained_tokens) * shape.out_features for _, shape in _embeddings(layout))
     whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
     return low_rank + sum(math.prod(shape.weight) for shape in whole)
 
@@ -239,6 +260,29 @@ def _factor(
         scale=scale,
         magnitude=magnitude,
     )
+
+
+def _embeddings(layout: Layout) -> list[tuple[str, EmbeddingShape]]:
+    return [(module, shape) for module, shape in layout.items() if isinstance(shape, EmbeddingShape)]
+
+
+def _trained(
+    tokens: tuple[int, ...], layout: Layout, otherwise: Container[str], tensors: dict[str, RawTensor]
+) -> TrainedTokens | None:
+    """The rows of these tokens, taken out of `tensors`; the modules `otherwise` are changed in other ways."""
+    if not tokens:
+        return None
+    key = f"{CONFIG_FILE}: trainable_token_indices"
+    if not (embeddings := _embeddings(layout)):
+        raise AdapterError(f"{key} is given, but this base model's embedding cannot be changed")
+    ((module, shape),) = embeddings
+    if max(tokens) >= shape.in_features:
+        raise AdapterError(f"{key} holds {max(tokens)}, but this base model's last token is {shape.in_features - 1}")
+    for changed in (module, HEAD) if shape.tied else (module,):
+        if changed in otherwise:
+            raise AdapterError(f"{key} changes {changed}, and so does another key; keep one of them")
+    rows = _take(tensors, f"{module}.{_TRAINED_TOKENS}", (len(tokens), shape.out_features), MAX_RECIPE_WEIGHT)
+    return TrainedTokens(tokens, rows, module, shape.in_features, shape.tied)
 
 
 def _whole(name: str, shape: ModuleShape, tensors: dict[str, RawTensor]) -> RawTensor:

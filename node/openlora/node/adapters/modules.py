@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-HEAD: Final = "lm_head"  # the output head's name; where it is tied to the embedding an adapter changes either alone
+HEAD: Final = "lm_head"  # the output head's name; where it is tied to the embedding, factors change either alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,12 @@ class LinearShape:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingShape:
-    """An embedding y = W[token], W of shape [in_features, out_features]: a linear layer of one-hot vectors."""
+    """An embedding y = W[token], W of shape [in_features, out_features]: a linear layer of one-hot vectors. `tied`: W
+    is the output head's weight too."""
 
     out_features: int
     in_features: int
+    tied: bool = False
 
     @property
     def weight(self) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from openlora.kernels.reference import row_norms
 from openlora.kernels.types import Change, Difference, LoraFactors
-from openlora.node.adapters.format import BFLOAT16_MAX, MAX_RECIPE_WEIGHT, AdapterWeights, Factor
+from openlora.node.adapters.format import BFLOAT16_MAX, MAX_RECIPE_WEIGHT, AdapterWeights, Factor, TrainedTokens
+from openlora.node.adapters.modules import HEAD
 from openlora.node.adapters.safetensors import RawTensor
 from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.errors import AdapterError, ModelError
@@ -18,6 +19,9 @@ def nbytes(weights: AdapterWeights, dtype: torch.dtype) -> int:
     """What `changes` will take, known before it is read."""
     low_rank = sum(dtype.itemsize * (_size(f.a) + _size(f.b)) for f in weights.factors.values())
     stretches = sum(torch.float32.itemsize * _size(f.magnitude) for f in weights.factors.values() if f.magnitude)
+    if (trained := weights.trained) is not None:
+        tokens, hidden = trained.rows.shape
+        low_rank += dtype.itemsize * tokens * (trained.vocab_size + hidden) * (1 + trained.tied)
     return low_rank + stretches + sum(_kept(raw, dtype).itemsize * _size(raw) for raw in weights.replaced.values())
 
 
@@ -38,12 +42,27 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
         for module, raw in weights.replaced.items():
             difference = _tensor(raw).float() - base.weight(module).to(_kept(raw, dtype)).float()
             found[module] = Difference(difference.to(_kept(raw, dtype)))
+        if weights.trained is not None:
+            found |= _of_tokens(weights.trained, base, dtype)
     except ModelError as error:
         raise AdapterError(f"the base's weights are needed for this adapter and cannot be read: {error}") from error
     try:
         return {module: _moved(change, device) for module, change in found.items()}
     except torch.OutOfMemoryError as error:
         raise AdapterError(f"the adapter does not fit into the device's memory: {error}") from error
+
+
+def _of_tokens(trained: TrainedTokens, base: Checkpoint, dtype: torch.dtype) -> dict[str, Change]:
+    """ΔW = Σ_t e_t ⊗ (row_t − W_t): of as low a rank as there are tokens."""
+    tokens = list(trained.tokens)
+    was = base.weight(trained.embedding)[tokens].to(dtype).float()
+    difference = (_tensor(trained.rows).float() - was).to(dtype)
+    one_hot = torch.zeros(len(tokens), trained.vocab_size, dtype=dtype)
+    one_hot[range(len(tokens)), tokens] = 1
+    found: dict[str, Change] = {trained.embedding: LoraFactors(one_hot, difference.T.contiguous(), 1.0)}
+    if trained.tied:
+        found[HEAD] = LoraFactors(difference, one_hot.T.contiguous(), 1.0)
+    return found
 
 
 def _check_copy(module: str, copy: Tensor, weight: Tensor) -> None:

@@ -92,7 +92,7 @@ class DecoderConfig:
             for name, shape in tensors.items()
             if len(shape) == 1 and name.endswith(".weight") and f"{name.removesuffix('weight')}bias" not in tensors
         }
-        embedding = {self.names.embedding: EmbeddingShape(self.hidden_size, self.vocab_size)}
+        embedding = {self.names.embedding: EmbeddingShape(self.hidden_size, self.vocab_size, self.tied_head)}
         return {**embedding, **self.layout(), **norms}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
