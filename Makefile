@@ -45,7 +45,7 @@ gpu-check: .venv/.installed ## on a CUDA machine: kernels, parity and multi-LoRA
 gas: contracts/node_modules/.installed ## gas as whole transactions on anvil, against contracts/snapshots
 	$(PY) contracts/script/gas.py
 
-lint: .venv/.installed contracts/node_modules/.installed ## what the sources of each language are checked for, and their format
+lint: .venv/.installed contracts/node_modules/.installed ## ruff, mypy strict, clang-format, forge fmt
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
