@@ -14,10 +14,11 @@ from openlora.node.adapters.modules import EmbeddingShape, LinearShape, ModuleSh
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LAYOUT = {Q: LinearShape(12, 8), DOWN: LinearShape(8, 20), "model.layers.1.self_attn.q_proj": LinearShape(12, 8)}
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+TRAINED_ROWS = "token_adapter.trainable_tokens_delta"
 NORM, LAYER_NORM = "model.norm", "model.layers.0.input_layernorm"
 WHOLE_LAYOUT: dict[str, ModuleShape] = {
     **LAYOUT,
-    EMBEDDING: EmbeddingShape(8, 10),
+    EMBEDDING: EmbeddingShape(8, 10, tied=True),
     HEAD: LinearShape(10, 8),
     NORM: NormShape(8),
     LAYER_NORM: NormShape(8),

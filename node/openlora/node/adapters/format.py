@@ -68,12 +68,12 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class TrainedTokens:
-    """Rows [tokens, hidden size] that stand in the places of these tokens' rows of the embedding, and of the head where
-    it is tied."""
+    """Whole rows of the embedding, and of the output head where that is tied: row i, of the base's hidden size, stands
+    in the place of that of tokens[i]."""
 
-    tokens: tuple[int, ...]
-    rows: RawTensor
-    embedding: str
+    tokens: tuple[int, ...]  # each once, below vocab_size
+    rows: RawTensor  # [tokens, hidden size]
+    embedding: str  # the module
     vocab_size: int
     tied: bool
 
@@ -230,11 +230,12 @@ def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str,
 
 
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
-    """What the weights can hold: A, B and magnitudes; whole weights; copies of the embedding and the head."""
+    """What the weights can hold: A, B and magnitudes; rows of tokens; whole weights; copies of the embedding and the
+    head."""
     low_rank = sum((config.rank_of(module) + config.dora) * sum(shape.weight) for module, shape in targeted.items())
-    low_rank += sum(len(config.trained_tokens) * shape.out_features for _, shape in _embeddings(layout))
+    rows = sum(len(config.trained_tokens) * shape.out_features for _, shape in _embeddings(layout))
     whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
-    return low_rank + sum(math.prod(shape.weight) for shape in whole)
+    return low_rank + rows + sum(math.prod(shape.weight) for shape in whole)
 
 
 def _has_factors(module: str, tensors: Mapping[str, RawTensor]) -> bool:
