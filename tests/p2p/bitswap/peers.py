@@ -3,7 +3,7 @@
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,18 +19,17 @@ from openlora.p2p.memory import MemoryHub, MemoryNetwork
 from openlora.p2p.network import PeerId, Stream
 
 DEADLINE_S = 20.0
+PATIENT = BitswapLimits(patience_s=5.0)  # nobody is asked twice because a disk pauses
+# who stalls is soon found out, but what a pausing disk holds up is waited for
 LIMITS = BitswapLimits(
     unasked_bytes=float(1 << 20),
     block_timeout_s=0.3,
     patience_s=0.2,
-    have_timeout_s=0.3,
-    missing_timeout_s=0.3,
     again_s=0.1,
     bench_s=5.0,
     retry_s=0.1,
 )
-
-PATIENT = BitswapLimits()
+HASTY = replace(LIMITS, have_timeout_s=0.3, missing_timeout_s=0.3)  # for what nobody has
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,18 @@ from openlora.p2p.content.unixfs import CHUNK_BYTES
 from openlora.p2p.errors import BlockMissing, MalformedBlock, OverBudget, StoreFull
 from openlora.p2p.memory import MemoryNetwork
 from openlora.p2p.network import PeerId
-from tests.p2p.bitswap.peers import PATIENT, Peer, World, add_random_file, add_random_folder, meet, say, until, world
+from tests.p2p.bitswap.peers import (
+    HASTY,
+    PATIENT,
+    Peer,
+    World,
+    add_random_file,
+    add_random_folder,
+    meet,
+    say,
+    until,
+    world,
+)
 
 PLENTY = 1 << 30
 FILE_BYTES = 12 * CHUNK_BYTES
@@ -88,7 +99,7 @@ def test_several_peers_serve_at_once(tmp_path: Path) -> None:
         await meet(fetcher.network, *(provider.network for provider in providers))
         await fetcher.fetch_whole(*roots)
         assert same(providers[0], fetcher)
-        assert all(provider.bitswap.counters.served_blocks >= 3 for provider in providers)
+        assert all(provider.bitswap.counters.served_blocks for provider in providers)
         assert sum(provider.bitswap.counters.served_blocks for provider in providers) == 37
 
     play(scenario, tmp_path)
@@ -187,7 +198,7 @@ def test_a_hint_is_dialled_and_the_dht_is_asked(tmp_path: Path) -> None:
 
 def test_nobody_has_it(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        other, fetcher = here.peer("other"), here.peer("fetcher")
+        other, fetcher = here.peer("other"), here.peer("fetcher", HASTY)
         await meet(fetcher.network, other.network)
         started = trio.current_time()
         with pytest.raises(BlockMissing, match="no peer has"):
@@ -201,7 +212,7 @@ def test_nobody_has_it(tmp_path: Path) -> None:
 
 def test_a_block_that_nobody_has_ends_the_fetch(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        provider, fetcher = here.peer("provider"), here.peer("fetcher")
+        provider, fetcher = here.peer("provider"), here.peer("fetcher", HASTY)
         root = add_random_file(provider.store, FILE_BYTES)
         lost = max(set(provider.store.cids()) - {root})
         provider.store.delete(lost)
@@ -290,7 +301,7 @@ def test_only_a_staller_has_it(tmp_path: Path) -> None:
         await say(staller, peer, all_haves(message))
 
     async def scenario(here: World) -> None:
-        fetcher, staller = here.peer("fetcher"), here.scripted("staller", stall)
+        fetcher, staller = here.peer("fetcher", HASTY), here.scripted("staller", stall)
         await meet(fetcher.network, staller)
         with pytest.raises(BlockMissing):
             await fetcher.fetch_whole(Cid.of(Codec.RAW, b"never"))
@@ -360,7 +371,7 @@ def test_a_tree_that_expands_without_end(tmp_path: Path) -> None:
         started = trio.current_time()
         with pytest.raises(OverBudget):
             await fetcher.fetch_whole(below)
-        assert trio.current_time() - started < 1.0
+        assert trio.current_time() - started < 5.0
         assert provider.bitswap.counters.served_blocks <= 9
 
     play(scenario, tmp_path)
@@ -391,7 +402,7 @@ def test_a_node_that_is_none_of_ours(tmp_path: Path) -> None:
 
 def test_a_full_store_ends_the_fetch(tmp_path: Path) -> None:
     async def scenario(here: World) -> None:
-        provider, fetcher = here.peer("provider"), here.peer("fetcher", max_bytes=3 * CHUNK_BYTES)
+        provider, fetcher = here.peer("provider"), here.peer("fetcher", PATIENT, max_bytes=3 * CHUNK_BYTES)
         root = add_random_file(provider.store, FILE_BYTES)
         await meet(fetcher.network, provider.network)
         with pytest.raises(StoreFull):
