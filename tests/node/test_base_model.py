@@ -1,6 +1,7 @@
 """A base model's id follows from its weights and its tokenizer."""
 
 import json
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -103,6 +104,20 @@ def rewrite_index(**changes: Any) -> Callable[[Path], None]:
     return spoil
 
 
+def respelled(**changes: Any) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | changes
+        encoded = json.dumps({"b.weight": entry}).encode()
+        (model / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(4))
+
+    return spoil
+
+
+MALFORMED: list[dict[str, Any]] = [
+    *({"dtype": dtype} for dtype in (None, True, 1.5, "\ud800")),
+    *({"shape": shape} for shape in (None, "1", ["1"], [1.0], [-1], [2**64], [True])),
+    *({"data_offsets": offsets} for offsets in (None, [4], [0, 4.0], [4, 0], [0, 10**400], [2**63, 2**63])),
+]
 SHARDS = {name: f"model-{n}.safetensors" for n, name in enumerate(TENSORS)}
 
 
@@ -115,9 +130,14 @@ SHARDS = {name: f"model-{n}.safetensors" for n, name in enumerate(TENSORS)}
         (lambda model: (model / "model.safetensors").write_bytes(b"\xff" * 100), "not a safetensors file"),
         (lambda model: (model / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]"), "not a JSON object"),
         (lambda model: (model / "model.safetensors").write_bytes(b"\x07" + bytes(7) + b'{"t":1}'), "malformed"),
+        *((respelled(**entry), r"malformed safetensors header, at tensor 'b\.weight'") for entry in MALFORMED),
+        (lambda model: in_place_of(model / "tokenizer.json", os.mkfifo), r"tokenizer\.json: a pipe"),
+        (lambda model: in_place_of(model / "model.safetensors", os.mkfifo), r"model\.safetensors: a pipe"),
         (lambda model: truncate(model / "model.safetensors"), r"ends before its tensor 'a\.weight'"),
         (rewrite_index(weight_map=[]), "weight_map must"),
         (rewrite_index(weight_map={"a.weight": "../x"}), "weight_map must"),
+        (rewrite_index(weight_map={"a.weight": "x\0"}), "weight_map must"),
+        (rewrite_index(weight_map={"a.weight": "\ud800"}), "weight_map must"),
         (rewrite_index(weight_map=SHARDS | {"c.weight": "model-0.safetensors"}), "other tensors"),
         (rewrite_index(weight_map={"b.weight": "model-1.safetensors"}), "other tensors"),
         (rewrite_index(weight_map=SHARDS | {"c.weight": "model-9.safetensors"}), "No such file"),
@@ -127,6 +147,11 @@ def test_what_is_no_whole_model(model: Path, spoil: Callable[[Path], Any], reaso
     spoil(model)
     with pytest.raises(ModelError, match=reason):
         base_model_id(model)
+
+
+def in_place_of(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
 
 
 def truncate(path: Path) -> None:

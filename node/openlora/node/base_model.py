@@ -1,18 +1,21 @@
 """Which base model this is: an id that follows from its weights and its tokenizer."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_header import GgufHeader
 from openlora.node.errors import ModelError
 
 HashProgress = Callable[[int, int], None]  # bytes hashed so far, bytes in all
 
 MAX_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors library itself
+_MAX_SIZE: Final = 2**62  # of a dimension, and of an offset into a file
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -95,27 +98,29 @@ def _directory_tensors(directory: Path) -> list[_Tensor]:
 
 
 def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and Path(name).name == name
+    return isinstance(name, str) and name.isprintable() and Path(name).name == name
 
 
 def _safetensors(path: Path) -> list[_Tensor]:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         if header_bytes > MAX_HEADER_BYTES:
             raise ModelError(f"{path}: not a safetensors file")
         header = _json(file.read(header_bytes), path)
     header.pop("__metadata__", None)
-    try:
-        return [_safetensor(path, name, entry, 8 + header_bytes) for name, entry in header.items()]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelError(f"{path}: malformed safetensors header") from error
+    return [_safetensor(path, name, entry, 8 + header_bytes) for name, entry in header.items()]
 
 
-def _safetensor(path: Path, name: str, entry: Mapping[str, Any], data_start: int) -> _Tensor:
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end:
-        raise ValueError("offsets")
-    return _Tensor(name, entry["dtype"], tuple(entry["shape"]), path, data_start + begin, end - begin)
+def _safetensor(path: Path, name: str, entry: Any, data_start: int) -> _Tensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
+            if _are_sizes([*shape, begin, end]) and begin <= end and (name + dtype).isprintable():
+                return _Tensor(name, dtype, tuple(shape), path, data_start + begin, end - begin)
+    raise ModelError(f"{path}: malformed safetensors header, at tensor {quote(name)}; fetch the model again")
+
+
+def _are_sizes(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and 0 <= value <= _MAX_SIZE for value in values)
 
 
 def _gguf_tensors(path: Path, header: GgufHeader) -> list[_Tensor]:
@@ -144,8 +149,14 @@ def _json(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _file_sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return file_digest(file, "sha256").digest()
+
+
+def _opened(path: Path) -> BufferedReader:
+    if path.is_fifo():  # nobody may ever write to it
+        raise ModelError(f"{path}: a pipe and no file; fetch the model again")
+    return path.open("rb")
 
 
 def _u32(value: int) -> bytes:

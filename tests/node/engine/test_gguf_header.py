@@ -1,5 +1,6 @@
 """GGUF headers from strangers: each fault one sentence, whatever the counts say."""
 
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -148,6 +149,12 @@ def test_a_hostile_header_is_refused_in_one_sentence(tmp_path: Path, content: by
         read(tmp_path, content)
     assert "not a readable GGUF file" in str(refusal.value)
     assert len(str(refusal.value)) < len(str(tmp_path)) + 300
+
+
+def test_nobody_waits_at_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    with pytest.raises(ModelError, match="a pipe and no GGUF file"):
+        GgufHeader(tmp_path / "x.gguf")
 
 
 def test_every_truncation_of_the_header_is_refused(tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def test_a_tokenizer_whose_text_is_not_its_tokens_bytes_is_refused() -> None:
         TextModel(TokenizerFiles(tokenizer.to_str(), None, {}))
 
 
+@pytest.mark.parametrize(("last", "reason"), [(-1, "last token is -1"), (1 << 22, "last token is 4194304")])
+def test_a_token_beyond_all_vocabularies_takes_no_memory(last: int, reason: str) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": last} if last > 0 else {}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    with pytest.raises(ModelError, match=reason):
+        token_bytes(tokenizer)
+
+
 # ---- chats ----
 
 
@@ -139,8 +147,12 @@ def test_templates_refuse_in_words_and_run_sandboxed(tmp_path: Path) -> None:
         chat_model(tmp_path, "{{ raise_exception('no system role') }}").encode_chat(hello)
     with pytest.raises(RequestError, match="unsafe"):
         chat_model(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}").encode_chat(hello)
-    with pytest.raises(ModelError, match="chat template cannot be read"):
-        chat_model(tmp_path, "{% for %}")
+    for wrong in ("{% for %}", "{{" * 3000, "{% if a %}" * 200 + "{% endif %}" * 200):
+        with pytest.raises(ModelError, match="chat template cannot be read"):
+            chat_model(tmp_path, wrong)
+    for failing in ("{{ 5 is divisibleby 0 }}", "{{ range(10**9) }}", "{{ 'ab' | truncate(1) }}", "{{ 'x' * 10**16 }}"):
+        with pytest.raises(RequestError, match="chat template refuses"):
+            chat_model(tmp_path, failing).encode_chat(hello)
     sorted_keys = chat_model(tmp_path, "{{ messages | tojson(ensure_ascii=False, sort_keys=true) }}").encode_chat(hello)
     assert bytes(sorted_keys) == b'[{"content": "hi", "role": "user"}]'
     generation = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
@@ -157,6 +169,9 @@ def test_what_is_no_model_is_refused_in_words(tmp_path: Path) -> None:
         TextModel.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="tokenizer cannot be read"):
+        TextModel.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template":' + "[" * 10_000)
+    with pytest.raises(ModelError, match="cannot be read: maximum recursion"):
         TextModel.load(tmp_path)
 
 

@@ -36,7 +36,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda format_: datetime.now().astimezone().strftime(format_)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
+        except Exception as error:  # the compiler of Python that is behind it has its own
             raise ModelError(f"the model's chat template cannot be read: {error}") from None
         longest_first = sorted(control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -48,7 +48,7 @@ class ChatTemplate:
         marked = [{"role": message.role, "content": self._mark(message.content)} for message in messages]
         try:
             prompt = self._template.render(messages=marked, add_generation_prompt=True, tools=None, documents=None)
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template may fail as any program may
             raise RequestError("bad_messages", f"the model's chat template refuses: {error}", "messages") from None
         return list(self._pieces(prompt))
 

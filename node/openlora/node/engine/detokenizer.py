@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from openlora.node.errors import ModelError
 
+MAX_TOKENS = 1 << 22
 _WORD_START = "▁"  # SentencePiece's visible space
 
 
@@ -22,6 +23,10 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
     Raises ModelError for a decoder whose text is not the concatenation of its tokens' bytes.
     """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    last = max(vocabulary.values(), default=-1)
+    if not 0 <= last < MAX_TOKENS:  # each id below takes memory; for want of it `to_str` aborts the process
+        raise ModelError(f"the tokenizer's last token is {last}; from 0 to {MAX_TOKENS - 1} is served")
     kinds = set(_kinds(json.loads(tokenizer.to_str())["decoder"]))
     if "ByteLevel" in kinds:
         encode: Callable[[str], bytes] = _ByteLevel()
@@ -32,8 +37,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             f"the tokenizer's decoder ({', '.join(sorted(kinds)) or 'none'}) is not supported; "
             "use a model with a byte-level or SentencePiece tokenizer"
         )
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    table = [b""] * (1 + max(vocabulary.values()))
+    table = [b""] * (1 + last)
     for token, token_id in vocabulary.items():
         table[token_id] = encode(token)
     for token_id, added in tokenizer.get_added_tokens_decoder().items():

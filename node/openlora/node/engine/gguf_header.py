@@ -60,6 +60,8 @@ class GgufHeader:
         self.tensors: dict[str, GgufTensor] = {}
         self._path = path
         self._pairs: dict[str, tuple[int, int, int]] = {}  # where the pair begins, its value (the type first), its end
+        if path.is_fifo():  # nobody may ever write to it
+            raise ModelError(f"{path}: a pipe and no GGUF file; name the file itself")
         try:
             self._data = np.asarray(np.memmap(path, np.uint8, "r"))
             self._read(_Cursor(self._data.data))

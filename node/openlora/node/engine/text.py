@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.documents import ChatMessage, FinishReason, Usage
 from openlora.node.engine.chat import ChatTemplate
 from openlora.node.engine.client import InferenceEngine
@@ -52,7 +53,7 @@ class TextModel:
         try:
             self._tokenizer = _of_whole_texts(files.tokenizer)
         except Exception as error:  # the library raises plain Exception
-            raise ModelError(f"the model's tokenizer cannot be read: {error}") from None
+            raise ModelError(f"the model's tokenizer cannot be read: {quote(str(error))}") from None
         self._definition = files.tokenizer
         self._table = token_bytes(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().values()

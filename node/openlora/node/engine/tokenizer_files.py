@@ -16,6 +16,7 @@ import msgspec
 from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.errors import ModelError
+from openlora.node.malformed import MALFORMED
 
 _CONVERSION_TIMEOUT_S = 300
 # How a GGUF file may say that its texts are cut before their bytes are merged: what transformers cuts alike. It cuts as
@@ -48,7 +49,7 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
             chat_template=_chat_template(path, config),
             names=_names(_json_object(path / "special_tokens_map.json") | config),
         )
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ModelError(f"the tokenizer of {path} cannot be read: {error}") from None
 
 

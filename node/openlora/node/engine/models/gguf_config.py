@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
 from openlora.node.engine.models import rope
 from openlora.node.engine.models.names import LLAMA, QWEN3
@@ -22,7 +23,7 @@ def read(file: GgufFile) -> dict[str, Any]:
     """The fields of DecoderConfig. Raises ModelError."""
     family = file.value("general.architecture", str)
     if family not in _NAMES:
-        raise ModelError(f"general.architecture {family!r} is not served; {', '.join(_NAMES)} are")
+        raise ModelError(f"general.architecture {quote(family)} is not served; {', '.join(_NAMES)} are")
     _refuse_unsupported(file, family)
     hidden_size = file.value(f"{family}.embedding_length", int)
     heads = file.value(f"{family}.attention.head_count", int)
@@ -60,7 +61,7 @@ def _refuse_unsupported(file: GgufFile, family: str) -> None:
         raise ModelError(f"{family}.expert_count: mixtures of experts are not served")
     scaling = file.value(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
-        raise ModelError(f"{family}.rope.scaling.type {scaling!r} is not served; 'none' is")
+        raise ModelError(f"{family}.rope.scaling.type {quote(scaling)} is not served; 'none' is")
     for key, neutral in _WITHOUT_EFFECT.items():
         found = file.value(f"{family}.{key}", type(neutral[0]), neutral[0])
         if found not in neutral:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.models import hf_falcon, hf_gemma, hf_llama
 from openlora.node.errors import ModelError
 
@@ -38,7 +39,7 @@ def read(directory: Path) -> dict[str, Any]:
         head = msgspec.json.decode(text, type=_Family)
         family = head.model_type
         if family not in _FAMILIES:
-            raise ModelError(f"model_type {family!r} is not served; {', '.join(_FAMILIES)} are")
+            raise ModelError(f"model_type {quote(family)} is not served; {', '.join(_FAMILIES)} are")
         if (
             head.auto_map is not None and family != "falcon"
         ):  # its published code is as old as it, and computes the same

@@ -4,14 +4,14 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.engine.models.hf_keys import Keys, common_fields, require_activation, windows
+from openlora.node.engine.models.hf_keys import Keys, Size, common_fields, require_activation, windows
 from openlora.node.engine.models.names import GEMMA2, LLAMA
 
 
 class _Gemma(Keys, kw_only=True):
-    intermediate_size: int
-    num_key_value_heads: int | None = None
-    head_dim: int = 256
+    intermediate_size: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size = 256
     rms_norm_eps: float = 1e-6
     hidden_act: str = "gelu_pytorch_tanh"
     attention_bias: bool = False
@@ -21,7 +21,7 @@ class _Gemma(Keys, kw_only=True):
 class _Gemma2(_Gemma, kw_only=True):
     hidden_activation: str = "gelu_pytorch_tanh"
     query_pre_attn_scalar: float = 256
-    sliding_window: int | None = 4096
+    sliding_window: Size | None = 4096
     layer_types: list[str] | None = None
     final_logit_softcapping: float | None = 30.0
     attn_logit_softcapping: float | None = 50.0

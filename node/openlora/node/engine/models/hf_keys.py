@@ -5,24 +5,26 @@ from typing import Annotated, Any
 
 import msgspec
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.models.hf_rope import rotation
 from openlora.node.errors import ModelError
 
 MAX_LAYERS = 1024
+Size = Annotated[int, msgspec.Meta(le=2**31 - 1)]  # beyond it, arithmetic overflows
 
 
 class Keys(msgspec.Struct, kw_only=True):
     """The keys that matter; the many others do not change what is computed."""
 
-    vocab_size: int
-    hidden_size: int
+    vocab_size: Size
+    hidden_size: Size
     num_hidden_layers: Annotated[int, msgspec.Meta(le=MAX_LAYERS)]
-    num_attention_heads: int
-    max_position_embeddings: int
+    num_attention_heads: Size
+    max_position_embeddings: Size
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
-    original_max_position_embeddings: int | None = None
+    original_max_position_embeddings: Size | None = None
     partial_rotary_factor: float | None = None
     tie_word_embeddings: bool = False
     is_causal: bool | None = None
@@ -58,14 +60,14 @@ def common_fields(keys: Keys, head_size: int) -> dict[str, Any]:
 def require_activation(key: str, found: str, *served: str) -> None:
     if found not in served:
         be = "are" if len(served) > 1 else "is"
-        raise ModelError(f"{key} {found!r} is not served; {' and '.join(map(repr, served))} {be}")
+        raise ModelError(f"{key} {quote(found)} is not served; {' and '.join(map(repr, served))} {be}")
 
 
 def windows(layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:
     """DecoderConfig.windows, of each layer's kind as transformers names it."""
     for kind in layer_types:
         if kind not in ("full_attention", "sliding_attention"):
-            raise ModelError(f"layer_types {kind!r} is not served; 'full_attention' and 'sliding_attention' are")
+            raise ModelError(f"layer_types {quote(kind)} is not served; 'full_attention' and 'sliding_attention' are")
         if kind == "sliding_attention" and window is None:
             raise ModelError("layer_types names 'sliding_attention', but sliding_window is not set")
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)

@@ -4,14 +4,14 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.engine.models.hf_keys import Keys, common_fields, require_activation, windows
+from openlora.node.engine.models.hf_keys import Keys, Size, common_fields, require_activation, windows
 from openlora.node.engine.models.names import LLAMA, QWEN3
 
 
 class _Llama(Keys, kw_only=True):
-    intermediate_size: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    intermediate_size: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
     rms_norm_eps: float = 1e-6
     hidden_act: str = "silu"
     attention_bias: bool = False
@@ -20,17 +20,17 @@ class _Llama(Keys, kw_only=True):
 
 
 class _Mistral(_Llama, kw_only=True):
-    sliding_window: int | None = 4096
+    sliding_window: Size | None = 4096
 
 
 class _Qwen(_Llama, kw_only=True):
     use_sliding_window: bool | None = False
-    sliding_window: int | None = 4096
-    max_window_layers: int = 28
+    sliding_window: Size | None = 4096
+    max_window_layers: Size = 28
 
 
 class _Qwen3(_Qwen, kw_only=True):
-    head_dim: int | None = 128
+    head_dim: Size | None = 128
 
 
 def llama(text: bytes) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from openlora.node.engine.models.rope import Frequencies
 from openlora.node.errors import ModelError
 
 _THETA = 10_000.0
-_Positive = Annotated[float, msgspec.Meta(gt=0)]
-_Positions = Annotated[int, msgspec.Meta(ge=1)]
+_Positive = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]  # beyond it, logarithms and quotients overflow
+_Positions = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class _Default(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -44,8 +44,8 @@ class _Linear(_Default):
 
 class _Llama3(_Default):
     factor: _Positive
-    low_freq_factor: float
-    high_freq_factor: float
+    low_freq_factor: _Positive
+    high_freq_factor: _Positive
     original_max_position_embeddings: _Positions
 
     def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
