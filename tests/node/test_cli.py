@@ -166,6 +166,15 @@ def test_what_a_verb_does_not_need_is_not_imported_for_it():
     assert done.stdout == "[]\n"
 
 
+def test_a_refusal_that_quotes_a_file_cannot_steer_the_terminal(tmp_path: Path):
+    (tmp_path / "client.toml").write_text('"\\u001b[2J" = 1')
+    words = ["adapter", "list", "--client", str(tmp_path / "client.toml")]
+    done = subprocess.run([sys.executable, "-m", "openlora.node", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown key" in done.stderr
+    assert done.stderr.removesuffix("\n").isprintable()
+
+
 INTERRUPTED = """
 import runpy, sys
 class Ctrl_C:

@@ -29,6 +29,7 @@ from openlora.node.cli import (
     steer,
     upgrade,
 )
+from openlora.node.cli.output import printable
 from openlora.node.errors import TEMPORARY, OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 from openlora.node.secrecy import leave_no_core
@@ -87,7 +88,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except OpenLoraError as error:
-        print(f"openlora: {error}", file=sys.stderr)
+        print(f"openlora: {printable(str(error))}", file=sys.stderr)  # it may quote a stranger's file
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno in FULL:
