@@ -183,7 +183,25 @@ def test_what_is_no_backup_says_so(tmp_path: Path):
         unpacked(tmp_path / "backup", tmp_path / "1")
     with pytest.raises(BackupError, match="No such file"):
         unpacked(tmp_path / "nowhere", tmp_path / "2")
-    with tarfile.open(tmp_path / "empty", "w") as tar:
-        tar.addfile(tarfile.TarInfo(MANIFEST), io.BytesIO())
-    with pytest.raises(BackupError, match="no backup"):
-        unpacked(tmp_path / "empty", tmp_path / "3")
+    for number, (headers, manifest) in enumerate(
+        [
+            ({}, b""),
+            ({}, b"\xff"),
+            ({}, b"[" * 10_000),
+            ({}, b'{"made_at_s": 1e300, "chain_id": 1, "hot_key": "", "next_nonce": 0, "schema": 1}'),
+            ({}, b'{"made_at_s": 1, "chain_id": 1, "hot_key": "\\u202e", "next_nonce": 0, "schema": 1}'),
+            ({"size": "nan"}, b"{}"),
+            ({"GNU.sparse.map": ""}, b"{}"),
+            ({"GNU.sparse.map": "0,2", "GNU.sparse.size": str(4 << 30)}, b"{}"),
+        ]
+    ):
+        entry = tarfile.TarInfo(MANIFEST)
+        entry.size, entry.pax_headers = len(manifest), headers
+        archive = tmp_path / f"archive {number}"
+        with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+            tar.addfile(entry, io.BytesIO(manifest))
+        with pytest.raises(BackupError, match="no backup"):
+            unpacked(archive, tmp_path / f"opened {number}")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BackupError, match="no plain file"):
+        unpacked(tmp_path / "pipe", tmp_path / "4")

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,41 @@ def test_an_rpc_is_named_by_its_url(tmp_path, urls):
 
 
 @pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        *(("chain", "poll_s", value) for value in ("0", "-1", "nan", "inf")),
+        *(("chain", "confirmations", value) for value in ("0", "-1")),
+        *(("chain", "chain_id", value) for value in ("0", "-1", "1" + "0" * 30)),
+        *(("market", "turn_s", value) for value in ("-1", "nan", "inf")),
+        ("market", "min_time_left_s", "-1"),
+        ("market", "min_in_price_wei_per_k", "-1"),
+        ("sessions", "settle_at_wei", "-1"),
+        ("engine", "kv_tokens", "0"),
+        ("engine.vllm", "gpu_memory", "nan"),
+        ("storage", "min_free_bytes", "-1"),
+        ("telemetry.mqtt", "port", "70000"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_by_its_key(tmp_path, table, key, value):
+    path = write(tmp_path)
+    path.write_text(re.sub(rf"^{key} = .*$", f"{key} = {value}", path.read_text(), count=1, flags=re.MULTILINE))
+    with pytest.raises(ConfigError, match=rf"{table}\.{key}: Expected"):
+        load(path, NodeConfig)
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
-    [("state_dir = ", "cannot be read"), ("chain = 3", "chain must be a table"), ('state_dir = ""', "expected a path")],
+    [
+        ("state_dir = ", "cannot be read"),
+        ("chain = 3", "chain must be a table"),
+        ('state_dir = ""', "expected a path"),
+        ('state_dir = "a\\u0000b"', "expected a path"),
+        ('state_dir = "~nobody-of-that-name/x"', "home of .* is not known"),
+        ("state_dir = " + "[" * 3_000, "cannot be read"),
+        ("state_dir = " + "1" * 5_000, "cannot be read"),
+        ("#" * (2 << 20), "cannot be read: it has more than"),
+    ],
+    ids=range(8),
 )
 def test_malformed_files_are_one_sentence(tmp_path, text, complaint):
     path = tmp_path / "node.toml"

@@ -15,15 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Annotated, BinaryIO, Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
+from msgspec import Meta
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.config import NodeConfig, load
 from openlora.node.errors import BackupError
 from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
+from openlora.node.malformed import MALFORMED
 from openlora.node.sealed_file import PIECE_BYTES, is_sealed, pieces, sealed, unsealed
 
 MAX_BYTES: Final = 8 << 30
@@ -35,9 +38,9 @@ JOURNAL: Final = "journal.sqlite"
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an archive says of itself."""
 
-    made_at_s: float
+    made_at_s: Annotated[float, Meta(ge=0, le=2**33)]
     chain_id: int
-    hot_key: str  # its address; "" for a node that never started
+    hot_key: Annotated[str, Meta(pattern=r"^(0x[0-9a-fA-F]{40})?\Z")]  # its address; "" for a node that never started
     next_nonce: int  # one more than any nonce of the hot key's that the journal knows
     schema: int  # of the journal; 0 without one
     version: int = 1
@@ -147,6 +150,8 @@ def _new_file(path: Path) -> BinaryIO:
 
 def open_archive(archive: Path, folder: Path, password: str | None = None) -> Archive:
     """Unpacks an archive into `folder`. Raises BackupError for one that is damaged, foreign, or of another password."""
+    if archive.exists() and not archive.is_file():
+        raise BackupError(f"{archive} is no plain file; copy the backup into one, and name that")
     try:
         with archive.open("rb") as raw, tempfile.TemporaryFile(dir=folder) as plain:
             encrypted = is_sealed(raw)
@@ -159,7 +164,7 @@ def open_archive(archive: Path, folder: Path, password: str | None = None) -> Ar
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except InvalidTag:
         raise BackupError(f"{archive} is damaged, or the password is another one") from None
-    except (tarfile.TarError, msgspec.DecodeError, FileNotFoundError) as error:
+    except (tarfile.TarError, ValueError, FileNotFoundError, *MALFORMED) as error:  # tarfile has ValueErrors too
         raise BackupError(f"{archive} is no backup of a node, or is damaged: {error}") from None
     except OSError as error:
         raise BackupError(f"{error.filename or archive}: {error.strerror}") from None
@@ -176,8 +181,14 @@ def _unpack(plain: BinaryIO, folder: Path) -> frozenset[str]:
     with tarfile.open(fileobj=plain, mode="r:") as tar:
         for entry in tar:
             total += entry.size
-            if entry.name not in known or not entry.isreg() or entry.name in names or total > MAX_BYTES:
-                raise tarfile.TarError(f"{entry.name!r} does not belong into a backup")
+            if (
+                entry.name not in known
+                or not entry.isreg()
+                or entry.issparse()
+                or entry.name in names
+                or total > MAX_BYTES
+            ):
+                raise tarfile.TarError(f"{quote(entry.name)} does not belong into a backup")
             source = tar.extractfile(entry)
             assert source is not None, "a regular file has content"
             with _new_file(folder / entry.name) as out:

@@ -9,13 +9,20 @@ import tomllib
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from openlora.node.errors import ConfigError
 
 HTTP: Final = ("http://", "https://")
+MAX_BYTES: Final = 1 << 20  # of a file that is read whole
+_LARGE: Final = 2**62
+Count = Annotated[int, Meta(ge=1, le=_LARGE)]
+Seconds = Annotated[int, Meta(ge=0, le=_LARGE)]
+Bytes = Annotated[int, Meta(ge=0, le=_LARGE)]
+Wei = Annotated[int, Meta(ge=0)]
 ADAPTER_CID: Final = re.compile("bafybei[a-z2-7]{52}")  # version 1, dag-pb, sha2-256
 
 
@@ -24,11 +31,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ChainConfig(Table, frozen=True):
-    chain_id: int
+    chain_id: Annotated[int, Meta(ge=1, le=_LARGE)]
     rpc_urls: tuple[str, ...]  # tried in order; all must serve `chain_id`
     deployment: Path  # the JSON file that names the contracts
-    confirmations: int = 1  # blocks, the transaction's own included, before a claim or commit counts
-    poll_s: float = 0.5  # how often a new head is looked for
+    confirmations: Count = 1  # blocks, the transaction's own included, before a claim or commit counts
+    poll_s: Annotated[float, Meta(ge=0.01, le=3600)] = 0.5  # how often a new head is looked for
 
     def __post_init__(self) -> None:
         if not self.rpc_urls or not all(url.startswith(HTTP) for url in self.rpc_urls):
@@ -69,19 +76,17 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 class VllmConfig(Table, frozen=True):
     python: str = ""  # the interpreter of the environment that has vLLM; "": the node's own
-    max_recipes: int = 8  # different recipes in one batch; further ones wait
+    max_recipes: Count = 8  # different recipes in one batch; further ones wait
     max_rank: int = 64  # of a recipe: its adapters' ranks added up
-    tensor_parallel: int = 1  # devices that share each layer
-    pipeline_parallel: int = 1  # groups of devices that share the layers
+    tensor_parallel: Count = 1  # devices that share each layer
+    pipeline_parallel: Count = 1  # groups of devices that share the layers
     executor: Literal["auto", "mp", "ray"] = "auto"  # who starts the workers of several devices
-    gpu_memory: float = 0.9  # share of a device's memory for weights, cache and adapters
+    gpu_memory: Annotated[float, Meta(gt=0, le=1)] = 0.9  # share of a device's memory for weights, cache and adapters
     eager: bool = False  # start sooner and run slower: no CUDA graphs, no compiled layers
 
     def __post_init__(self) -> None:
         if self.max_rank not in VLLM_RANKS:
             raise ValueError(f"max_rank must be one of {', '.join(map(str, VLLM_RANKS))}")
-        if min(self.max_recipes, self.tensor_parallel, self.pipeline_parallel) < 1 or not 0 < self.gpu_memory <= 1:
-            raise ValueError("counts must be positive, and gpu_memory must lie in (0, 1]")
 
     @property
     def devices(self) -> int:
@@ -91,21 +96,21 @@ class VllmConfig(Table, frozen=True):
 class EngineConfig(Table, frozen=True):
     backend: Backend = Backend.OPENLORA
     devices: tuple[str, ...] = ()  # one engine on each: "cuda:0", or cores as "cpu:0-7"; (): one for the machine
-    kv_tokens: int = 32_768  # capacity of the paged KV cache
-    max_running: int = 64  # requests in one batch
-    max_batch_tokens: int = 512  # tokens of one forward pass
+    kv_tokens: Count = 32_768  # capacity of the paged KV cache
+    max_running: Count = 64  # requests in one batch
+    max_batch_tokens: Count = 512  # tokens of one forward pass
     prefix_cache: bool = True  # compute once what requests of one tenant begin with in common
     speculation: bool = True  # guess tokens ahead from a request's own text (CPU); answers stay the same
-    adapter_bytes: int = 2 << 30  # memory for loaded adapters
+    adapter_bytes: Bytes = 2 << 30  # memory for loaded adapters
     vllm: VllmConfig = VllmConfig()
 
 
 class MarketConfig(Table, frozen=True):
-    min_in_price_wei_per_k: int = 0  # ask: token wei per 1,000 prompt tokens
-    min_out_price_wei_per_k: int = 0  # ask: token wei per 1,000 output tokens
-    max_live_jobs: int = 8  # claimed and not yet committed
-    min_time_left_s: int = 15  # a job whose deadline or lease is nearer is not claimed
-    turn_s: float = 4.0  # that each better placed node has to claim a job first
+    min_in_price_wei_per_k: Wei = 0  # ask: token wei per 1,000 prompt tokens
+    min_out_price_wei_per_k: Wei = 0  # ask: token wei per 1,000 output tokens
+    max_live_jobs: Annotated[int, Meta(ge=0, le=_LARGE)] = 8  # claimed and not yet committed
+    min_time_left_s: Seconds = 15  # a job whose deadline or lease is nearer is not claimed
+    turn_s: Annotated[float, Meta(ge=0, le=3600)] = 4.0  # that each better placed node has to claim a job first
     clients: tuple[str, ...] = ()  # take jobs from these addresses only; (): from everybody
     adapters: tuple[str, ...] = ()  # serve these adapters only, by CID; (): any
 
@@ -114,8 +119,6 @@ class MarketConfig(Table, frozen=True):
             raise ValueError(f"clients: {', '.join(wrong)}: no address with its checksum")
         if wrong := [cid for cid in self.adapters if not ADAPTER_CID.fullmatch(cid)]:
             raise ValueError(f"adapters: {', '.join(wrong)}: no CID of a folder, as `openlora adapter list` shows it")
-        if min(self.min_in_price_wei_per_k, self.min_out_price_wei_per_k, self.max_live_jobs, self.turn_s) < 0:
-            raise ValueError("prices, max_live_jobs and turn_s must not be negative")
 
 
 def _wrong_addresses(addresses: tuple[str, ...]) -> list[str]:
@@ -129,17 +132,17 @@ def _wrong_addresses(addresses: tuple[str, ...]) -> list[str]:
 class SessionsConfig(Table, frozen=True):
     """The signed lane: orders that clients send directly, against a deposit for this node."""
 
-    max_orders: int = 4  # answered at the same time, over all sessions
-    max_unpaid_wei: int = 0  # the most that a session may owe, a new order included; one is always taken
-    settle_at_wei: int = 10**18  # a session's payments are settled once they come to this …
-    settle_every_s: int = 86_400  # … and smaller ones this long after the first of them
+    max_orders: Annotated[int, Meta(ge=0, le=_LARGE)] = 4  # answered at the same time, over all sessions
+    max_unpaid_wei: Wei = 0  # the most that a session may owe, a new order included; one is always taken
+    settle_at_wei: Wei = 10**18  # a session's payments are settled once they come to this …
+    settle_every_s: Seconds = 86_400  # … and smaller ones this long after the first of them
 
 
 class StorageConfig(Table, frozen=True):
     content_dir: Path  # the block store
-    max_content_bytes: int = 50 << 30  # blocks: what jobs needed, what the node made, what it keeps for others
-    max_adapter_bytes: int = 20 << 30  # verified adapters on disk
-    min_free_bytes: int = 2 << 30  # below this no job is claimed
+    max_content_bytes: Bytes = 50 << 30  # blocks: what jobs needed, what the node made, what it keeps for others
+    max_adapter_bytes: Bytes = 20 << 30  # verified adapters on disk
+    min_free_bytes: Bytes = 2 << 30  # below this no job is claimed
     kubo_rpc: str = ""  # multiaddr of a Kubo's RPC to fetch and publish through, instead of the node's own bitswap
 
 
@@ -149,12 +152,12 @@ class NetworkConfig(Table, frozen=True):
     announce: tuple[str, ...] = ()  # multiaddrs to tell others, where they differ from `listen`
     mdns: bool = True  # look for peers on the local network
     nat: bool = True  # ask the router for a port
-    memory_bytes: int = 768 << 20  # limit of the process that speaks with strangers
+    memory_bytes: Bytes = 768 << 20  # limit of the process that speaks with strangers
 
 
 class MqttConfig(Table, frozen=True):
     host: str = ""  # of the broker; "": none
-    port: int = 8883
+    port: Annotated[int, Meta(ge=1, le=65535)] = 8883
     tls: bool = True
     ca_file: str = ""  # full path of the authority that vouches for the broker; "": those that the system trusts
     username: str = ""  # "": the operator's address in lower case
@@ -216,11 +219,11 @@ def load(path: Path, kind: type[Config], base: Path | None = None) -> Config:
     Raises ConfigError naming every unknown, missing or ill-typed key of the file.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(small_text(path))
     except FileNotFoundError:
         maker = "init" if kind is NodeConfig else "account"
         raise ConfigError(f"{path} does not exist; make one with `openlora {maker}`") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     problems = list(_problems(raw, kind, prefix=""))
     if problems:
@@ -231,6 +234,15 @@ def load(path: Path, kind: type[Config], base: Path | None = None) -> Config:
         return (base / Path(str(value)).expanduser()) if target is Path else value
 
     return msgspec.convert(raw, kind, dec_hook=from_toml)
+
+
+def small_text(path: Path) -> str:
+    """A file of at most 1 MiB. Raises OSError, and ValueError for a larger one or what is not UTF-8."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    return content.decode()
 
 
 def _problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterator[str]:
@@ -266,6 +278,9 @@ def _key_problems(raw: dict[str, Any], kind: type[Table], prefix: str) -> Iterat
 
 
 def _check_path(target: type, value: object) -> object:
-    if target is Path and isinstance(value, str) and value:
-        return Path(value)
+    if target is Path and isinstance(value, str) and value and "\0" not in value:
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise msgspec.ValidationError(f"the home of {value!r} is not known; write the path in full") from None
     raise msgspec.ValidationError(f"expected a path, got {value!r}")

@@ -3,17 +3,49 @@
 import json
 import secrets
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 from eth_utils.address import is_hex_address, to_checksum_address
+from msgspec import Meta
 
-from openlora.node.config import KeyConfig
+from openlora.node.config import KeyConfig, small_text
 from openlora.node.errors import ConfigError
 
 SCRYPT_N: Final = 1 << 18  # the cost of one guess
+_MAX_SCRYPT_NR: Final = 1 << 23  # 1 GiB
+
+
+class _KdfParams(msgspec.Struct):
+    """The cost of unlocking, within what a person waits for."""
+
+    dklen: Annotated[int, Meta(ge=32, le=32)]
+    salt: str
+    n: Annotated[int, Meta(ge=2, le=1 << 20)] = 2  # scrypt's
+    r: Annotated[int, Meta(ge=1, le=32)] = 1
+    p: Annotated[int, Meta(ge=1, le=16)] = 1
+    prf: Literal["hmac-sha256"] = "hmac-sha256"
+    c: Annotated[int, Meta(ge=1, le=10**7)] = 1  # PBKDF2's
+
+    def __post_init__(self) -> None:
+        if self.n * self.r > _MAX_SCRYPT_NR:
+            raise ValueError("n and r ask for more than 1 GiB of memory")
+
+
+class _CipherParams(msgspec.Struct):
+    iv: str
+
+
+class _Crypto(msgspec.Struct):
+    cipher: str
+    ciphertext: str
+    cipherparams: _CipherParams
+    kdf: str
+    kdfparams: _KdfParams
+    mac: str
 
 
 def load_key(config: KeyConfig) -> LocalAccount:
@@ -26,7 +58,7 @@ def load_key(config: KeyConfig) -> LocalAccount:
 def read_password(path: Path) -> str:
     """Raises ConfigError."""
     try:
-        return path.read_text().rstrip("\r\n")
+        return small_text(path).rstrip("\r\n")
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; put the file back, or correct the path") from None
     except (OSError, ValueError) as error:
@@ -40,6 +72,7 @@ def unlock(path: Path, password: str, called: str = "the password") -> LocalAcco
 
 def _decrypted(path: Path, keystore: dict[str, Any], password: str, called: str) -> LocalAccount:
     try:
+        msgspec.convert(keystore.get("crypto", keystore.get("Crypto")), _Crypto)
         private_key = Account.decrypt(keystore, password)
     except ValueError as error:
         if "MAC mismatch" in str(error):
@@ -61,10 +94,10 @@ def address_in(path: Path) -> ChecksumAddress:
 
 def _keystore(path: Path) -> dict[str, Any]:
     try:
-        keystore = json.loads(path.read_text())
+        keystore = json.loads(small_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; put the file back, or correct the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a keystore: {error}") from None
     if not isinstance(keystore, dict):
         raise ConfigError(f"{path} is not a keystore v3 file")

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-from eth_utils.address import is_hex_address, to_checksum_address
-
 from openlora.contracts import Deployment
 from openlora.node.config import ChainConfig, KeyConfig
 from openlora.node.deployment import load_deployment
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import ConfigError
-from openlora.node.keys import load_key
+from openlora.node.keys import address_in, load_key
 from openlora.node.private.sealing import public_key
 
 CREDENTIALS: Final = Path("/run/credentials")  # of systemd: there while the unit runs, for it alone
@@ -83,10 +80,9 @@ def named_operator(operator_toml: Path) -> str | None:
 def written_address(keystore: Path) -> str | None:
     """The address that a keystore names in the clear; None where there is none."""
     try:
-        address = msgspec.json.decode(keystore.read_bytes(), type=dict[str, object]).get("address")
-    except (OSError, msgspec.DecodeError):
+        return str(address_in(keystore))
+    except ConfigError:
         return None
-    return str(to_checksum_address(address)) if isinstance(address, str) and is_hex_address(address) else None
 
 
 def check_key(key: KeyFacts, *, runs: bool) -> Iterator[Finding]:
