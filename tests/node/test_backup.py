@@ -169,6 +169,18 @@ def test_an_archive_of_a_strangers_writes_nowhere_else(tmp_path: Path, name: str
     assert {path.name for path in (tmp_path / "opened").iterdir()} == {"node.toml"}
 
 
+def test_a_damaged_journal_takes_no_good_backups_place(node: Path, tmp_path: Path):
+    path = node / "state/journal.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'attempts'").fetchone()
+    content = bytearray(path.read_bytes())
+    content[4096 * (page - 1) : 4096 * page] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(BackupError, match="keep the backups that you have"):
+        back_up(node / "node.toml", tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
 def test_a_journal_of_a_newer_version_is_refused(node: Path, tmp_path: Path):
     with closing(sqlite3.connect(node / "state/journal.sqlite")) as db:
         db.execute("PRAGMA user_version = 99")

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,46 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite").write_bytes(b"no database, and long enough to look like one" * 40)
     with pytest.raises(JournalError, match="restore it from a backup"):
         Journal(tmp_path, OURS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE jobs SET spec = x'7b7d'",
+        "UPDATE jobs SET state = 'seem'",
+        "UPDATE jobs SET reason = CAST(x'ff' AS TEXT)",
+        "UPDATE transitions SET state = 'seem'",
+        "UPDATE transitions SET skip = 'x'",
+    ],
+)
+def test_a_damaged_row_is_told_of(tmp_path: Path, damage: str) -> None:
+    with Journal(tmp_path, OURS) as journal:
+        see(journal)
+        with journal.transaction() as db:
+            db.execute(damage)
+
+        def look() -> None:
+            for job in journal.page(limit=10):
+                journal.transitions(job.id)
+
+        with pytest.raises(JournalError, match=r"is damaged: .*; restore it from a backup") as caught:
+            look()
+        assert not isinstance(caught.value, JournalUnwritable), "waiting would not mend it"
+
+
+def test_a_page_that_goes_bad_under_an_open_journal_is_damage(tmp_path: Path) -> None:
+    with Journal(tmp_path, OURS) as journal:
+        for number in range(1, 200):
+            journal.advance(at(number))
+    path = tmp_path / "journal.sqlite"
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'blocks'").fetchone()
+    content = bytearray(path.read_bytes())
+    content[4096 * (page - 1) : 4096 * page] = bytes(4096)
+    path.write_bytes(content)
+    with Journal(tmp_path, OURS) as journal, pytest.raises(JournalError, match="is damaged") as caught:
+        journal.known_blocks()
+    assert not isinstance(caught.value, JournalUnwritable)
 
 
 def test_a_disk_that_refuses_is_no_reason_to_restore(tmp_path: Path) -> None:

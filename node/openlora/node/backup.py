@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from openlora.node.adapters.strict_json import quote
 from openlora.node.config import NodeConfig, load
+from openlora.node.database import SQL_ERRORS
 from openlora.node.errors import BackupError
 from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
@@ -106,8 +107,12 @@ def _copy_journal(source: Path, target: Path) -> None:
         with closing(read_only(source)) as journal, closing(sqlite3.connect(target)) as copy:
             journal.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
-    except sqlite3.Error as error:
-        raise BackupError(f"{source} cannot be copied: {error}") from None
+            damage = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
+            _said_by(copy)
+    except (*SQL_ERRORS, ValueError) as error:
+        raise BackupError(f"{source} cannot be copied: {error}; keep the backups that you have") from None
+    if damage != "ok":
+        raise BackupError(f"{source} is damaged: {damage}; keep the backups that you have, and restore the newest")
 
 
 def _manifest(config: NodeConfig, journal: Path) -> Manifest:

@@ -4,14 +4,17 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
+from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import JournalError, JournalUnwritable
 
+T = TypeVar("T")
+SQL_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)  # the latter of a damaged file's text in SQLite's own message
 DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # nothing else is a reason to take an older copy
 
 
@@ -37,11 +40,9 @@ class Database:
         try:
             self._db = _open(path)
             self._migrate(migrations)
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             os.close(self._lock)
-            if error.sqlite_errorcode & 0xFF in DAMAGE:
-                raise JournalError(f"{path} cannot be opened: {error}; restore it from a backup") from error
-            raise self._unwritable(error) from error
+            raise self._failed(error) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -60,7 +61,8 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, and on disk when the block ends. The block must not await. Nested blocks join the outer one.
 
-        Raises JournalUnwritable when the disk is full or failing: nothing was recorded then.
+        Raises JournalUnwritable when the disk is full or failing, JournalError when the file is damaged: nothing was
+        recorded then.
         """
         task = _current_task()
         if self._writing:
@@ -78,20 +80,32 @@ class Database:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise self._unwritable(error) from error
+            raise self._failed(error) from error
 
     def rows(self, sql: str, *values: object) -> list[Any]:
-        """The rows of a SELECT. Raises JournalUnwritable when the file cannot be read."""
+        """The rows of a SELECT. Raises JournalUnwritable when it cannot be read, JournalError when it is damaged."""
         try:
             return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._unwritable(error) from error
+        except SQL_ERRORS as error:
+            raise self._failed(error) from error
+
+    def read(self, make: Callable[[tuple[Any, ...]], T], sql: str, *values: object) -> list[T]:
+        """What `make` makes of each row. Raises as `rows`; a row of which nothing can be made is damage too."""
+        rows = self.rows(sql, *values)
+        try:
+            return [make(row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise self._failed(error) from error
 
     def probe(self) -> None:
         """Returns if the file can be read now. Raises JournalUnwritable."""
         self.rows("SELECT count(*) FROM sqlite_master")
 
-    def _unwritable(self, error: sqlite3.Error) -> JournalUnwritable:
+    def _failed(self, error: Exception) -> JournalError:
+        code = getattr(error, "sqlite_errorcode", None)  # none where the file's bytes are no text, or not what they say
+        damaged = not isinstance(error, sqlite3.ProgrammingError) if code is None else code & 0xFF in DAMAGE
+        if damaged:
+            return JournalError(f"{self.path} is damaged: {quote(str(error))}; restore it from a backup")
         return JournalUnwritable(f"{self.path} cannot be used: {error}; free disk space or check the disk")
 
     def _commit(self) -> None:

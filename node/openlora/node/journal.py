@@ -251,8 +251,8 @@ class Journal(Database):
             return self.job(job_id)
 
     def find(self, job_id: JobId) -> Job | None:
-        found = self.rows(_SELECT_JOB + " WHERE id = ?", job_id)
-        return _to_job(found[0]) if found else None
+        found = self.read(_to_job, _SELECT_JOB + " WHERE id = ?", job_id)
+        return found[0] if found else None
 
     def job(self, job_id: JobId) -> Job:
         """Raises JournalError for an unknown job."""
@@ -266,7 +266,7 @@ class Journal(Database):
         wanted = json.dumps(states or list(JobState))
         where = " WHERE state IN (SELECT value FROM json_each(?))"
         order = " ORDER BY id DESC LIMIT ?" if newest_first else " ORDER BY id LIMIT ?"
-        return [_to_job(row) for row in self.rows(_SELECT_JOB + where + order, wanted, limit)]
+        return self.read(_to_job, _SELECT_JOB + where + order, wanted, limit)
 
     def ids(self, state: JobState) -> list[JobId]:
         """Jobs in `state`, by id: what is looked through often."""
@@ -284,10 +284,7 @@ class Journal(Database):
         conditions = {"id < ?": before, "state = ?": state, "skip = ?": skip}
         wanted = {sql: value for sql, value in conditions.items() if value is not None}
         where = " WHERE " + " AND ".join(wanted) if wanted else ""
-        return [
-            _to_job(row)
-            for row in self.rows(_SELECT_JOB + where + " ORDER BY id DESC LIMIT ?", *wanted.values(), limit)
-        ]
+        return self.read(_to_job, _SELECT_JOB + where + " ORDER BY id DESC LIMIT ?", *wanted.values(), limit)
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
@@ -296,13 +293,13 @@ class Journal(Database):
 
     def skips(self) -> dict[SkipCode, int]:
         """How many jobs are passed over at present, by why."""
-        found = self.rows("SELECT skip, count(*) FROM jobs WHERE skip IS NOT NULL GROUP BY skip ORDER BY skip")
-        return {SkipCode(code): count for code, count in found}
+        sql = "SELECT skip, count(*) FROM jobs WHERE skip IS NOT NULL GROUP BY skip ORDER BY skip"
+        return dict(self.read(lambda row: (SkipCode(row[0]), int(row[1])), sql))
 
     def changed_since(self, at_s: float, limit: int) -> list[Job]:
         """Jobs whose last transition was at `at_s` (unix seconds) or later, the oldest change first."""
         where = " WHERE changed_at >= ? ORDER BY changed_at, id LIMIT ?"
-        return [_to_job(row) for row in self.rows(_SELECT_JOB + where, at_s, limit)]
+        return self.read(_to_job, _SELECT_JOB + where, at_s, limit)
 
     def signed(self, job_id: JobId) -> Signed | None:
         """The receipt this node stands by for a job, if any, in whatever state the job is."""
@@ -312,10 +309,7 @@ class Journal(Database):
     def transitions(self, job_id: JobId) -> list[Transition]:
         """A job's history, oldest first."""
         sql = "SELECT state, skip, reason, block_number, block_hash, at FROM transitions WHERE job_id = ? ORDER BY seq"
-        return [
-            Transition(JobState(state), SkipCode(skip) if skip else None, reason, _ref(number, digest), at)
-            for state, skip, reason, number, digest, at in self.rows(sql, job_id)
-        ]
+        return self.read(_to_transition, sql, job_id)
 
     # ---- payments ---------------------------------------------------------------------------------------------------
 
@@ -404,6 +398,11 @@ def _to_job(row: tuple[Any, ...]) -> Job:
         signed=None if digest is None else Signed(digest, receipt, signature),
         changed_at=changed_at,
     )
+
+
+def _to_transition(row: tuple[Any, ...]) -> Transition:
+    state, skip, reason, number, digest, at = row
+    return Transition(JobState(state), SkipCode(skip) if skip else None, reason, _ref(number, digest), at)
 
 
 def _ref(number: int | None, digest: bytes | None) -> BlockRef | None:

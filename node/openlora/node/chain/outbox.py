@@ -51,17 +51,17 @@ class Outbox:
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def find(self, key: str) -> Intent | None:
-        found = self._journal.rows(_SELECT_INTENT + " WHERE key = ?", key)
-        return _to_intent(found[0]) if found else None
+        found = self._journal.read(_to_intent, _SELECT_INTENT + " WHERE key = ?", key)
+        return found[0] if found else None
 
     def unsettled(self) -> list[Intent]:
         """Intents that are not final, by nonce."""
         sql = _SELECT_INTENT + " WHERE state IN ('pending', 'mined') ORDER BY nonce"
-        return [_to_intent(row) for row in self._journal.rows(sql)]
+        return self._journal.read(_to_intent, sql)
 
     def pending(self) -> list[Intent]:
         sql = _SELECT_INTENT + " WHERE state = 'pending' ORDER BY nonce"
-        return [_to_intent(row) for row in self._journal.rows(sql)]
+        return self._journal.read(_to_intent, sql)
 
     def attempts(self, key: str) -> list[Attempt]:
         """Newest first; never empty for an intent."""

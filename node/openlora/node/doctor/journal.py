@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from openlora.node import agent_client
 from openlora.node.config import NodeConfig
+from openlora.node.database import SQL_ERRORS
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import AgentUnreachable, RequestError
 from openlora.node.journal import Identity
@@ -49,7 +50,7 @@ def look_at_journal(config: NodeConfig, deadline_s: float) -> JournalFacts:
             damage = "" if holder is not None else _damage(db, deadline_s)
             recorded = dict(db.execute("SELECT key, value FROM meta"))
             return JournalFacts(path, True, holder, state, schema, recorded, next_nonce(db), damage)
-    except sqlite3.Error as error:
+    except (*SQL_ERRORS, ValueError) as error:
         return JournalFacts(path, True, holder, state, damage=str(error))
 
 

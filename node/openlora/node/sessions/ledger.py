@@ -84,8 +84,8 @@ class SessionLedger:
     # ---- orders ----
 
     def order(self, digest: bytes) -> Order | None:
-        found = self._journal.rows(_SELECT_ORDER + " WHERE digest = ?", digest)
-        return _to_order(found[0]) if found else None
+        found = self._journal.read(_to_order, _SELECT_ORDER + " WHERE digest = ?", digest)
+        return found[0] if found else None
 
     def last_number(self, session: bytes) -> int:
         """The highest number of an order accepted in the session; 0 before the first."""
@@ -94,7 +94,7 @@ class SessionLedger:
     def outstanding(self, session: bytes) -> list[Order]:
         """Accepted and not paid, by number."""
         where = " WHERE session = ? AND state IN (?, ?) ORDER BY number"
-        return [_to_order(row) for row in self._journal.rows(_SELECT_ORDER + where, session, *OUTSTANDING)]
+        return self._journal.read(_to_order, _SELECT_ORDER + where, session, *OUTSTANDING)
 
     def answered(self) -> int:
         """Orders that are owed for, of all sessions."""
@@ -167,15 +167,12 @@ class SessionLedger:
     # ---- vouchers ----
 
     def payment(self, session: bytes) -> Payment | None:
-        found = self._journal.rows(f"{_SELECT_PAYMENT} WHERE session = ?", session)
-        return _to_payment(found[0]) if found else None
+        found = self._journal.read(_to_payment, f"{_SELECT_PAYMENT} WHERE session = ?", session)
+        return found[0] if found else None
 
     def unsettled(self) -> list[Payment]:
         """Last vouchers that the chain has not paid out, the longest waiting first."""
-        return [
-            _to_payment(row)
-            for row in self._journal.rows(f"{_SELECT_PAYMENT} WHERE NOT settled ORDER BY unsettled_since")
-        ]
+        return self._journal.read(_to_payment, f"{_SELECT_PAYMENT} WHERE NOT settled ORDER BY unsettled_since")
 
     def pay(self, orders: Sequence[Order], voucher: Voucher, signature: bytes, account: Account) -> None:
         """Records a voucher that was checked, and that `orders` are paid by it: one transaction."""
