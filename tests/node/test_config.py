@@ -75,7 +75,10 @@ def test_every_problem_is_reported_at_once(tmp_path):
     assert "engine.kv_tokens" in message
 
 
-@pytest.mark.parametrize("urls", ["[]", '["127.0.0.1:8545"]', '["http://a", "ws://b"]'])
+@pytest.mark.parametrize(
+    "urls",
+    ["[]", '["127.0.0.1:8545"]', '["http://a", "ws://b"]', '["http://[::1"]', '["http://"]', '["http://a:99999"]'],
+)
 def test_an_rpc_is_named_by_its_url(tmp_path, urls):
     path = write(tmp_path)
     path.write_text(path.read_text().replace('["http://127.0.0.1:8545"]', urls))

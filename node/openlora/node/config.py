@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -38,8 +39,16 @@ class ChainConfig(Table, frozen=True):
     poll_s: Annotated[float, Meta(ge=0.01, le=3600)] = 0.5  # how often a new head is looked for
 
     def __post_init__(self) -> None:
-        if not self.rpc_urls or not all(url.startswith(HTTP) for url in self.rpc_urls):
+        if not self.rpc_urls or not all(map(_is_http_url, self.rpc_urls)):
             raise ValueError("rpc_urls must name one RPC or more, each as http://host:port or https://…")
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return url.startswith(HTTP) and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        return False
 
 
 class NodeChainConfig(ChainConfig, frozen=True):

@@ -17,8 +17,8 @@ from yarl import URL
 from openlora.node.chain.client import ChainClient
 from openlora.node.chain.rpc import MAX_ANSWER_BYTES, Endpoint, RpcPool
 from openlora.node.chain.types import Block, TxReceipt, quantity
-from openlora.node.errors import RpcDown, RpcError, WrongChain
-from tests.node.chain.fake_chain import CHAIN_ID, QUEUE, FakeChain, FakeProvider, Refusal
+from openlora.node.errors import Reverted, RpcDown, RpcError, WrongChain
+from tests.node.chain.fake_chain import CHAIN_ID, QUEUE, FakeChain, FakeProvider, Refusal, effect
 from tests.node.chain.world import foreign
 from tests.node.telemetry.broker import write_certificate
 
@@ -264,6 +264,25 @@ async def test_an_answer_that_makes_no_sense_is_no_answer(clock: Clock, nonsense
         await pool(clock, mad).request(quantity, "eth_getBalance", QUEUE, "latest")
 
 
+@pytest.mark.parametrize("field", ["timestamp", "number"])
+async def test_a_block_from_beyond_all_time_is_no_answer(clock: Clock, field: str) -> None:
+    class Mad(FakeChain):
+        def eth_getBlockByNumber(self, tag: str, full: bool) -> dict[str, Any] | None:
+            return {**(super().eth_getBlockByNumber(tag, full) or {}), field: "0x" + "f" * 40}
+
+    mad, sane = FakeProvider(Mad()), FakeProvider(FakeChain())
+    sane.chain.mine()
+    assert (await ChainClient(pool(clock, mad, sane), CHAIN_ID).block("latest")).number == 1
+
+
+@pytest.mark.parametrize("data", ["0xzzzzzzzz", "0x123456789", "0x" + "é" * 8, {"data": "0x-1234567"}, {"data": 7}, []])
+async def test_a_revert_whose_data_makes_no_sense_is_one_without_a_reason(clock: Clock, data: Any) -> None:
+    provider = FakeProvider(FakeChain())
+    provider.fail("eth_call", Refusal("execution reverted", 3, data))
+    with pytest.raises(Reverted, match="without a reason"):
+        await ChainClient(pool(clock, provider), CHAIN_ID).call(effect("claim"))
+
+
 class Confused(FakeChain):
     """Answers for the block before, and for the first transaction that it has."""
 
@@ -343,11 +362,21 @@ async def test_an_http_error_that_says_why_is_the_answer(status: int) -> None:
         lambda asked: web.Response(text="<html>", status=400),
         lambda asked: web.Response(text="<html>"),
         lambda asked: web.json_response([]),
+        lambda asked: web.json_response({"id": asked["id"], "error": None}),
         lambda asked: web.json_response({"id": asked["id"] + 1, "result": "0x1"}),
         lambda asked: web.Response(text="[" * 100_000),
         lambda asked: web.Response(body=b'{"result": "' + bytes(MAX_ANSWER_BYTES)),
     ],
-    ids=["refused", "HTML and 400", "HTML", "no object", "another request's", "deep", "large"],
+    ids=[
+        "refused",
+        "HTML and 400",
+        "HTML",
+        "no object",
+        "no result and no error",
+        "another request's",
+        "deep",
+        "large",
+    ],
 )
 async def test_what_is_no_json_rpc_answer_is_none(answer: Callable[[dict[str, Any]], web.Response]) -> None:
     async with server(answer) as rpc:

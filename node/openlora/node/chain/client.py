@@ -1,5 +1,6 @@
 """What the agent asks the chain, typed. Reading costs nothing and changes nothing; sending is `chain.sender`'s."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
@@ -10,6 +11,8 @@ from openlora.node.errors import ChainError, Reverted, RpcBehind, RpcError, Wron
 from openlora.node.job import BlockRef, Wei
 
 T = TypeVar("T")
+
+REVERT_DATA = re.compile("0x(?:[0-9a-fA-F]{2}){4,}")
 
 
 class ChainClient:
@@ -217,7 +220,7 @@ def _sent_by(sender: str, nonce: int, raw: dict[str, Any]) -> SentTransaction | 
 def _reverted(name: str, error: RpcError) -> ChainError:
     """A revert as Reverted with the contract's own reason; anything else as it is."""
     data = error.data.get("data") if isinstance(error.data, dict) else error.data
-    if isinstance(data, str) and len(data) >= 10 and data.startswith("0x"):
+    if isinstance(data, str) and REVERT_DATA.fullmatch(data):
         reason = decode_revert(to_bytes(data))
         return Reverted(reason.name, f"{name}: {reason.sentence}")
     if error.code == 3 or "revert" in str(error).lower():

@@ -105,7 +105,7 @@ class Endpoint:
             raise _Unavailable(f"its certificate: {getattr(found, 'verify_message', found)}") from None
         except (ClientError, OSError, ValueError, RecursionError) as error:  # the last two: not JSON
             raise _Unavailable(type(error).__name__) from error
-        if not isinstance(response, dict) or not ("result" in response or "error" in response):
+        if not isinstance(response, dict) or ("result" not in response and response.get("error") is None):
             raise _Unavailable("not a JSON-RPC answer")
         refusal = cast(dict[str, Any], response).get("error")
         if refusal is None:

@@ -12,6 +12,7 @@ from openlora.node.job import BlockRef, Wei
 
 QUANTITY: Final = re.compile("0x[0-9a-fA-F]{1,64}")
 HASH_BYTES: Final = 32
+MAX_TIMESTAMP: Final = 1 << 40
 MAX_STORED: Final = (1 << 63) - 1  # of a number that the journal keeps
 
 
@@ -32,6 +33,8 @@ class Block:
         base_fee = Wei(quantity(raw.get("baseFeePerGas") or "0x0"))
         parent, timestamp = to_bytes(raw["parentHash"], HASH_BYTES), quantity(raw["timestamp"])
         block = _block_ref(raw["number"], raw["hash"])
+        if timestamp > MAX_TIMESTAMP:
+            raise ValueError("a time that no chain has reached")
         return cls(block.number, block.hash, parent, timestamp, base_fee)
 
 
