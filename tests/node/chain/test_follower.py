@@ -14,7 +14,7 @@ import pytest
 from openlora.contracts import JobExpired, Paid
 from openlora.node.chain.follower import Batch, Follower
 from openlora.node.errors import ChainError, JournalError, JournalUnwritable, RpcBehind, RpcDown
-from openlora.node.job import BlockRef
+from openlora.node.job import BlockRef, JobId
 from tests.node.chain.fake_chain import ELSEWHERE, QUEUE, Crash, FakeChain, FakeLog, Refusal
 from tests.node.chain.world import World
 
@@ -118,6 +118,21 @@ async def test_a_log_that_does_not_fit_its_abi_is_not_passed_over(world: World, 
     with pytest.raises(ChainError, match="check the deployment"):
         await follower(world).step(Ledger(world).apply)
     assert world.journal.cursor is None
+
+
+async def test_a_job_of_a_number_that_no_chain_reaches_is_not_passed_over(world: World) -> None:
+    def apply(batch: Batch) -> None:
+        for occurrence in batch.events:
+            assert isinstance(occurrence.event, JobExpired)
+            world.journal.find(JobId(occurrence.event.job_id))
+
+    world.chain.mine(logs=[expired(2**64 - 1)])
+    with pytest.raises(ChainError, match="numbers up to block 1 that no chain has"):
+        await follower(world).step(apply)
+    assert world.journal.cursor is None
+    world.chain.blocks[1].logs = [expired(7)]
+    await follower(world).step(apply)
+    assert world.journal.cursor is not None
 
 
 async def test_a_long_absence_is_read_in_ranges(world: World) -> None:

@@ -136,13 +136,19 @@ class Follower:
         batch = await self._next(cursor, head, doubted=doubts != self._doubts)
         self._doubts = doubts
         if batch is not None:
-            with self._journal.transaction():
-                if batch.unwound:
-                    self._journal.unwind(batch.upto.number)
-                apply(batch)
-                if not batch.unwound:
-                    self._journal.advance(batch.upto, batch.logs)
+            try:
+                self._record(batch, apply)
+            except OverflowError as error:  # a job's number of 64 bits, say: contracts count up from 1
+                raise ChainError(f"the RPC shows numbers up to block {batch.upto.number} that no chain has") from error
         return batch
+
+    def _record(self, batch: Batch, apply: Callable[[Batch], None]) -> None:
+        with self._journal.transaction():
+            if batch.unwound:
+                self._journal.unwind(batch.upto.number)
+            apply(batch)
+            if not batch.unwound:
+                self._journal.advance(batch.upto, batch.logs)
 
     async def _next(self, cursor: BlockRef | None, head: Block, *, doubted: bool) -> Batch | None:
         """`doubted`: the RPC that showed what was applied last has been put aside since. Then what the present one does
