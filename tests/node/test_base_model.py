@@ -131,8 +131,9 @@ SHARDS = {name: f"model-{n}.safetensors" for n, name in enumerate(TENSORS)}
         (lambda model: (model / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]"), "not a JSON object"),
         (lambda model: (model / "model.safetensors").write_bytes(b"\x07" + bytes(7) + b'{"t":1}'), "malformed"),
         *((respelled(**entry), r"malformed safetensors header, at tensor 'b\.weight'") for entry in MALFORMED),
-        (lambda model: in_place_of(model / "tokenizer.json", os.mkfifo), r"tokenizer\.json: a pipe"),
-        (lambda model: in_place_of(model / "model.safetensors", os.mkfifo), r"model\.safetensors: a pipe"),
+        (lambda model: in_place_of(model / "tokenizer.json", os.mkfifo), r"tokenizer\.json: no plain file"),
+        (lambda model: in_place_of(model / "model.safetensors", os.mkfifo), r"model\.safetensors: no plain file"),
+        (lambda model: in_place_of(model / "tokenizer.json", endless), r"tokenizer\.json: no plain file"),
         (lambda model: truncate(model / "model.safetensors"), r"ends before its tensor 'a\.weight'"),
         (rewrite_index(weight_map=[]), "weight_map must"),
         (rewrite_index(weight_map={"a.weight": "../x"}), "weight_map must"),
@@ -147,6 +148,10 @@ def test_what_is_no_whole_model(model: Path, spoil: Callable[[Path], Any], reaso
     spoil(model)
     with pytest.raises(ModelError, match=reason):
         base_model_id(model)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
 
 
 def in_place_of(path: Path, make: Callable[[Path], None]) -> None:

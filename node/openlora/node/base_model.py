@@ -154,8 +154,8 @@ def _file_sha256(path: Path) -> bytes:
 
 
 def _opened(path: Path) -> BufferedReader:
-    if path.is_fifo():  # nobody may ever write to it
-        raise ModelError(f"{path}: a pipe and no file; fetch the model again")
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise ModelError(f"{path}: no plain file; fetch the model again")
     return path.open("rb")
 
 

@@ -474,6 +474,26 @@ async def test_a_chain_that_was_reset_is_refused(world: World) -> None:
         await catch_up(world, Ledger(world))
 
 
+async def test_a_server_that_syncs_anew_is_not_another_chain(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.liars = [FakeChain()]
+    world.open()
+    ledger = Ledger(world)
+    for chain in (*world.liars, world.chain):
+        chain.mine(6)
+    reader = follower(world, start_block=4)
+    await catch_up(world, ledger, reader)
+    ahead, world.chain.blocks = world.chain.blocks, world.chain.blocks[:2]
+    assert world.client.doubt(world.client.doubts), "the one that syncs is asked from now on"
+    with pytest.raises(RpcBehind, match="up to 1 only, and the journal begins at 4"):
+        await reader.step(ledger.apply)
+    world.chain.blocks = ahead
+    world.chain.mine(logs=[expired(1)])
+    await catch_up(world, ledger, reader)
+    assert ledger.entries() == [(7, 1)]
+    await world.kill()
+
+
 @pytest.mark.parametrize("depth", [70, 100], ids=["a deep reorganisation", "another chain"])
 async def test_what_one_rpc_alone_takes_back_is_not_taken_back(tmp_path: Path, depth: int) -> None:
     world = World(tmp_path)

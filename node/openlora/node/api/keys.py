@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from openlora.node.config import small_text
 from openlora.node.errors import ConfigError
 
 MIN_KEY_CHARS: Final = 16
@@ -19,8 +20,8 @@ MAX_SESSIONS: Final = 256
 def read_keys(path: Path, option: str) -> tuple[str, ...]:
     """One key a line. Raises ConfigError, which names `option`, for a file without keys or with weak ones."""
     try:
-        keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
+        keys = tuple(line.strip() for line in small_text(path).splitlines() if line.strip())
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{option} {path} cannot be read: {error}") from None
     if not keys or any(len(key) < MIN_KEY_CHARS or not key.isascii() or " " in key for key in keys):
         raise ConfigError(

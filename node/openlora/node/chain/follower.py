@@ -189,6 +189,10 @@ class Follower:
     async def _unwind(self, head: Block, *, sure: bool = True) -> Batch:
         """The newest applied block that is still on the chain, by bisection: what is below a shared block is shared."""
         known = self._journal.known_blocks()
+        if head.number < known[-1].number:  # it has yet to come to any of them, as a server that syncs anew has
+            raise RpcBehind(
+                f"the RPC has blocks up to {head.number} only, and the journal begins at {known[-1].number}"
+            )
         low, high = 0, len(known)
         while low < high:
             middle = (low + high) // 2
