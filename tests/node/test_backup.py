@@ -181,6 +181,15 @@ def test_a_damaged_journal_takes_no_good_backups_place(node: Path, tmp_path: Pat
     assert not (tmp_path / "backup").exists()
 
 
+@pytest.mark.parametrize("name", ["hot.json", "state/journal.sqlite", "state/libp2p.key"])
+def test_what_is_there_and_cannot_be_read_is_not_left_out(node: Path, tmp_path: Path, name: str):
+    (node / name).unlink()
+    (node / name).symlink_to((node / name).name)
+    with pytest.raises(BackupError, match=r"nothing was backed up|cannot be copied"):
+        back_up(node / "node.toml", tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
 def test_a_journal_of_a_newer_version_is_refused(node: Path, tmp_path: Path):
     with closing(sqlite3.connect(node / "state/journal.sqlite")) as db:
         db.execute("PRAGMA user_version = 99")

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import pty
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import typer.main
 import typer.testing
+from eth_utils.address import to_checksum_address
 from typer.core import TyperCommand, TyperGroup
 
-from openlora.contracts import Share
+from openlora.contracts import Deployment, Share
 from openlora.node.catalogue import RegisteredAdapter
 from openlora.node.cli.datanet import parse_share
 from openlora.node.cli.hand import parse_address
@@ -173,6 +175,18 @@ def test_a_refusal_that_quotes_a_file_cannot_steer_the_terminal(tmp_path: Path):
     assert done.returncode == 2
     assert "unknown key" in done.stderr
     assert done.stderr.removesuffix("\n").isprintable()
+
+
+def test_a_path_that_leads_round_in_circles_is_a_sentence(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    at = to_checksum_address("0x" + "11" * 20)
+    named = {field.name: 1 if field.name in ("chain_id", "block") else at for field in dataclasses.fields(Deployment)}
+    (tmp_path / "deployment.json").write_text(json.dumps(named))
+    words = ["account", "--state", "loop/x", "--rpc", "http://127.0.0.1:9", "--chain-id", "1"]
+    command = [sys.executable, "-m", "openlora.node", *words, "--deployment", "deployment.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "Too many levels of symbolic links; name another path" in done.stderr
 
 
 INTERRUPTED = """

@@ -80,7 +80,7 @@ def back_up(config_file: Path, archive: Path, password: str | None = None) -> tu
     """
     config = load(config_file, NodeConfig)
     here = places(config_file, config)
-    missing = [name for name, path in here.items() if not path.is_file()]
+    missing = [name for name, path in here.items() if not os.path.lexists(path)]
     try:
         with tempfile.TemporaryDirectory(prefix=".backup-", dir=archive.absolute().parent) as scratch:
             folder = Path(scratch)

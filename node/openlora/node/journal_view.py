@@ -16,7 +16,7 @@ def read_only(path: Path) -> sqlite3.Connection:
     """
     nobody_writes = not path.with_name(f"{path.name}-wal").exists()
     options = "mode=ro&immutable=1" if nobody_writes else "mode=ro"
-    return sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, timeout=PATIENCE_S)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=PATIENCE_S)
 
 
 def next_nonce(db: sqlite3.Connection) -> int | None:

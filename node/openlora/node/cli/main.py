@@ -76,7 +76,10 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+MISNAMED = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ENXIO, errno.ENODEV),
+)
 
 
 def main() -> None:
