@@ -199,6 +199,7 @@ async def test_harmless_fields_are_ignored_and_neutral_values_accepted(tmp_path:
         "user": "u", "metadata": {"a": "b"}, "store": True, "presence_penalty": 0.0, "frequency_penalty": 0,
         "logit_bias": {}, "tools": None, "response_format": {"type": "text"}, "repetition_penalty": 1.0, "seed": None,
         "temperature": None, "n": None, "stop": None, "stream": None, "top_k": -1,
+        "moderation": None, "prompt_cache_options": {"mode": "implicit"}, "ignore_eos": None, "stop_token_ids": None,
     }  # fmt: skip
     async with serving(tmp_path, hello()) as server:
         response = await server.post("/v1/chat/completions", {"model": BASE, "messages": USER, **extra})

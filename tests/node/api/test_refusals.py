@@ -62,6 +62,8 @@ async def test_a_model_that_cannot_be_had(server: Harness, model: str, status: i
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 7}, "stop"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"moderation": {"model": "x"}}, "moderation"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
@@ -144,6 +146,11 @@ async def test_a_body_that_is_no_request(server: Harness, body: bytes) -> None:
     response = await server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_body_that_is_no_text_is_said_to_be_none(server: Harness) -> None:
+    response = await server.http.post("/v1/completions", content=b"\xff", headers={"Content-Type": "application/json"})
+    assert response.json()["error"]["message"] == "The body is not JSON in UTF-8."
 
 
 async def test_what_is_not_served_is_named(server: Harness):

@@ -58,6 +58,8 @@ def install_error_handlers(app: FastAPI, retry_after_s: int) -> None:
         assert isinstance(error, HTTPException)
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
         message = str(error.detail)
+        if message == "There was an error parsing the body":  # FastAPI's own words: JSON's errors come as others
+            message = "The body is not JSON in UTF-8."
         if message in ("Not Found", "Method Not Allowed"):  # Starlette's own words
             message = f"{request.method} {request.url.path} is no route of this server; GET /openapi.json lists them."
         return JSONResponse(error_body(message, kind), error.status_code, headers=_plain(error.headers))

@@ -24,6 +24,7 @@ _IGNORED = frozenset(
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
@@ -42,6 +43,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
+    "moderation": (),
     "prediction": (),
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
@@ -96,8 +98,8 @@ def _stops(value: object) -> list[str]:
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    include_usage: bool = False
-    include_obfuscation: bool = False  # padding against traffic analysis: never added
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # padding against traffic analysis: never added
 
 
 class GenerationRequest(BaseModel):
@@ -112,15 +114,15 @@ class GenerationRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     stop: Annotated[list[str], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)] = []
-    stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([], max_length=64)
-    ignore_eos: bool = False
+    stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(None, max_length=64)
+    ignore_eos: bool | None = None
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def refuse_what_is_not_served(self) -> None:
         """Raises RequestError for a field that would be silently disobeyed, or that nobody defines."""
@@ -197,6 +199,10 @@ class ChatRequest(GenerationRequest):
 
     def refuse_what_is_not_served(self) -> None:
         super().refuse_what_is_not_served()
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise RequestError(
+                "invalid_value", "max_tokens and max_completion_tokens differ; give one of them.", "max_tokens"
+            )
         if self.top_logprobs and not self.logprobs:
             raise RequestError("invalid_value", "top_logprobs needs logprobs: true.", "top_logprobs")
 
