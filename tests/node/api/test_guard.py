@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import random
 import socket
@@ -113,6 +114,61 @@ async def test_a_body_that_does_not_arrive_is_not_waited_for(tmp_path: Path) -> 
         writer.write(b"Content-Length: 10\r\n\r\n{")
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
         writer.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he"])
+async def test_a_head_that_does_not_arrive_is_not_waited_for(tmp_path: Path, said: bytes) -> None:
+    async with serving(tmp_path, FakeEngine(), limits=Limits(head_timeout_s=0.05, keep_alive_s=0)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(said)
+        async with asyncio.timeout(5):
+            await reader.read()
+        writer.close()
+
+
+async def test_a_connection_s_later_heads_have_a_limit_too_and_bodies_their_own(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeEngine(), limits=Limits(head_timeout_s=0.1)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        request = raw_post(json.dumps({"model": BASE, "prompt": "a"}))
+        for piece in (request[:-1], request[-1:]):
+            writer.write(piece)
+            await asyncio.sleep(0.3)
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+        await asyncio.sleep(0.3)  # between two requests there is no head to wait for
+        writer.write(request[:9])
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_connection_is_kept_for_longer_than_clients_keep_it(tmp_path: Path) -> None:
+    """httpx, and the openai client on it, keep one for 5 s: a server that closes it just then loses their request."""
+    async with serving(tmp_path, FakeEngine()) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for wait_s in (0, 5.5):
+            await asyncio.sleep(wait_s)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_a_compressed_body_is_refused_by_name(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeEngine()) as server:
+        body = gzip.compress(json.dumps({"model": BASE, "prompt": "a"}).encode())
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        response = await server.http.post("/v1/completions", content=body, headers=headers)
+        plain = await server.post("/v1/completions", {"model": BASE, "prompt": "a"}, **{"Content-Encoding": "identity"})
+    assert (response.status_code, plain.status_code) == (415, 200)
+    assert response.json()["error"]["message"] == "Content-Encoding gzip is not supported: send the body as it is."
+
+
+async def test_head_has_get_s_headers_and_no_body(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeEngine()) as server:
+        for route, status in (("/health", 200), ("/v1/models", 200), ("/nowhere", 404), ("/v1/completions", 405)):
+            get, head = await server.http.get(route), await server.http.head(route)
+            assert (get.status_code, head.status_code, head.content) == (status, status, b"")
+            assert head.headers["content-length"] == get.headers["content-length"]
+        assert (await server.http.get("/health")).json() == {"status": "ok"}  # on the same connection
 
 
 # ---- the queue ----

@@ -46,7 +46,12 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is None:
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
-            await self._app(scope, self._bounded(receive) if scope["type"] == "http" else receive, send)
+            if scope["type"] == "http":
+                # HEAD is GET, of whose answer the server sends the headers alone.
+                get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self._app(get, self._bounded(receive), send)
+            else:
+                await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await refusal(scope, receive, send)
         else:
@@ -64,6 +69,9 @@ class Guard:
             return _refuse(403, "This server answers to local host names only; start it with --api-key-file.")
         if scope["type"] == "websocket" and not _same_origin(given):
             return _refuse(403, "A page of another origin may not listen here.")
+        if (encoding := given.get(b"content-encoding", b"identity")).lower() != b"identity":
+            name = encoding.decode("latin-1")[:32]
+            return _refuse(415, f"Content-Encoding {name} is not supported: send the body as it is.")
         if (declared := _content_length(given)) is not None and declared > self._limits.max_body_bytes:
             return _refuse(413, _too_large(self._limits))
         return None

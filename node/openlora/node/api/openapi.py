@@ -14,7 +14,11 @@ REFUSALS: Final = {  # of every route
     "400": "The request is malformed, or asks for what is not served.",
     "401": "There is no key, or a wrong one.",
     "403": "The server is open to this machine alone, and was asked by another name.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large.",
+    "415": "The body is compressed.",
     "429": "The queue is full; Retry-After says when to come back.",
+    "431": "The headers are too large.",
     "500": "The server failed; its log says why.",
 }
 

@@ -29,7 +29,7 @@ Three faces answer HTTP, and each has its `/openapi.json`:
 
 On loopback the first two are open, to local host names only. Elsewhere every route asks for a key,
 `Authorization: Bearer <key>`, of the file that `--api-key-file` or `telemetry.key_file` names; browsers exchange it for
-a cookie at `/v1/session`.
+a cookie at `/v1/session`. There are no CORS headers: pages of other origins go through a server of their own.
 
 Every refusal is an `Error`, in OpenAI's shape. Beside what each route names, there may come:
 

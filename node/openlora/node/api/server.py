@@ -8,8 +8,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from openlora.node.api.limits import Limits
 from openlora.node.errors import ConfigError
@@ -78,7 +80,7 @@ class Server:
     async def serve(self, app: FastAPI, sock: socket.socket, limits: Limits) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_connection(limits.head_timeout_s),
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=_MAX_WEBSOCKET_MESSAGE_BYTES,
@@ -89,6 +91,7 @@ class Server:
             server_header=False,
             proxy_headers=False,
             limit_concurrency=limits.max_connections,
+            timeout_keep_alive=limits.keep_alive_s,
             h11_max_incomplete_event_size=limits.max_header_bytes,
             timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
         )
@@ -104,6 +107,35 @@ class Server:
             self._uvicorn.handle_exit(number, None)
         elif self._main is not None:
             self._main.cancel()
+
+
+def _connection(head_timeout_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, with an end to heads that do not arrive: its own timer stops at a request's first byte."""
+
+    class Connection(H11Protocol):
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._head_timer = self.loop.call_later(head_timeout_s, self.timeout_keep_alive_handler)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_head_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is not h11.IDLE:
+                self._stop_head_timer()
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(head_timeout_s, self.timeout_keep_alive_handler)
+
+        def _stop_head_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return Connection
 
 
 class _QuietServer(uvicorn.Server):
