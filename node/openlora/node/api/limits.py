@@ -18,9 +18,7 @@ class Limits:
     body_timeout_s: float = 30.0  # for a request body to arrive
     send_timeout_s: float = 30.0  # for a reader to take what it asked for
     max_connections: int = 1024
-    keep_alive_s: int = (
-        30  # between two requests: longer than clients keep a connection, so that it is they who close it
-    )
+    keep_alive_s: int = 30  # between two requests: longer than clients wait, so that it is they who close
     max_requests: int = 512  # generations admitted at once, running or waiting; one tenant has half of the room at most
     max_tokens: int = 1 << 21  # their prompts' tokens and the tokens that they may generate; one tenant as above
     max_choices: int = 128  # prompts · n of one HTTP request

@@ -76,10 +76,8 @@ app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-MISNAMED = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-    *(errno.ELOOP, errno.ENXIO, errno.ENODEV),
-)
+MISNAMED = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+OTHER_KIND = (errno.EISDIR, errno.EEXIST, errno.ENXIO, errno.ENODEV)
 
 
 def main() -> None:
@@ -98,7 +96,7 @@ def main() -> None:
             fix = "free disk space"
         elif error.errno in FORBIDDEN:
             fix = "run it as the user whose that is, or name another"
-        elif error.errno in MISNAMED and error.filename:
+        elif error.errno in (*MISNAMED, *OTHER_KIND) and error.filename:
             fix = "name another path"
         else:
             raise
