@@ -1,5 +1,6 @@
 """The kernels' library: built once, kept in the user's cache, or refused in one sentence."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ def test_no_compiler_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_compiler_that_fails_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     compiler, cache = tmp_path / "bin" / "c++", tmp_path / "cache"
     compiler.parent.mkdir()
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: no such thing" >&2\nexit 1\n')
@@ -30,6 +32,7 @@ def test_a_compiler_that_fails_is_one_sentence_and_leaves_nothing(
     with pytest.raises(KernelsUnavailable, match=r"error: no such thing$"):
         library_path(cache)
     assert {path.name for path in cache.iterdir()} == {"cpu.lock", "tmp"}
+    assert f"event=kernels_building path={cache}" in caplog.text
 
 
 def test_a_library_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from openlora.kernels.errors import KernelsUnavailable
+
+log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).parent / "src"
 _COMMON = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-pthread")
@@ -50,6 +53,7 @@ def library_path(cache_dir: Path) -> Path:
             if not path.exists():
                 for left in cache_dir.glob(f"{_UNDER_WAY}*"):  # by builds that were killed
                     shutil.rmtree(left)
+                log.info("event=kernels_building path=%s", path)  # it takes a minute on slow machines
                 _compile(compiler, units, path)
     except OSError as error:
         raise KernelsUnavailable(f"the kernels cannot be built in {cache_dir}: {error}") from error
