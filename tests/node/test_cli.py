@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,11 @@ def test_every_verb_that_ends_by_itself_prints_json_if_asked():
     found = dict(verbs(typer.main.get_command(app)))
     assert len(found) > 30
     assert {verb for verb, flags in found.items() if "--json" not in flags} == {"run", "serve"}
+
+
+def test_the_program_says_which_version_it_is():
+    done = typer.testing.CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"openlora {version('openlora')}\n")
 
 
 def test_what_a_verb_does_not_need_is_not_imported_for_it():

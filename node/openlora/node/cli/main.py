@@ -3,6 +3,8 @@
 import errno
 import logging
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -33,6 +35,13 @@ from openlora.node.cli.output import printable
 from openlora.node.errors import TEMPORARY, OpenLoraError
 from openlora.node.recursion import restore_recursion_limit
 from openlora.node.secrecy import leave_no_core
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"openlora {metadata.version('openlora')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="openlora",
@@ -72,6 +81,14 @@ app.command("deploy", rich_help_panel="Everyone")(deploy.deploy)
 app.command("faucet", rich_help_panel="Trying it out")(account.faucet)
 app.command("devnet", rich_help_panel="Trying it out")(devnet.devnet)
 app.command("demo", rich_help_panel="Trying it out")(devnet.demo)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
