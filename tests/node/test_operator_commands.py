@@ -25,6 +25,7 @@ from openlora.node.cli.main import app
 from openlora.node.cli.output import Output
 from openlora.node.cli.steer import until_idle
 from openlora.node.config import NodeConfig, load
+from openlora.node.database import Database
 from openlora.node.errors import AgentUnreachable
 from openlora.node.steering import Steering
 from openlora.node.terms import Terms
@@ -95,6 +96,16 @@ def test_without_an_agent_they_say_so(tmp_path: Path):
     for command in ("status", "drain", "reload"):
         done = typer.testing.CliRunner().invoke(app, [command, "--config", str(write(tmp_path))])
         assert isinstance(done.exception, AgentUnreachable)
+
+
+def test_an_agent_that_starts_is_not_said_to_be_missing(tmp_path: Path):
+    path = write(tmp_path)
+    state = load(path, NodeConfig).state_dir
+    state.mkdir(parents=True, exist_ok=True)
+    with Database(state / "journal.sqlite", ()):
+        done = typer.testing.CliRunner().invoke(app, ["status", "--config", str(path)])
+    assert f"the agent (process {os.getpid()}) does not answer" in str(done.exception)
+    assert "start one" not in str(done.exception)
 
 
 def test_a_drain_ends_when_queue_and_sessions_are_done(capsys: pytest.CaptureFixture[str]):

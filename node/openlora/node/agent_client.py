@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from openlora.node.database import lock_holder
 from openlora.node.errors import AgentUnreachable, RequestError
 
 TIMEOUT_S = 10.0
@@ -81,4 +82,9 @@ def _check(answer: httpx.Response) -> None:
 
 
 def _unreachable(socket: Path) -> AgentUnreachable:
+    if (holder := lock_holder(socket.with_name("journal.lock"))) is not None:
+        return AgentUnreachable(
+            f"the agent (process {holder}) does not answer on {socket}; if it has just been started, ask again in a"
+            " minute, otherwise read its log"
+        )
     return AgentUnreachable(f"no agent listens on {socket}; start one with `openlora run`")

@@ -143,6 +143,22 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def lock_holder(path: Path) -> int | None:
+    """The process that holds the lock; 0 if it does not say, None if nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        said = os.read(descriptor, 32).decode(errors="replace").strip()
+        return int(said) if said.isdigit() else 0
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _current_task() -> object:
     try:
         return asyncio.current_task()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -374,6 +375,17 @@ async def test_an_agent_that_hangs(patient: Patient):
         silent.bind(str(path))
         silent.listen()
         assert "does not answer" in await found(patient, "agent_second")
+
+
+async def test_an_agent_that_starts_is_waited_for_and_its_ports_are_its_own(patient: Patient):
+    with Journal(patient.folder / "state", identity(patient)), socket.socket() as its_own:
+        its_own.bind(("127.0.0.1", 0))
+        its_own.listen()
+        address = f'listen = ["/ip4/127.0.0.1/tcp/{its_own.getsockname()[1]}"]'
+        patient.config.write_text(re.sub(r"^listen = \[.*", address, patient.config.read_text(), flags=re.MULTILINE))
+        (finding,) = (await patient.report()).findings
+    assert finding.code == "agent_second"
+    assert finding.fix.startswith("wait a minute if it has just been started")
 
 
 # ---- the network ----------------------------------------------------------------------------------------------------

@@ -113,7 +113,6 @@ async def look(config: NodeConfig, operator_toml: Path, clock: Clock, instrument
         rpc.usable(endpoints, config.chain.chain_id), deployment.deployment, key.address, named, model_facts.base_id
     )
     operator = market.standing.operator if market and market.standing else named
-    runs = journal.runs(journal_facts, key.address)
     return Facts(
         config=config,
         key=key,
@@ -124,7 +123,7 @@ async def look(config: NodeConfig, operator_toml: Path, clock: Clock, instrument
         journal=journal_facts,
         model=model_facts,
         model_registered=registered,
-        network=await network.look_at_network(config, operator, runs=runs),
+        network=await network.look_at_network(config, operator, ports_are_its_own=journal_facts.holder is not None),
         unchecked=unchecked,
     )
 

@@ -103,7 +103,7 @@ EXPLAINED: Final[Mapping[Code, str]] = {
     Code.JOURNAL_CORRUPT: "the journal is damaged",
     Code.JOURNAL_NEWER: "a newer version wrote the journal",
     Code.JOURNAL_BEHIND: "the hot key has sent transactions that the journal does not know",
-    Code.AGENT_SECOND: "another agent, or one that hangs, holds the state folder",
+    Code.AGENT_SECOND: "another agent, or one that starts or hangs, holds the state folder",
     Code.PORT_BUSY: "a port that the node listens on is taken",
     Code.DASHBOARD_UNGUARDED: "the dashboard can be reached from elsewhere and has no keys, or none that are good",
     Code.BOOTSTRAP_UNREACHABLE: "peers to join by do not answer",

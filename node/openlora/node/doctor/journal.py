@@ -1,7 +1,5 @@
 """The journal in the state folder, and who holds it."""
 
-import fcntl
-import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +10,7 @@ from typing import Any, Final
 
 from openlora.node import agent_client
 from openlora.node.config import NodeConfig
-from openlora.node.database import SQL_ERRORS
+from openlora.node.database import SQL_ERRORS, lock_holder
 from openlora.node.doctor.finding import Code, Finding, critical, warning
 from openlora.node.errors import AgentUnreachable, RequestError
 from openlora.node.journal import Identity
@@ -38,7 +36,7 @@ class JournalFacts:
 def look_at_journal(config: NodeConfig, deadline_s: float) -> JournalFacts:
     """Blocks until `deadline_s` (monotonic seconds) or a little longer."""
     path = config.state_dir / "journal.sqlite"
-    holder = _holder(path.with_suffix(".lock"))
+    holder = lock_holder(path.with_suffix(".lock"))
     state = _ask_agent(config.socket) if holder is not None else None
     if not path.exists():
         return JournalFacts(path, exists=False, holder=holder, state=state)
@@ -66,22 +64,6 @@ def _damage(db: sqlite3.Connection, deadline_s: float) -> str:
     finally:
         db.set_progress_handler(None, 0)
     return "" if said == "ok" else said
-
-
-def _holder(lock: Path) -> int | None:
-    """The process that holds the state folder; 0 if it does not say."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        said = os.read(descriptor, 32).decode(errors="replace").strip()
-        return int(said) if said.isdigit() else 0
-    finally:
-        os.close(descriptor)
-    return None
 
 
 def _ask_agent(socket: Path) -> Mapping[str, Any] | None:
@@ -145,11 +127,13 @@ def _age(journal: JournalFacts, identity: Identity, chain_nonce: int) -> Iterato
 
 def check_agent(journal: JournalFacts, hot_key: str | None) -> Iterator[Finding]:
     if journal.holder is not None and not runs(journal, hot_key):
-        does = "does not answer" if journal.state is None else f"has the hot key {journal.state['node']['hot_key']}"
+        does, fix = "does not answer", "wait a minute if it has just been started; otherwise end that process"
+        if journal.state is not None:
+            does, fix = f"has the hot key {journal.state['node']['hot_key']}", "end that process"
         yield critical(
             Code.AGENT_SECOND,
             f"process {journal.holder} holds {journal.path.parent} and {does}",
-            "end that process, or use another state_dir",
+            f"{fix}, or use another state_dir",
         )
     if journal.state is not None and runs(journal, hot_key):
         for alert in journal.state["alerts"]:

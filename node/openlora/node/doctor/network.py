@@ -50,15 +50,15 @@ class NetworkFacts:
     broker_refusal: str = ""
 
 
-async def look_at_network(config: NodeConfig, operator: str | None, *, runs: bool) -> NetworkFacts:
-    """`runs`: the agent holds its ports. `operator` is the broker's user name where none is configured."""
+async def look_at_network(config: NodeConfig, operator: str | None, *, ports_are_its_own: bool) -> NetworkFacts:
+    """`ports_are_its_own`: an agent runs or starts. `operator` is the broker's user name where none is configured."""
     reached, kubo_fault, (broker_fault, refusal) = await asyncio.gather(
         asyncio.gather(*map(_unreached, config.network.bootstrap)),
         _kubo_fault(config.storage.kubo_rpc),
         _ask_broker(config.telemetry.mqtt, operator),
     )
     return NetworkFacts(
-        busy_ports=() if runs else tuple(_busy_ports(config)),
+        busy_ports=() if ports_are_its_own else tuple(_busy_ports(config)),
         bootstrap=tuple(zip(config.network.bootstrap, reached, strict=True)),
         lonely=not config.network.bootstrap,
         dashboard_fault=_dashboard_fault(config.telemetry),
