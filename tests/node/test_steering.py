@@ -58,7 +58,7 @@ def test_what_needs_a_restart_is_named_until_there_is_one(steering: Steering):
         ("clients", '["0x12"]', "0x12"),
         ("clients", f'["{CLIENT.lower()[:-1]}9"]', "checksum"),
         ("adapters", '["pirate"]', "pirate"),
-        ("max_live_jobs", "-1", "negative"),
+        ("max_live_jobs", "-1", ">= 0"),
     ],
 )
 def test_a_file_with_any_fault_changes_nothing(steering: Steering, key: str, value: str, complaint: str):

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.engine.models.hf_keys import Keys, Size, common_fields, require_activation
+from openlora.node.engine.models.hf_keys import Keys, Positions, Size, common_fields, require_activation
 from openlora.node.engine.models.names import FALCON, Names
 from openlora.node.errors import ModelError
 
 
 class _Falcon(Keys, kw_only=True):
-    max_position_embeddings: Size = 2048
+    max_position_embeddings: Positions = 2048
     ffn_hidden_size: Size | None = None
     num_kv_heads: Size | None = None
     layer_norm_epsilon: float = 1e-5

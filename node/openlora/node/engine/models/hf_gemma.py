@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.engine.models.hf_keys import Keys, Size, common_fields, require_activation, windows
+from openlora.node.engine.models.hf_keys import Keys, Positions, Size, common_fields, require_activation, windows
 from openlora.node.engine.models.names import GEMMA2, LLAMA
 
 
@@ -21,7 +21,7 @@ class _Gemma(Keys, kw_only=True):
 class _Gemma2(_Gemma, kw_only=True):
     hidden_activation: str = "gelu_pytorch_tanh"
     query_pre_attn_scalar: float = 256
-    sliding_window: Size | None = 4096
+    sliding_window: Positions | None = 4096
     layer_types: list[str] | None = None
     final_logit_softcapping: float | None = 30.0
     attn_logit_softcapping: float | None = 50.0

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import msgspec
 
 from openlora.node.adapters.strict_json import quote
-from openlora.node.engine.models.hf_rope import rotation
+from openlora.node.engine.models.hf_rope import MAX_POSITIONS, rotation
 from openlora.node.errors import ModelError
 
 MAX_LAYERS = 1024
 Size = Annotated[int, msgspec.Meta(le=2**31 - 1)]  # beyond it, arithmetic overflows
+Positions = Annotated[int, msgspec.Meta(le=MAX_POSITIONS)]
 
 
 class Keys(msgspec.Struct, kw_only=True):
@@ -20,11 +21,11 @@ class Keys(msgspec.Struct, kw_only=True):
     hidden_size: Size
     num_hidden_layers: Annotated[int, msgspec.Meta(le=MAX_LAYERS)]
     num_attention_heads: Size
-    max_position_embeddings: Size
+    max_position_embeddings: Positions
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
-    original_max_position_embeddings: Size | None = None
+    original_max_position_embeddings: Positions | None = None
     partial_rotary_factor: float | None = None
     tie_word_embeddings: bool = False
     is_causal: bool | None = None

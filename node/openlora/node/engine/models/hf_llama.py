@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.engine.models.hf_keys import Keys, Size, common_fields, require_activation, windows
+from openlora.node.engine.models.hf_keys import Keys, Positions, Size, common_fields, require_activation, windows
 from openlora.node.engine.models.names import LLAMA, QWEN3
 
 
@@ -20,12 +20,12 @@ class _Llama(Keys, kw_only=True):
 
 
 class _Mistral(_Llama, kw_only=True):
-    sliding_window: Size | None = 4096
+    sliding_window: Positions | None = 4096
 
 
 class _Qwen(_Llama, kw_only=True):
     use_sliding_window: bool | None = False
-    sliding_window: Size | None = 4096
+    sliding_window: Positions | None = 4096
     max_window_layers: Size = 28
 
 

@@ -9,9 +9,10 @@ from openlora.node.engine.models import rope
 from openlora.node.engine.models.rope import Frequencies
 from openlora.node.errors import ModelError
 
+MAX_POSITIONS = 2**62  # many say more than anybody reaches
 _THETA = 10_000.0
 _Positive = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]  # beyond it, logarithms and quotients overflow
-_Positions = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Positions = Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITIONS)]
 
 
 class _Default(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
