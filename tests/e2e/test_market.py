@@ -17,8 +17,11 @@ from openlora.contracts import JobFlag, Role
 from openlora.node.books import Books
 from openlora.node.chain.history import market_events
 from openlora.node.cli.main import app
+from openlora.node.content import BlockContent
+from openlora.node.demo_data import DEMO_ADAPTERS
 from openlora.node.devnet import MODEL_NAME, OLRA, OUTPUT_TERMS, PARAMS, Devnet
-from openlora.node.errors import OpenLoraError
+from openlora.node.engine.models.config import DecoderConfig
+from openlora.node.errors import AdapterError, OpenLoraError
 from openlora.node.keys import create_key
 from openlora.node.market import Market, committed, open_market
 from openlora.node.wei import tokens
@@ -104,6 +107,27 @@ def test_a_base_does_not_take_anothers_name(net: Devnet, tmp_path: Path):
     command = ("model", "register", model, "--client", net.client_config)
     refused(*command, "--name", MODEL_NAME, words=f"{MODEL_NAME} is the name of 0x{net.base_id.hex()}", code=2)
     assert openlora(*command, "--name", "tiny").exception is None
+
+
+@pytest.mark.parametrize(
+    ("base", "datanets", "words"),
+    [(None, [1, 2], r"with the datanets: 1;"), (bytes(32), [1], r"registered for the base 0x[0-9a-f]{64}")],
+)
+def test_what_is_registered_already_keeps_its_base_and_its_datanets(
+    net: Devnet, model_dir: Path, tmp_path: Path, base: bytes | None, datanets: list[int], words: str
+):
+    """Whoever shares in its fees was settled the first time: nobody is to believe that it was changed."""
+    demo = DEMO_ADAPTERS[0]
+    layout = DecoderConfig.from_path(model_dir).modules()
+
+    async def again(client: Market, base_id: bytes, named: list[int]) -> bytes:
+        content = BlockContent(tmp_path / "blocks")
+        owner = Market(client.chain, net.deployment, net.people["developer 1"], content)
+        return await owner.publish_adapter(demo.path, layout, base_id, named, "parrot")
+
+    with pytest.raises(AdapterError, match=words):
+        as_client(net, lambda client: again(client, base or net.base_id, datanets))
+    assert as_client(net, lambda client: again(client, net.base_id, [])) == net.adapters[demo.name]
 
 
 async def purse(client: Market) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress
 
 from openlora.contracts import (
+    Adapter,
     Call,
     DatanetCreated,
     Deployment,
@@ -45,7 +46,7 @@ from openlora.node.content import BlockContent, Content
 from openlora.node.deeds import Deed, Desk, stopped
 from openlora.node.deployment import load_deployment
 from openlora.node.documents import InputDocument, OutputDocument
-from openlora.node.errors import ChainError, RequestError, Reverted
+from openlora.node.errors import AdapterError, ChainError, RequestError, Reverted
 from openlora.node.facts import WEIGHT_UNIT
 from openlora.node.keys import load_key
 from openlora.node.private.kept import KeptKey, KeptKeys
@@ -196,16 +197,18 @@ class Market:
         """Checks an adapter as every node will, stores it, and registers it as this key's. Returns its digest.
 
         Content first: whoever reads the registration can fetch what it names. What this key has registered before
-        stays as it is. Raises AdapterError.
+        stays as it is, by another name too. Raises AdapterError, also for a base or datanets that it then did not name.
         """
         digest = await publish_adapter(directory, self.content, layout)
         try:
-            owner = (await self.chain.call(self.registry.adapter(digest))).owner
+            known = await self.chain.call(self.registry.adapter(digest))
         except Reverted as refusal:
             if refusal.name != "UnknownAdapter":
                 raise
-            owner = None
-        if owner != self.key.address:
+            known = None
+        if known is not None and known.owner == self.key.address:
+            _check_stays(known, base_id, datanets)
+        else:
             await self.transact(self.registry.register_adapter(digest, base_id, datanets, name))
         return digest
 
@@ -334,6 +337,15 @@ async def _job_event(desk: Desk, kind: type[OfJob], job_id: int) -> OfJob | None
     topics = (kind.TOPIC, topic(job_id))
     found = await events(desk.chain, contract.address, desk.deployment.block, topics=topics)
     return next((event for event in reversed(found) if isinstance(event, kind)), None)
+
+
+def _check_stays(known: Adapter, base_id: bytes, datanets: Sequence[int]) -> None:
+    """Whoever publishes again names the base of the first time, and its datanets or none. Raises AdapterError."""
+    if known.base_id != base_id:
+        raise AdapterError(f"this adapter is registered for the base 0x{known.base_id.hex()}, and for no other")
+    if datanets and set(datanets) != set(known.datanets):
+        ids = ", ".join(map(str, known.datanets)) or "none"
+        raise AdapterError(f"this adapter is registered already, with the datanets: {ids}; they stay as they are")
 
 
 def _one(receipt: TxReceipt, kind: type[E]) -> E:
