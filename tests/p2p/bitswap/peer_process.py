@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from openlora.p2p.bitswap.limits import BitswapLimits
 from openlora.p2p.bitswap.messages import PROTOCOLS, Message
 from openlora.p2p.bitswap.service import Bitswap
 from openlora.p2p.content.blockstore import BlockStore
@@ -22,6 +23,7 @@ from openlora.p2p.network import PeerId, Stream
 from tests.p2p.bitswap.peers import messages, say
 
 PLENTY = 1 << 40
+LIMITS = BitswapLimits(window_step_s=0.5)  # a busy machine is no long path
 
 
 def answer_badly(network: Libp2pNetwork, manner: str) -> None:
@@ -60,7 +62,7 @@ async def main(state: Path, manner: str = "honest") -> None:
     identity = Identity.load_or_create(state / "identity")
     bitswap_store = BlockStore(state / "blocks")
     async with open_network(identity, HostOptions(listen=["/ip4/127.0.0.1/tcp/0"])) as network:
-        bitswap = Bitswap(network, bitswap_store)
+        bitswap = Bitswap(network, bitswap_store, LIMITS)
         async with trio.open_nursery() as nursery:
             if manner == "honest":
                 nursery.start_soon(bitswap.run)

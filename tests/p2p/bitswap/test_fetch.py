@@ -99,7 +99,7 @@ def test_several_peers_serve_at_once(tmp_path: Path) -> None:
         await meet(fetcher.network, *(provider.network for provider in providers))
         await fetcher.fetch_whole(*roots)
         assert same(providers[0], fetcher)
-        assert all(provider.bitswap.counters.served_blocks for provider in providers)
+        assert all(provider.bitswap.counters.served_blocks >= 3 for provider in providers)
         assert sum(provider.bitswap.counters.served_blocks for provider in providers) == 37
 
     play(scenario, tmp_path)
@@ -371,7 +371,7 @@ def test_a_tree_that_expands_without_end(tmp_path: Path) -> None:
         started = trio.current_time()
         with pytest.raises(OverBudget):
             await fetcher.fetch_whole(below)
-        assert trio.current_time() - started < 5.0
+        assert trio.current_time() - started < 1.0
         assert provider.bitswap.counters.served_blocks <= 9
 
     play(scenario, tmp_path)

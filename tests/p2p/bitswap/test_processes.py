@@ -27,7 +27,7 @@ def blocks_of(tmp_path: Path, name: str) -> set[Cid]:
     return set(BlockStore(tmp_path / name / "blocks").cids())
 
 
-def test_a_fetch_that_is_killed_ten_times_refetches_a_block_or_two_each(tmp_path: Path) -> None:
+def test_a_fetch_that_is_killed_ten_times_refetches_one_block_each(tmp_path: Path) -> None:
     root, blocks = publish(tmp_path, "provider")
     rng, have = random.Random(1), 0
     with PeerProcess(tmp_path / "provider") as provider:
@@ -44,7 +44,7 @@ def test_a_fetch_that_is_killed_ten_times_refetches_a_block_or_two_each(tmp_path
         served = provider.ask("counters")["served"]
     assert blocks_of(tmp_path, "fetcher") == blocks
     assert have < len(blocks)
-    assert served - len(blocks) <= 2 * 10  # one each, and another where a busy machine makes the path seem long
+    assert served - len(blocks) <= 10
     print(f"{have} of {len(blocks)} blocks before the last kill, {served - len(blocks)} served twice")
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import h11
 import uvicorn
@@ -115,8 +116,8 @@ def _connection(head_timeout_s: float) -> type[asyncio.Protocol]:
     class Connection(H11Protocol):
         _head_timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(cast(asyncio.Transport, transport))
             self._head_timer = self.loop.call_later(head_timeout_s, self.timeout_keep_alive_handler)
 
         def connection_lost(self, exc: Exception | None) -> None:
