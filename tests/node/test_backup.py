@@ -17,6 +17,7 @@ from openlora.node.config_files import ChainEntry, write_node_config
 from openlora.node.errors import BackupError
 from openlora.node.job import JobId
 from openlora.node.sealed_file import PIECE_BYTES
+from tests.node.damage import clear_first_page
 from tests.node.doctor.clinic import write_key
 from tests.node.facts import IDENTITY, block, open_journal, spec, spec_hash
 
@@ -170,12 +171,7 @@ def test_an_archive_of_a_strangers_writes_nowhere_else(tmp_path: Path, name: str
 
 
 def test_a_damaged_journal_takes_no_good_backups_place(node: Path, tmp_path: Path):
-    path = node / "state/journal.sqlite"
-    with closing(sqlite3.connect(path)) as db:
-        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'attempts'").fetchone()
-    content = bytearray(path.read_bytes())
-    content[4096 * (page - 1) : 4096 * page] = bytes(4096)
-    path.write_bytes(content)
+    clear_first_page(node / "state/journal.sqlite", "attempts")
     with pytest.raises(BackupError, match="keep the backups that you have"):
         back_up(node / "node.toml", tmp_path / "backup")
     assert not (tmp_path / "backup").exists()

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from openlora.node.chain.types import TxReceipt
 from openlora.node.errors import JournalError, JournalUnwritable, RpcBehind
 from openlora.node.job import BlockRef, JobId, JobState, SkipCode, Wei
 from openlora.node.journal import Identity, Journal
+from tests.node.damage import clear_first_page
 from tests.node.specs import some_spec
 
 OURS = Identity(31337, {"job_queue": "0x" + "Aa" * 20}, "0x" + "01" * 20)
@@ -174,12 +174,7 @@ def test_a_page_that_goes_bad_under_an_open_journal_is_damage(tmp_path: Path) ->
     with Journal(tmp_path, OURS) as journal:
         for number in range(1, 200):
             journal.advance(at(number))
-    path = tmp_path / "journal.sqlite"
-    with closing(sqlite3.connect(path)) as db:
-        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'blocks'").fetchone()
-    content = bytearray(path.read_bytes())
-    content[4096 * (page - 1) : 4096 * page] = bytes(4096)
-    path.write_bytes(content)
+    clear_first_page(tmp_path / "journal.sqlite", "blocks")
     with Journal(tmp_path, OURS) as journal, pytest.raises(JournalError, match="is damaged") as caught:
         journal.known_blocks()
     assert not isinstance(caught.value, JournalUnwritable)

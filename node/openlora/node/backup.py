@@ -21,13 +21,12 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from msgspec import Meta
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.config import NodeConfig, load
 from openlora.node.database import SQL_ERRORS
 from openlora.node.errors import BackupError
 from openlora.node.journal_schema import MIGRATIONS
 from openlora.node.journal_view import next_nonce, read_only
-from openlora.node.malformed import MALFORMED
+from openlora.node.malformed import MALFORMED, quote
 from openlora.node.sealed_file import PIECE_BYTES, is_sealed, pieces, sealed, unsealed
 
 MAX_BYTES: Final = 8 << 30

@@ -8,9 +8,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_header import GgufHeader
 from openlora.node.errors import ModelError
+from openlora.node.malformed import quote
 
 HashProgress = Callable[[int, int], None]  # bytes hashed so far, bytes in all
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import JournalError, JournalUnwritable
+from openlora.node.malformed import quote
 
 T = TypeVar("T")
 SQL_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)  # the latter of a damaged file's text in SQLite's own message

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from openlora.node.adapters.config_keys import PASSED_OVER, is_number
-from openlora.node.adapters.strict_json import parse_object, quote
+from openlora.node.adapters.strict_json import parse_object
 from openlora.node.errors import AdapterError
+from openlora.node.malformed import quote
 
 CONFIG_FILE: Final = "adapter_config.json"
 MAX_CONFIG_BYTES: Final = 64 * 1024

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, names, parse_config
 from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape, NormShape
 from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
-from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import AdapterError
+from openlora.node.malformed import quote
 
 __all__ = [
     "CONFIG_FILE",

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from openlora.node.adapters.strict_json import parse_object, quote
+from openlora.node.adapters.strict_json import parse_object
 from openlora.node.errors import AdapterError
+from openlora.node.malformed import quote
 
 MAX_HEADER_BYTES: Final = 1024 * 1024
 MAX_TENSORS: Final = 4096

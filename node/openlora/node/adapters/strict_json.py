@@ -4,6 +4,7 @@ import json
 from typing import Any, NoReturn
 
 from openlora.node.errors import AdapterError
+from openlora.node.malformed import quote
 
 
 def parse_object(data: bytes, file: str) -> dict[str, Any]:
@@ -34,14 +35,3 @@ def parse_object(data: bytes, file: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AdapterError(f"{file}: must hold one JSON object")
     return value
-
-
-def quote(value: object) -> str:
-    """A parsed value for an error message: printable ASCII, at most 80 characters, whatever a stranger wrote.
-
-    Lists and objects are not looked into: they may be nested as deeply as the parser allows, which repr() does not.
-    """
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

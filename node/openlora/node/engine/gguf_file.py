@@ -10,10 +10,10 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_codes import Codes, read_codes
 from openlora.node.engine.gguf_header import GgufHeader, GgufTensor
 from openlora.node.errors import ModelError
+from openlora.node.malformed import quote
 
 _T = TypeVar("_T", bool, int, float, str)
 _WHOLE_NAMES = {

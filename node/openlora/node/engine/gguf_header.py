@@ -21,8 +21,8 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.errors import ModelError
+from openlora.node.malformed import quote
 
 _MAX_BYTES: Final = 128 << 20  # of a header; Llama 3's takes 8 MB
 _MAX_TEXT_BYTES: Final = 1 << 16  # of what is read: a key, a name, a value asked for

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.documents import ChatMessage, FinishReason, Usage
 from openlora.node.engine.chat import ChatTemplate
 from openlora.node.engine.client import InferenceEngine
@@ -21,6 +20,7 @@ from openlora.node.engine.messages import AdapterUse, Sampling, Token
 from openlora.node.engine.stops import StopScanner
 from openlora.node.engine.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from openlora.node.errors import ModelError, RequestError
+from openlora.node.malformed import quote
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_file import GgufFile
 from openlora.node.errors import ModelError
-from openlora.node.malformed import MALFORMED
+from openlora.node.malformed import MALFORMED, quote
 
 _CONVERSION_TIMEOUT_S = 300
 # How a GGUF file may say that its texts are cut before their bytes are merged: what transformers cuts alike. It cuts as

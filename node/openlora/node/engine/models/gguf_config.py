@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.gguf_file import ROPE_FACTORS, GgufFile
 from openlora.node.engine.models import rope
 from openlora.node.engine.models.names import LLAMA, QWEN3
 from openlora.node.errors import ModelError
+from openlora.node.malformed import quote
 
 _WITHOUT_EFFECT: dict[str, tuple[float, ...]] = {  # keys that llama.cpp heeds in every family, where they do nothing
     "attention.causal": (True,),

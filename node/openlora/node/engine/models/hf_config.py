@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.models import hf_falcon, hf_gemma, hf_llama
 from openlora.node.errors import ModelError
+from openlora.node.malformed import quote
 
 _MAX_BYTES = 1 << 20
 _FAMILIES: Mapping[str, Callable[[bytes], dict[str, Any]]] = {

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from openlora.node.adapters.strict_json import quote
 from openlora.node.engine.models.hf_rope import MAX_POSITIONS, rotation
 from openlora.node.errors import ModelError
+from openlora.node.malformed import quote
 
 MAX_LAYERS = 1024
 Size = Annotated[int, msgspec.Meta(le=2**31 - 1)]  # beyond it, arithmetic overflows
