@@ -222,3 +222,41 @@ def test_a_copy_of_another_base_is_refused(case: Case, tmp_path: Path) -> None:
     (answer,) = engine.handle(LoadAdapter(key="k", path=str(tmp_path / "adapter")))
     assert isinstance(answer, AdapterRefused)
     assert "model.embed_tokens.weight than this base model has" in answer.message
+
+
+@pytest.mark.parametrize(
+    ("base", "copied", "served", "taken"),
+    [
+        (torch.float32, torch.bfloat16, "float32", False),
+        (torch.float32, torch.float16, "float32", False),
+        (torch.float32, torch.bfloat16, "bfloat16", True),
+        (torch.float32, torch.float16, "bfloat16", True),
+        (torch.bfloat16, torch.bfloat16, "float32", True),
+        (torch.bfloat16, torch.float16, "float32", True),  # which rounds the smallest number alone
+        (torch.bfloat16, torch.float32, "float32", True),
+    ],
+)
+def test_a_rounded_copy_is_taken_where_it_changes_nothing(
+    base: torch.dtype, copied: torch.dtype, served: str, taken: bool, tmp_path: Path
+) -> None:
+    """peft computes with the copy, so that float32's results depend on what it was saved in."""
+    model = tiny_models()["llama3"].to(base)
+    model.get_input_embeddings().weight.data[3, 5] = 1.234e-6
+    model.save_pretrained(tmp_path / "model")
+    torch.manual_seed(2)
+    make_adapter(tmp_path / "model", tmp_path / "adapter", KINDS["embedding"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    copies = {name: one.to(copied) if "base_layer" in name else one for name, one in load_file(file).items()}
+    save_file(copies, file, {"format": "pt"})
+    engine = Engine.load(tmp_path / "model", dtype=served, limits=LIMITS)
+    (answer,) = engine.handle(LoadAdapter(key="adapter", path=str(tmp_path / "adapter")))
+    if not taken:
+        assert isinstance(answer, AdapterRefused)
+        assert "model.embed_tokens.weight rounded to" in answer.message
+        return
+    assert isinstance(answer, AdapterLoaded), answer
+    if served == "float32":
+        request = ScoreRequest(tuple(range(30)), (AdapterUse("adapter"),))
+        (found,) = engine.score([request])
+        expected = Case(tmp_path / "model", tmp_path, {}, {}, ()).expected(request)
+        assert float((found - expected).abs().max()) <= TOLERANCE

@@ -35,7 +35,7 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
     found: dict[str, Change] = {}
     try:
         for module, copy in weights.copies.items():
-            _check_copy(module, _tensor(copy), base.weight(module))
+            _check_copy(module, _tensor(copy), base.weight(module), dtype)
         for module, factor in weights.factors.items():
             plain = LoraFactors(_tensor(factor.a).to(dtype), _tensor(factor.b).to(dtype), factor.scale)
             found[module] = plain if factor.magnitude is None else _stretched(module, plain, factor, base)
@@ -65,11 +65,21 @@ def _of_tokens(trained: TrainedTokens, base: Checkpoint, dtype: torch.dtype) -> 
     return found
 
 
-def _check_copy(module: str, copy: Tensor, weight: Tensor) -> None:
+def _check_copy(module: str, copy: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
+    """PEFT computes with the copy, we with the base's weight: in `dtype` they must be equal, or the copy be the weight
+    rounded by no more than `dtype` rounds, as float16 rounds a bfloat16 weight's smallest numbers."""
+    if torch.equal(copy.to(dtype), weight.to(dtype)):
+        return
     if not torch.equal(copy, weight.to(copy.dtype)):
         raise AdapterError(
             f"the adapter holds another {module}.weight than this base model has; list {module} in modules_to_save if "
             "it was trained, else save with save_embedding_layers=False"
+        )
+    lost, weight = (weight.float() - copy.float()).norm(dim=1), weight.float()
+    if not bool((lost <= torch.finfo(dtype).eps * weight.norm(dim=1)).all()):
+        raise AdapterError(
+            f"the adapter holds the base's {module}.weight rounded to {str(copy.dtype).removeprefix('torch.')}, with "
+            "which PEFT computes other results; save it with save_embedding_layers=False, or in the base's dtype"
         )
 
 
