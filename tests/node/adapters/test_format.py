@@ -211,6 +211,26 @@ def test_trained_tokens_bring_their_rows(tmp_path: Path) -> None:
     assert adapters[0].digest() != adapters[1].digest()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "down_proj", "q_proj", "proj", "query", "model.layers.7.mlp.down_proj"]},
+        {"exclude_modules": ["o_proj", "o_proj"]},
+        {"modules_to_save": ["score", "score", "classifier"]},
+        {"rank_pattern": {"k_proj": 9, "^q_proj": 9}},
+        {"alpha_pattern": {"k_proj": 9, "lm_head": 9}},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"fan_in_fan_out": True},
+    ],
+    ids=in_words,
+)
+def test_what_means_nothing_for_this_base_is_passed_over_as_in_peft(tmp_path: Path, changes: dict[str, Any]) -> None:
+    plain = read_adapter(write_adapter(tmp_path / "plain"), WHOLE_LAYOUT)
+    adapter = read_adapter(write_adapter(tmp_path / "more", config(**changes)), WHOLE_LAYOUT)
+    assert (adapter.rank, adapter.digest()) == (plain.rank, plain.digest())
+
+
 @pytest.mark.parametrize("value", ["eva", "mica", "gaussian", "orthogonal", True, False])
 def test_how_it_was_begun_does_not_matter_where_the_base_stayed(tmp_path: Path, value: Any) -> None:
     options = config(init_lora_weights=value, eva_config={"rho": 2.0})

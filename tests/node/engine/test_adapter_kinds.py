@@ -35,6 +35,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft's own use
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),  # of tied weights, of saved embeddings
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning:peft"),
 ]
 
 TOLERANCE = 1e-4
@@ -65,6 +66,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "exclude_modules": r".*\.1\.self_attn\.[qk]_proj",
     },
     "excluding-pattern": {"target_modules": EVERY_LAYER, "exclude_modules": r".*\.[02]\.mlp\..*", "use_dora": True},
+    "meaning-nothing": {  # here, where o_proj has no bias
+        "target_modules": ["o_proj", "query", "value"],
+        "modules_to_save": ["score"],
+        "rank_pattern": {"query": 9},
+        "bias": "lora_only",
+        "fan_in_fan_out": True,
+    },
     "all-linear": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.1.mlp.up_proj"]},
 }
 ENSEMBLES: list[tuple[AdapterUse, ...]] = [

@@ -186,10 +186,7 @@ def _some_names(key: str, value: Any) -> tuple[str, ...]:
 def _literal_names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_NAMES:
         raise AdapterError(f"{CONFIG_FILE}: {key} must be a list of literal module names, not {quote(value)}")
-    found = tuple(_literal_name(key, name) for name in value)
-    if len(set(found)) != len(found):
-        raise AdapterError(f"{CONFIG_FILE}: {key} names a module twice")
-    return found
+    return tuple(dict.fromkeys(_literal_name(key, name) for name in value))
 
 
 def _layers(value: Any) -> frozenset[int] | None:

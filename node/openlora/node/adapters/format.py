@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 import stat
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, names, parse_config
+from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, parse_config
 from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape, NormShape
 from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
 from openlora.node.errors import AdapterError
@@ -127,11 +127,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     trained = _trained(config.trained_tokens, layout, {*targeted, *saved}, tensors)
     copies = _copies(layout, targeted, tensors)
     if tensors:
-        meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
-        raise AdapterError(
-            f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} belongs to no layer of {meant}, and is no weight of "
-            "modules_to_save"
-        )
+        raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} {_what_it_lacks(config, tensors)}")
     if not factors:
         raise AdapterError(f"{WEIGHTS_FILE}: holds no A and B of a layer that may be targeted")
     changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values()]
@@ -200,9 +196,10 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
 
 
 def _replaced(config: AdapterConfig, layout: Layout) -> Layout:
-    """The modules whose whole weights the adapter brings."""
+    """The modules whose whole weights the adapter brings. A name of none is passed over, as in PEFT."""
+    blocks = _blocks(layout)
     for name in config.modules_to_save:
-        if not any(module.endswith(name) for module in layout):
+        if any(block.endswith(name) for block in blocks):
             raise AdapterError(
                 f"{CONFIG_FILE}: modules_to_save names {quote(name)}, but this base model's linear layers, "
                 "embedding and norms without a bias can be replaced"
@@ -211,22 +208,31 @@ def _replaced(config: AdapterConfig, layout: Layout) -> Layout:
 
 
 def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str, LinearShape | EmbeddingShape]:
-    """The layers that get A and B; every name in the configuration must name one."""
+    """The layers that get A and B. A name of no module is passed over, as in PEFT, if another names a layer."""
     fit = {module: shape for module, shape in layout.items() if not isinstance(shape, NormShape)}
+    others = {tail for module in (layout.keys() - fit.keys()) | _blocks(layout) for tail in _tails(module)}
+    for name in config.target_modules or ():
+        if name in others:
+            raise AdapterError(f"{CONFIG_FILE}: target_modules names {quote(name)}, which is no linear layer")
     if config.target_modules is None:
         fit = {module: shape for module, shape in fit.items() if isinstance(shape, LinearShape) and module != HEAD}
     modules = {module: shape for module, shape in fit.items() if config.targets(module) and module not in saved}
-    for key, among, what in (
-        ("target_modules", fit, "of this base model"),
-        ("rank_pattern", modules, "that is targeted"),
-        ("alpha_pattern", modules, "that is targeted"),
-    ):
-        for name in getattr(config, key) or ():
-            if not any(names(name, module) for module in among):
-                raise AdapterError(f"{CONFIG_FILE}: {key} names {quote(name)}, which is no linear layer {what}")
     if not modules:
-        raise AdapterError(f"{CONFIG_FILE}: target_modules and what excludes from them leave no linear layer")
+        raise AdapterError(
+            f"{CONFIG_FILE}: target_modules and what excludes from them leave no linear layer of this base model"
+        )
     return modules
+
+
+def _blocks(layout: Layout) -> set[str]:
+    """The modules that the layout's own stand in: "model.layers.0.mlp" and the like."""
+    return {module[:end] for module in layout for end, letter in enumerate(module) if letter == "."}
+
+
+def _tails(module: str) -> Iterator[str]:
+    """All literal names that name it."""
+    yield module
+    yield from (module[start + 1 :] for start, letter in enumerate(module) if letter == ".")
 
 
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
@@ -236,6 +242,14 @@ def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved
     rows = sum(len(config.trained_tokens) * shape.out_features for _, shape in _embeddings(layout))
     whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
     return low_rank + rows + sum(math.prod(shape.weight) for shape in whole)
+
+
+def _what_it_lacks(config: AdapterConfig, tensors: Mapping[str, RawTensor]) -> str:
+    """What is wrong with the first of the tensors that nothing asked for."""
+    if next(iter(tensors)).endswith(".bias"):
+        return 'is a bias, and biases are not served: train with bias "none" and without lora_bias'
+    meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
+    return f"belongs to no layer of {meant}, and is no weight of modules_to_save"
 
 
 def _has_factors(module: str, tensors: Mapping[str, RawTensor]) -> bool:
