@@ -4,10 +4,7 @@
 // Sums are taken in the processor's order (Intel's Software Developer's Manual, TDPBF16PS, TDPBUSD, VDPBF16PS), but
 // subnormals are not taken for zero. What the processor refuses ends the process.
 #pragma once
-#include <cpuid.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -127,7 +124,6 @@ inline __m512i both_to_bf16(__m512 high, __m512 low) {
 #undef _tile_zero
 #undef _tile_dpbf16ps
 #undef _tile_dpbusd
-#undef __get_cpuid_count
 #define _tile_loadconfig matrix_unit::configure
 #define _tile_release matrix_unit::release
 #define _tile_loadd matrix_unit::load
@@ -138,6 +134,3 @@ inline __m512i both_to_bf16(__m512 high, __m512 low) {
 #define _mm512_dpbf16_ps(sum, w, x) matrix_unit::dot2(sum, (__m512i)(w), (__m512i)(x))
 #define _mm512_cvtneps_pbh matrix_unit::to_bf16
 #define _mm512_cvtne2ps_pbh(high, low) (__m512bh) matrix_unit::both_to_bf16(high, low)
-#define __builtin_cpu_supports(feature) true
-#define __get_cpuid_count(leaf, subleaf, a, b, c, d) (*(c) = *(d) = ~0u, true)
-#define syscall(...) 0

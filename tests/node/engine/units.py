@@ -20,7 +20,7 @@ NEEDED = {  # as /proc/cpuinfo says; "": the best there is
     "amx": BF16 | {"avx512_vbmi2", "amx_tile", "amx_bf16", "amx_int8"},
 }
 EMULATED = {"avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}
-EMULATION = Path(__file__).with_name("matrix_unit.h")
+EMULATION, CLAIMS = (Path(__file__).with_name(name) for name in ("matrix_unit.h", "claims.h"))
 EMULATION_NEEDS = AVX512 | {"avx512_vnni", "avx512_vbmi2"}
 
 
@@ -32,10 +32,10 @@ def with_unit(unit: str) -> Iterator[None]:
     lacks = NEEDED[unit] - has
     with pytest.MonkeyPatch.context() as patch:
         if lacks and lacks <= EMULATED and has >= EMULATION_NEEDS:
-            version = zlib.crc32(EMULATION.read_bytes())  # each state of the header has a library of its own
-            include = ("-include", str(EMULATION), f"-DEMULATION={version}")
-            units = {name: (*build._X86_UNITS[name], *include) for name in ("amx", "avx512_bf16")}
-            patch.setattr(build, "_X86_UNITS", build._X86_UNITS | units)
+            for unit, header in (("amx", EMULATION), ("avx512_bf16", EMULATION), ("choice", CLAIMS)):
+                version = zlib.crc32(header.read_bytes())  # each state of a header has a library of its own
+                units = build._ANY_UNITS if unit in build._ANY_UNITS else build._X86_UNITS
+                patch.setitem(units, unit, (*units[unit], "-include", str(header), f"-DVERSION={version}"))
         elif lacks:
             pytest.skip(f"this processor has no {', '.join(sorted(lacks))}")
         yield

@@ -20,7 +20,10 @@ _COMMON = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-
 # gcc 12 knows no znver4; its tuning for znver3 with wide vectors is what Sapphire Rapids and Zen 4 want.
 _AVX512 = ("-march=x86-64-v4", "-mtune=znver3", "-mprefer-vector-width=512")
 _ANY_UNITS: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("api", "decoder", "adapters", "packed", "quantised", "adapted", "altered", "product", "step", "sample", "plain"),
+    (
+        *("api", "choice", "decoder", "adapters", "packed", "quantised"),
+        *("adapted", "altered", "product", "step", "sample", "plain"),
+    ),
     (),
 )
 _X86_UNITS: dict[str, tuple[str, ...]] = {

@@ -3,10 +3,6 @@
 // A weight tile's sixteen pair rows by sixteen columns are a matrix register as they lie, and so are a page's keys; its
 // values are half of one. The unit adds the even and the odd products of a register apart and then both to the sum, for
 // each row alone: few rows give what many give.
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "avx512_bf16.h"
 
 namespace openlora::amx {
@@ -236,7 +232,11 @@ void tile_int8(const Planes& x, int rows, const Int8Tile& w, int quads, float* o
 
 #include "table.inc"
 
-constexpr Kernels kTable = [] {
+}  // namespace
+}  // namespace openlora::amx
+
+constinit const openlora::Kernels openlora::kAmx = [] {
+  using namespace amx;
   Kernels table = kernels("amx", kTall, 24 << 10);
   table.memory_bound = true;
   table.enter = enter;
@@ -246,23 +246,3 @@ constexpr Kernels kTable = [] {
   table.restore = restore;
   return table;
 }();
-
-bool has_amx() {
-  unsigned a, b, c, d;
-  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTiles | kInt8;
-  constexpr unsigned kVbmi2 = 1u << 6;  // of c
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll && (c & kVbmi2);
-}
-
-// Linux gives a process the registers when it asks.
-bool may_use_tiles() {
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
-}  // namespace
-}  // namespace openlora::amx
-
-const openlora::Kernels* openlora::amx_kernels() {
-  return has_avx512_bf16() && amx::has_amx() && amx::may_use_tiles() ? &amx::kTable : nullptr;
-}

@@ -40,11 +40,7 @@ inline I dot4(I sum, U w, U x) {
 
 #include "table.inc"
 
-constexpr Kernels kTable = kernels("avx2", 16, 64 << 10);
-
 }  // namespace
 }  // namespace openlora::avx2
 
-const openlora::Kernels* openlora::avx2_kernels() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &avx2::kTable : nullptr;
-}
+constinit const openlora::Kernels openlora::kAvx2 = avx2::kernels("avx2", 16, 64 << 10);

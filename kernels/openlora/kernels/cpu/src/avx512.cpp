@@ -76,26 +76,12 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
 
 #include "table.inc"
 
-constexpr Kernels kTable = [] {
-  Kernels table = kernels("avx512", 16, 48 << 10);
-  table.tile_packed = tile_packed;
-  table.restore = restore;
-  return table;
-}();
-
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
-}
-
 }  // namespace
 }  // namespace openlora::avx512
 
-const openlora::Kernels* openlora::avx512_kernels() {
-  static const Kernels best = [] {
-    Kernels table = avx512::kTable;
-    if (__builtin_cpu_supports("avx512vnni")) use_avx512_vnni(table);
-    return table;
-  }();
-  return avx512::has_avx512() ? &best : nullptr;
-}
+constinit const openlora::Kernels openlora::kAvx512 = [] {
+  Kernels table = avx512::kernels("avx512", 16, 48 << 10);
+  table.tile_packed = avx512::tile_packed;
+  table.restore = avx512::restore;
+  return table;
+}();

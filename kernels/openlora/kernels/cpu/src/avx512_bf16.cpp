@@ -27,14 +27,12 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "table.inc"
 
-constexpr Kernels kTable = [] {
-  Kernels table = kernels("avx512-bf16", 16, 24 << 10);
-  table.quantise_groups = quantise_groups;
-  table.tile_groups = tile_groups;
-  return table;
-}();
-
 }  // namespace
 }  // namespace openlora::avx512_bf16
 
-const openlora::Kernels* openlora::avx512_bf16_kernels() { return has_avx512_bf16() ? &avx512_bf16::kTable : nullptr; }
+constinit const openlora::Kernels openlora::kAvx512Bf16 = [] {
+  Kernels table = avx512_bf16::kernels("avx512-bf16", 16, 24 << 10);
+  table.quantise_groups = avx512_bf16::quantise_groups;
+  table.tile_groups = avx512_bf16::tile_groups;
+  return table;
+}();

@@ -142,18 +142,4 @@ Decoder::Decoder(const Shape& s, const Weights& w, const Kernels& k)
   cache = Memory(sizeof(bf16) * page_numbers() * page_parts() * s.pages);
 }
 
-const Kernels* choose_kernels(const char* instructions) {
-  const Kernels* found[] = {
-#if defined(__x86_64__)
-      // AMD's processors have twice as many bfloat16 products as float32 ones, Intel's half as many.
-      amx_kernels(),    __builtin_cpu_is("amd") ? avx512_bf16_kernels() : nullptr,
-      avx512_kernels(), avx512_bf16_kernels(),
-      avx2_kernels(),
-#endif
-      plain_kernels()};
-  for (const Kernels* one : found)
-    if (one && (!*instructions || !std::strcmp(instructions, one->name))) return one;
-  return nullptr;
-}
-
 }  // namespace openlora

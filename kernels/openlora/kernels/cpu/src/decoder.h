@@ -80,6 +80,4 @@ struct Decoder {
   void step(const Step&);
 };
 
-const Kernels* choose_kernels(const char* instructions);
-
 }  // namespace openlora

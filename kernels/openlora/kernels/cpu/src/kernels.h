@@ -220,14 +220,13 @@ inline std::size_t attention_scratch(int queries, int context, int head_size) {
   return rows * width * (sizeof(float) + sizeof(bf16));
 }
 
-// Null where the processor, or the system, lacks the instructions.
-const Kernels* amx_kernels();
-const Kernels* avx512_bf16_kernels();
-const Kernels* avx512_kernels();
-const Kernels* avx2_kernels();
-const Kernels* plain_kernels();
+// The tables of the units. What makes them constant keeps a unit's instructions from running before they are chosen.
+extern const Kernels kAmx, kAvx512Bf16, kAvx512, kAvx2, kPlain;
 
-// Puts the products of integers into a table whose inputs are float32, where AVX-512 has the int8 dot product.
+// The one of that name; the best that the processor and the system have, if it is empty; or null.
+const Kernels* choose_kernels(const char* instructions);
+
+// Puts the products of integers into a table whose inputs are float32; for AVX-512 with its int8 dot product.
 void use_avx512_vnni(Kernels& table);
 
 }  // namespace openlora

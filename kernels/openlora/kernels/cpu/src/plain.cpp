@@ -29,9 +29,7 @@ inline I dot4(I sum, U w, U x) {
 
 #include "table.inc"
 
-constexpr Kernels kTable = kernels("plain", 16, 64 << 10);
-
 }  // namespace
 }  // namespace openlora::plain
 
-const openlora::Kernels* openlora::plain_kernels() { return &plain::kTable; }
+constinit const openlora::Kernels openlora::kPlain = plain::kernels("plain", 16, 64 << 10);
