@@ -63,7 +63,13 @@ def test_which_layers_have_a_window(tmp_path: Path) -> None:
     assert read(tmp_path, **qwen).windows == (None,) * 4
     assert read(tmp_path, use_sliding_window=True, **qwen).windows == (None, None, None, 8)
     named = ["sliding_attention", "full_attention"] * 2
+    for model_type in ("mistral", "ministral"):
+        assert read(tmp_path, model_type=model_type, layer_types=named, **layers).windows == (4096, None) * 2
     assert read(tmp_path, use_sliding_window=True, layer_types=named, **qwen).windows == (8, None) * 2
+
+
+def test_swish_is_silu(tmp_path: Path) -> None:
+    assert read(tmp_path, hidden_act="swish") == read(tmp_path, hidden_act="silu")
 
 
 GEMMA = {"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh"}
@@ -137,7 +143,7 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"model_type": "mamba"}, "model_type 'mamba'"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not served; 'silu' is"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not served; 'silu' and 'swish' are"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types 'chunked_attention'"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window is not set"),
         ({"layer_types": ["full_attention"]}, "2 layers have 1 attention windows"),
@@ -163,6 +169,12 @@ def test_end_tokens_of_both_files(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}},
             "rope_type 'yarn'.*original_max_position",
         ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": "1"}},
+            "yarn.*int",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'.*`factor`"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": -1.0}}, "mscale"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1e308}}, "beta_fast"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_slow": 1e-320}}, "beta_slow"),
         ({"rope_parameters": LLAMA3_ROPE | {"factor": None}}, r"rope_type 'llama3'.*\$\.factor"),

@@ -24,6 +24,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "yarn-of-all-positions": {"factor": 4.0},
     "yarn-told": {"factor": 3.0, "attention_factor": 0.7, "beta_fast": 20.0, "beta_slow": 2.0, "truncate": False}
     | ORIGINAL,
+    "yarn-of-deepseek": {"factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.2} | ORIGINAL,
+    "yarn-of-half-of-deepseeks": {"factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0} | ORIGINAL,
+    "yarn-without-a-factor": {"factor": None} | ORIGINAL,
 }
 
 

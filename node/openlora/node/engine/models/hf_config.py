@@ -14,6 +14,7 @@ _MAX_BYTES = 1 << 20
 _FAMILIES: Mapping[str, Callable[[bytes], dict[str, Any]]] = {
     "llama": hf_llama.llama,
     "mistral": hf_llama.mistral,
+    "ministral": hf_llama.mistral,  # what transformers takes a mistral with layer_types for
     "qwen2": hf_llama.qwen2,
     "qwen3": hf_llama.qwen3,
     "gemma": hf_gemma.gemma,

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen 2 and Qwen 3: RMS norms, SiLU-gated MLPs. They differ in biases, windows and head norms."""
+"""Llama, Mistral, Ministral, Qwen 2 and 3: RMS norms, SiLU-gated MLPs; they differ in biases, windows, head norms."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def qwen3(text: bytes) -> dict[str, Any]:
 
 
 def _fields(keys: _Llama) -> dict[str, Any]:
-    require_activation("hidden_act", keys.hidden_act, "silu")
+    require_activation("hidden_act", keys.hidden_act, "silu", "swish")
     head_size = keys.head_dim or keys.hidden_size // max(keys.num_attention_heads, 1)
     return common_fields(keys, head_size) | {
         "names": LLAMA,

@@ -12,6 +12,7 @@ from openlora.node.errors import ModelError
 MAX_POSITIONS = 2**62  # many say more than anybody reaches
 _THETA = 10_000.0
 _Positive = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]  # beyond it, logarithms and quotients overflow
+_Mscale = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
 _Positions = Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITIONS)]
 
 
@@ -60,6 +61,8 @@ class _Yarn(_Default):
     factor: _Positive
     original_max_position_embeddings: _Positions
     attention_factor: _Positive | None = None
+    mscale: _Mscale | None = None
+    mscale_all_dim: _Mscale | None = None
     beta_fast: _Positive | None = None
     beta_slow: _Positive | None = None
     truncate: bool = True
@@ -80,7 +83,10 @@ class _Yarn(_Default):
 
     @property
     def scale(self) -> float:
-        return self.attention_factor or 0.1 * math.log(max(self.factor, 1.0)) + 1.0
+        stretch = 0.1 * math.log(max(self.factor, 1.0))
+        if self.attention_factor is None and self.mscale and self.mscale_all_dim:  # as DeepSeek has them
+            return (self.mscale * stretch + 1.0) / (self.mscale_all_dim * stretch + 1.0)
+        return self.attention_factor or stretch + 1.0
 
 
 _KINDS = {"default": _Default, "dynamic": _Dynamic, "linear": _Linear, "llama3": _Llama3, "yarn": _Yarn}
@@ -98,6 +104,9 @@ def rotation(
         outside = {} if original_positions is None else {"original_max_position_embeddings": original_positions}
         parameters = {"original_max_position_embeddings": positions} | parameters | outside
     try:
+        if kind == "yarn" and parameters.get("factor", 1.0) is None:
+            original = msgspec.convert(parameters["original_max_position_embeddings"], _Positions)
+            parameters = parameters | {"factor": positions / original}
         keys = msgspec.convert(parameters, _KINDS[kind])
     except msgspec.ValidationError as error:
         raise ModelError(f"rope_type {kind!r}: {error}") from error
