@@ -271,6 +271,18 @@ BEYOND = [
         {"modules_to_save": ["lm_head"]},
         {key_of(HEAD, "weight"): np.ones((10, 8), "<f4")},
     ),
+    with_both(
+        "tied ends that are changed apart",
+        "model.embed_tokens and lm_head are changed apart",
+        {"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]},
+        {key_of(EMBEDDING, "weight"): np.ones((10, 8), "<f4"), key_of(HEAD, "weight"): np.zeros((10, 8), "<f4")},
+    ),
+    with_both(
+        "tied ends of which one is changed",
+        "lm_head.lora_A.weight' is missing",
+        {"ensure_weight_tying": True, "target_modules": ["q_proj", "down_proj", "embed_tokens"]},
+        embedding_arrays(),
+    ),
     with_both("no rows of trained tokens", "trainable_tokens_delta' is missing", {TOKENS: [1]}, {}),
 ]
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openlora.node.adapters.format import LinearShape, RawTensor, largest_magnitude, read_adapter
+from openlora.node.adapters.modules import EmbeddingShape
 from openlora.node.adapters.safetensors import Dtype, parse_tensors
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import (
@@ -23,6 +24,7 @@ from tests.node.adapters.adapter_files import (
     RANK,
     TRAINED_ROWS,
     WHOLE_LAYOUT,
+    Arrays,
     Q,
     arrays,
     config,
@@ -203,12 +205,60 @@ def test_trained_tokens_bring_their_rows(tmp_path: Path) -> None:
         options = config(trainable_token_indices=tokens)
         adapters.append(read_adapter(write_adapter(tmp_path, options, weights(tensors)), WHOLE_LAYOUT))
         assert adapters[-1].nbytes == sum(array.nbytes for array in tensors.values())
-    first, second = (adapter.trained for adapter in adapters)
-    assert first is not None
-    assert second is not None
-    assert (first.tokens, first.embedding, first.tied) == ((9, 0), EMBEDDING, True)
+    ((first,), (second,)) = (adapter.trained for adapter in adapters)
+    assert (first.tokens, first.modules) == ((9, 0), (EMBEDDING, HEAD))
     assert second.tokens == (0, 9)
     assert adapters[0].digest() != adapters[1].digest()
+
+
+@pytest.mark.parametrize(
+    ("given", "tied", "changed"),
+    [
+        ({"lm_head": [9, 0]}, True, [(HEAD,)]),
+        ({"lm_head": [9, 0]}, False, [(HEAD,)]),
+        ({"embed_tokens": [9, 0], "lm_head": [9, 0]}, True, [(EMBEDDING, HEAD)]),
+        ({"embed_tokens": [9, 0], "lm_head": [9, 0]}, False, [(EMBEDDING,), (HEAD,)]),
+        ({EMBEDDING: [9, 0], "lm_head": [0, 9]}, True, [(EMBEDDING,), (HEAD,)]),
+        ([9, 0], False, [(EMBEDDING,)]),
+    ],
+)
+def test_a_tied_head_follows_the_embeddings_tokens_unless_it_has_others(
+    tmp_path: Path, given: Any, tied: bool, changed: list[tuple[str, ...]]
+) -> None:
+    layout = WHOLE_LAYOUT | {EMBEDDING: EmbeddingShape(8, 10, tied)}
+    rows = {key_of(modules[0], TRAINED_ROWS): np.ones((2, 8), "<f4") for modules in changed}
+    folder = write_adapter(tmp_path, config(trainable_token_indices=given), weights(arrays() | rows))
+    assert [one.modules for one in read_adapter(folder, layout).trained] == changed
+
+
+def tied_factors() -> Arrays:
+    """Of the embedding, and of the head the same transposed."""
+    a, b = (np.random.default_rng(1).normal(size=shape).astype("<f4") for shape in ((RANK, 10), (8, RANK)))
+    return {
+        **dict(zip(embedding_arrays(), (a, b), strict=True)),
+        **dict(zip(keys(HEAD), (np.ascontiguousarray(b.T), np.ascontiguousarray(a.T)), strict=True)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({"target_modules": ["q_proj", "down_proj", "embed_tokens"]}, tied_factors()),
+        ({"target_modules": ["q_proj", "down_proj", "lm_head"]}, tied_factors()),
+        ({"target_modules": "a pattern"}, tied_factors()),
+        ({"modules_to_save": ["embed_tokens"]}, {key_of(end, "weight"): np.eye(10, 8) for end in (EMBEDDING, HEAD)}),
+    ],
+)
+def test_ends_that_are_to_stay_tied_are_changed_together(
+    tmp_path: Path, changes: dict[str, Any], tensors: Arrays
+) -> None:
+    tensors = {name: array.astype("<f4") for name, array in tensors.items()}
+    options = config(ensure_weight_tying=True, **changes)
+    adapter = read_adapter(write_adapter(tmp_path, options, weights(arrays() | tensors)), WHOLE_LAYOUT)
+    assert {EMBEDDING, HEAD} <= adapter.factors.keys() | adapter.replaced.keys()
+    tensors[key_of(HEAD, "lora_B.weight" if "target_modules" in changes else "weight")][3, 1] += 1
+    with pytest.raises(AdapterError, match="changed apart"):
+        read_adapter(write_adapter(tmp_path, options, weights(arrays() | tensors)), WHOLE_LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +272,7 @@ def test_trained_tokens_bring_their_rows(tmp_path: Path) -> None:
         {"bias": "all"},
         {"bias": "lora_only"},
         {"fan_in_fan_out": True},
+        {"ensure_weight_tying": True},
     ],
     ids=in_words,
 )

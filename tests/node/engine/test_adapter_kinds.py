@@ -56,6 +56,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "whole-layers": {"target_modules": ["q_proj"], "modules_to_save": ["model.norm", "down_proj"], "use_dora": True},
     "tokens": {"target_modules": ATTENTION, "trainable_token_indices": list(range(1, TINY["vocab_size"], 3))[:200]},
     "tokens-by-name": {"target_modules": ["down_proj"], "trainable_token_indices": {"embed_tokens": [7, 0, 30]}},
+    "tokens-of-the-head": {"target_modules": ["down_proj"], "trainable_token_indices": {"lm_head": [5, 0]}},
+    "tokens-apart": {
+        "target_modules": ["down_proj"],
+        "trainable_token_indices": {"embed_tokens": [7, 0], "lm_head": [0, 9, 30]},
+    },
+    "tied-ends": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True, "lora_alpha": 1},
+    "tied-whole-ends": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
     "second-layer": {"target_modules": ["q_proj", "gate_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
     "some-layers": {"target_modules": ["model.layers.0.mlp.up_proj", "o_proj"], "layers_to_transform": [1, 2]},
     "pattern": {  # as Unsloth writes it

@@ -9,7 +9,7 @@ Only a file that PEFT did not write can differ.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -25,7 +25,7 @@ MAX_NAMES: Final = 4096
 MAX_LAYER: Final = 4096
 MAX_TOKEN: Final = 2**31
 ALL_LINEAR: Final = "all-linear"
-_EMBEDDINGS: Final = ("embed_tokens", "word_embeddings")
+_TIED: Final = ("embed_tokens", "lm_head")
 _LITERAL_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 
 T = TypeVar("T")
@@ -45,7 +45,8 @@ class AdapterConfig:
     layers_to_transform: frozenset[int] | None  # None: all
     layers_pattern: tuple[str, ...]  # what stands before a layer's number; none: whatever does
     modules_to_save: tuple[str, ...]
-    trained_tokens: tuple[int, ...]  # whose rows of the embedding the adapter brings
+    trained_tokens: Mapping[str, tuple[int, ...]]  # whose rows it brings, by the name of the module; "": the embedding
+    ties_ends: bool  # a head that is tied to the embedding is changed with it
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
 
@@ -63,6 +64,10 @@ class AdapterConfig:
     def replaces(self, module: str) -> bool:
         """Whether the adapter brings the module's whole weight. Any ending will do: "norm" is "input_layernorm" too."""
         return module.endswith(self.modules_to_save)
+
+    def ties(self, named: Iterable[str]) -> bool:
+        """Whether, where the base's head is tied, these names mean it and the embedding both."""
+        return self.ties_ends and any(name.rpartition(".")[2] in _TIED for name in named)
 
     def rank_of(self, module: str) -> int:
         return next((rank for name, rank in self.rank_pattern.items() if names(name, module)), self.rank)
@@ -120,7 +125,8 @@ def parse_config(data: bytes) -> AdapterConfig:
             "layers_pattern", [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
         ),
         modules_to_save=_some_names("modules_to_save", fields.get("modules_to_save")),
-        trained_tokens=_tokens(fields.get("trainable_token_indices")),
+        trained_tokens=_trained_tokens(fields.get("trainable_token_indices")),
+        ties_ends=_flag("ensure_weight_tying", fields.get("ensure_weight_tying", False)),
         rank_pattern=_pattern("rank_pattern", fields.get("rank_pattern"), _rank),
         alpha_pattern=_pattern("alpha_pattern", fields.get("alpha_pattern"), _alpha),
     )
@@ -198,21 +204,21 @@ def _layers(value: Any) -> frozenset[int] | None:
     return frozenset(found)
 
 
+def _trained_tokens(value: Any) -> Mapping[str, tuple[int, ...]]:
+    """A list is the embedding's; an object holds lists by the modules' names."""
+    if value is None:
+        return {}
+    if isinstance(value, dict) and 1 <= len(value) <= len(_TIED):
+        return {_literal_name("trainable_token_indices", name): _tokens(held) for name, held in value.items()}
+    return {"": _tokens(value)}
+
+
 def _tokens(value: Any) -> tuple[int, ...]:
-    """A list, or an object that holds it under the embedding's name."""
-    found = value
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, held),) = value.items()
-        found = held if name.endswith(_EMBEDDINGS) else value
-    if found is None:
-        return ()
-    if not isinstance(found, list) or not all(type(one) is int and 0 <= one < MAX_TOKEN for one in found):
-        raise AdapterError(
-            f"{CONFIG_FILE}: trainable_token_indices must hold tokens of the embedding, not {quote(value)}"
-        )
-    if len(found) > MAX_RANK or len(set(found)) != len(found):
-        raise AdapterError(f"{CONFIG_FILE}: trainable_token_indices must hold up to {MAX_RANK} tokens, each once")
-    return tuple(found)
+    if not isinstance(value, list) or not all(type(one) is int and 0 <= one < MAX_TOKEN for one in value):
+        raise AdapterError(f"{CONFIG_FILE}: trainable_token_indices must hold lists of tokens, not {quote(value)}")
+    if not 1 <= len(value) <= MAX_RANK or len(set(value)) != len(value):
+        raise AdapterError(f"{CONFIG_FILE}: trainable_token_indices must hold 1 to {MAX_RANK} tokens, each once")
+    return tuple(value)
 
 
 def _pattern(key: str, value: Any, check: Callable[[str, Any], T]) -> Mapping[str, T]:
@@ -231,6 +237,6 @@ _READ: Final = frozenset(
     {
         *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
-        "trainable_token_indices",
+        *("trainable_token_indices", "ensure_weight_tying"),
     }
 )

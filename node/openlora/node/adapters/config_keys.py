@@ -66,7 +66,6 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "bias": (_is("none", "all", "lora_only"), '"none" is expected'),  # the file holds what was trained of them
     "corda_config": (_NULL, "CorDA: " + _CONVERT),
     "enable_lora": (_NULL, "parts of a fused layer; train the whole"),
-    "ensure_weight_tying": (_FALSE, "adapters of tied weights are independent; save without it"),
     "fan_in_fan_out": (_is(True, False, None), "true or false is expected"),  # PEFT too takes it for false of nn.Linear
     "kasa_config": (_NULL, "KaSA; " + _PLAIN),
     "layer_replication": (_NULL, "the base has its own layers alone; train on it without replication"),

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, parse_config
+from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, names, parse_config
 from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape, NormShape
 from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
 from openlora.node.errors import AdapterError
@@ -68,14 +68,13 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class TrainedTokens:
-    """Whole rows of the embedding, and of the output head where that is tied: row i, of the base's hidden size, stands
-    in the place of that of tokens[i]."""
+    """Whole rows of the embedding or of the output head, or of both where they are tied: row i, of the base's hidden
+    size, stands in the place of that of tokens[i]."""
 
     tokens: tuple[int, ...]  # each once, below vocab_size
     rows: RawTensor  # [tokens, hidden size]
-    embedding: str  # the module
+    modules: tuple[str, ...]
     vocab_size: int
-    tied: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class AdapterWeights:
     nbytes: int
     factors: Mapping[str, Factor]
     replaced: Mapping[str, RawTensor] = field(default_factory=dict)  # modules_to_save: whole weights
-    trained: TrainedTokens | None = None  # trainable_token_indices
+    trained: tuple[TrainedTokens, ...] = ()  # trainable_token_indices
     copies: Mapping[str, RawTensor] = field(default_factory=dict)  # what PEFT stores of the base, to be equal to it
 
     def digest(self) -> bytes:
@@ -96,8 +95,8 @@ class AdapterWeights:
             _update(digest, f"{module} {factor.scale.hex()}", factor.tensors)
         for module, weight in sorted(self.replaced.items()):
             _update(digest, f"{module} =", [weight])
-        if self.trained is not None:
-            _update(digest, f"{self.trained.embedding} {self.trained.tokens} =", [self.trained.rows])
+        for trained in self.trained:
+            _update(digest, f"{trained.modules} {trained.tokens} =", [trained.rows])
         return digest.digest()
 
 
@@ -125,16 +124,17 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
     replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
     trained = _trained(config.trained_tokens, layout, {*targeted, *saved}, tensors)
+    if config.ties_ends:
+        _require_equal_ends(layout, factors, replaced)
     copies = _copies(layout, targeted, tensors)
     if tensors:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} {_what_it_lacks(config, tensors)}")
     if not factors:
         raise AdapterError(f"{WEIGHTS_FILE}: holds no A and B of a layer that may be targeted")
-    changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values()]
-    if trained is not None:
-        changes.append(trained.rows)
+    rows = [one.rows for one in trained]
+    changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values(), *rows]
     return AdapterWeights(
-        rank=max(len(config.trained_tokens), *(factor.a.shape[0] for factor in factors.values())),
+        rank=max(one.shape[0] for one in [*rows, *(factor.a for factor in factors.values())]),
         nbytes=sum(len(raw.data) for raw in changes),
         factors=factors,
         replaced=replaced,
@@ -204,7 +204,8 @@ def _replaced(config: AdapterConfig, layout: Layout) -> Layout:
                 f"{CONFIG_FILE}: modules_to_save names {quote(name)}, but this base model's linear layers, "
                 "embedding and norms without a bias can be replaced"
             )
-    return {module: shape for module, shape in layout.items() if config.replaces(module)}
+    tied = _tied_ends(layout) if config.ties(config.modules_to_save) else ()
+    return {module: shape for module, shape in layout.items() if config.replaces(module) or module in tied}
 
 
 def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str, LinearShape | EmbeddingShape]:
@@ -216,7 +217,9 @@ def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str,
             raise AdapterError(f"{CONFIG_FILE}: target_modules names {quote(name)}, which is no linear layer")
     if config.target_modules is None:
         fit = {module: shape for module, shape in fit.items() if isinstance(shape, LinearShape) and module != HEAD}
-    modules = {module: shape for module, shape in fit.items() if config.targets(module) and module not in saved}
+    tied = _tied_ends(layout) if config.ties(config.target_modules or ()) else ()
+    meant = {module: shape for module, shape in fit.items() if config.targets(module) or module in tied}
+    modules = {module: shape for module, shape in meant.items() if module not in saved}
     if not modules:
         raise AdapterError(
             f"{CONFIG_FILE}: target_modules and what excludes from them leave no linear layer of this base model"
@@ -239,7 +242,8 @@ def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved
     """What the weights can hold: A, B and magnitudes; rows of tokens; whole weights; copies of the embedding and the
     head."""
     low_rank = sum((config.rank_of(module) + config.dora) * sum(shape.weight) for module, shape in targeted.items())
-    rows = sum(len(config.trained_tokens) * shape.out_features for _, shape in _embeddings(layout))
+    tokens = sum(map(len, config.trained_tokens.values()))
+    rows = sum(tokens * shape.out_features for _, shape in _embeddings(layout))
     whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
     return low_rank + rows + sum(math.prod(shape.weight) for shape in whole)
 
@@ -281,23 +285,64 @@ def _embeddings(layout: Layout) -> list[tuple[str, EmbeddingShape]]:
     return [(module, shape) for module, shape in layout.items() if isinstance(shape, EmbeddingShape)]
 
 
+def _tied_ends(layout: Layout) -> tuple[str, ...]:
+    """The embedding and the head, where they are one weight."""
+    return tuple(end for module, shape in _embeddings(layout) if shape.tied for end in (module, HEAD))
+
+
+def _require_equal_ends(layout: Layout, factors: Mapping[str, Factor], replaced: Mapping[str, RawTensor]) -> None:
+    """With ensure_weight_tying PEFT stores one change of tied weights twice, and loads it into one place."""
+    if not (ends := _tied_ends(layout)):
+        return
+    embedding, head = ends
+    pairs = []
+    if embedding in replaced and head in replaced:
+        pairs = [(_bits(replaced[embedding]), _bits(replaced[head]))]
+    if embedding in factors and head in factors:
+        one, other = factors[embedding], factors[head]
+        pairs = [(_bits(one.a), _bits(other.b).T), (_bits(one.b), _bits(other.a).T)]
+    at_once = 256  # rows, since comparing takes memory
+    if not all(
+        np.array_equal(one[i : i + at_once], other[i : i + at_once])
+        for one, other in pairs
+        for i in range(0, len(one), at_once)
+    ):
+        raise AdapterError(f"{WEIGHTS_FILE}: ensure_weight_tying is set, but {embedding} and {head} are changed apart")
+
+
 def _trained(
-    tokens: tuple[int, ...], layout: Layout, otherwise: Container[str], tensors: dict[str, RawTensor]
-) -> TrainedTokens | None:
-    """The rows of these tokens, taken out of `tensors`; the modules `otherwise` are changed in other ways."""
-    if not tokens:
-        return None
+    trained: Mapping[str, tuple[int, ...]], layout: Layout, otherwise: Container[str], tensors: dict[str, RawTensor]
+) -> tuple[TrainedTokens, ...]:
+    """The rows of these tokens, taken out of `tensors`; the modules `otherwise` are changed in other ways. As in PEFT,
+    a tied head follows the embedding, unless its own tokens are given and others."""
+    if not trained:
+        return ()
     key = f"{CONFIG_FILE}: trainable_token_indices"
     if not (embeddings := _embeddings(layout)):
         raise AdapterError(f"{key} is given, but this base model's embedding cannot be changed")
-    ((module, shape),) = embeddings
-    if max(tokens) >= shape.in_features:
-        raise AdapterError(f"{key} holds {max(tokens)}, but this base model's last token is {shape.in_features - 1}")
-    for changed in (module, HEAD) if shape.tied else (module,):
-        if changed in otherwise:
-            raise AdapterError(f"{key} changes {changed}, and so does another key; keep one of them")
-    rows = _take(tensors, f"{module}.{_TRAINED_TOKENS}", (len(tokens), shape.out_features), MAX_RECIPE_WEIGHT)
-    return TrainedTokens(tokens, rows, module, shape.in_features, shape.tied)
+    ((embedding, shape),) = embeddings
+    found: dict[str, tuple[int, ...]] = {}
+    for name, tokens in trained.items():
+        module = embedding if not name or names(name, embedding) else name
+        if module in found or module not in (embedding, HEAD):
+            raise AdapterError(f"{key} names {quote(name)}, but {embedding} and {HEAD} can be named, each once")
+        if max(tokens) >= shape.in_features:
+            raise AdapterError(
+                f"{key} holds {max(tokens)}, but this base model's last token is {shape.in_features - 1}"
+            )
+        found[module] = tokens
+    of_both = shape.tied and embedding in found and found.get(HEAD, found[embedding]) == found[embedding]
+    if of_both:
+        found.pop(HEAD, None)
+    made = []
+    for module, tokens in found.items():
+        modules = (embedding, HEAD) if of_both else (module,)
+        for changed in modules:
+            if changed in otherwise:
+                raise AdapterError(f"{key} changes {changed}, and so does another key; keep one of them")
+        rows = _take(tensors, f"{module}.{_TRAINED_TOKENS}", (len(tokens), shape.out_features), MAX_RECIPE_WEIGHT)
+        made.append(TrainedTokens(tokens, rows, modules, shape.in_features))
+    return tuple(made)
 
 
 def _whole(name: str, shape: ModuleShape, tensors: dict[str, RawTensor]) -> RawTensor:
@@ -334,14 +379,20 @@ def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, ...], grow
     return tensor
 
 
+def _bits(tensor: RawTensor) -> npt.NDArray[np.uint16 | np.uint32]:
+    """The tensor's numbers as patterns."""
+    patterns: npt.NDArray[np.uint16 | np.uint32]
+    patterns = np.frombuffer(tensor.data, np.uint32 if ITEM_BYTES[tensor.dtype] == 4 else np.uint16)
+    return patterns.reshape(tensor.shape)
+
+
 def largest_magnitude(tensor: RawTensor) -> float:
     """max |x|, NaN or Inf if the tensor holds one.
 
     Without its sign bit a float's pattern, read as an integer, orders as the magnitude does, with Inf and then NaN on
     top: one integer maximum finds them all.
     """
-    patterns: npt.NDArray[np.uint16 | np.uint32]
-    patterns = np.frombuffer(tensor.data, np.uint32 if ITEM_BYTES[tensor.dtype] == 4 else np.uint16)
+    patterns = _bits(tensor).reshape(-1)
     magnitude_bits = patterns.dtype.type(np.iinfo(patterns.dtype).max >> 1)
     chunks = range(0, len(patterns), _CHUNK_ITEMS)
     top = max(int((patterns[i : i + _CHUNK_ITEMS] & magnitude_bits).max()) for i in chunks)

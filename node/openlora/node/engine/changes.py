@@ -19,9 +19,9 @@ def nbytes(weights: AdapterWeights, dtype: torch.dtype) -> int:
     """What `changes` will take, known before it is read."""
     low_rank = sum(dtype.itemsize * (_size(f.a) + _size(f.b)) for f in weights.factors.values())
     stretches = sum(torch.float32.itemsize * _size(f.magnitude) for f in weights.factors.values() if f.magnitude)
-    if (trained := weights.trained) is not None:
+    for trained in weights.trained:
         tokens, hidden = trained.rows.shape
-        low_rank += dtype.itemsize * tokens * (trained.vocab_size + hidden) * (1 + trained.tied)
+        low_rank += dtype.itemsize * tokens * (trained.vocab_size + hidden) * len(trained.modules)
     return low_rank + stretches + sum(_kept(raw, dtype).itemsize * _size(raw) for raw in weights.replaced.values())
 
 
@@ -42,8 +42,8 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
         for module, raw in weights.replaced.items():
             difference = _tensor(raw).float() - base.weight(module).to(_kept(raw, dtype)).float()
             found[module] = Difference(difference.to(_kept(raw, dtype)))
-        if weights.trained is not None:
-            found |= _of_tokens(weights.trained, base, dtype)
+        for trained in weights.trained:
+            found |= _of_tokens(trained, base, dtype)
     except ModelError as error:
         raise AdapterError(f"the base's weights are needed for this adapter and cannot be read: {error}") from error
     try:
@@ -55,13 +55,14 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
 def _of_tokens(trained: TrainedTokens, base: Checkpoint, dtype: torch.dtype) -> dict[str, Change]:
     """ΔW = Σ_t e_t ⊗ (row_t − W_t): of as low a rank as there are tokens."""
     tokens = list(trained.tokens)
-    was = base.weight(trained.embedding)[tokens].to(dtype).float()
-    difference = (_tensor(trained.rows).float() - was).to(dtype)
     one_hot = torch.zeros(len(tokens), trained.vocab_size, dtype=dtype)
     one_hot[range(len(tokens)), tokens] = 1
-    found: dict[str, Change] = {trained.embedding: LoraFactors(one_hot, difference.T.contiguous(), 1.0)}
-    if trained.tied:
-        found[HEAD] = LoraFactors(difference, one_hot.T.contiguous(), 1.0)
+    found: dict[str, Change] = {}
+    for module in trained.modules:
+        was = base.weight(module)[tokens].to(dtype).float()
+        difference = (_tensor(trained.rows).float() - was).to(dtype)
+        a, b = (difference, one_hot.T) if module == HEAD else (one_hot, difference.T)
+        found[module] = LoraFactors(a, b.contiguous(), 1.0)
     return found
 
 
