@@ -8,16 +8,17 @@
 namespace openlora::amx {
 namespace {
 
+constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
 constexpr int kChains = 4;
+
+#include "vectors.inc"
 
 inline F dot2(F sum, U w, U x) { return native_dot2(sum, w, x); }
 inline U16 to_bf16(F x) { return native_to_bf16(x); }
 inline void store_pair(bf16* at, F x, F y) { native_store_pair(at, x, y); }
 inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
-
-#include "vectors.inc"
 
 #define tile vector_tile
 #define expand vector_expand

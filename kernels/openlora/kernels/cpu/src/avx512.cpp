@@ -12,16 +12,13 @@ constexpr int kVectors = 3;
 constexpr int kChains = 4;
 constexpr int kEach = 4;
 
-inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
-inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
+#include "vectors.inc"
 
 // Two products of an int8 and a number below 128 fit into sixteen bits.
 inline I dot4(I sum, U w, U x) {
   const __m512i products = _mm512_maddubs_epi16((__m512i)x, (__m512i)w);
   return sum + (I)_mm512_madd_epi16(products, _mm512_set1_epi16(1));
 }
-
-#include "vectors.inc"
 
 #include "floats.inc"
 
@@ -36,6 +33,7 @@ class PackedColumns {
  public:
   explicit PackedColumns(const Packed& tile) : group_(tile.groups()), patch_(tile.patches()), upper_(table(tile)) {}
 
+  static_assert(kAcross == kTile);
   static constexpr bool kWidens = true;
   static int parts(int pairs) { return pairs / 4; }
 

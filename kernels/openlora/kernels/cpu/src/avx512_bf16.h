@@ -6,6 +6,11 @@
 
 namespace openlora {
 
+typedef float F __attribute__((vector_size(64)));
+typedef std::uint32_t U __attribute__((vector_size(64)));
+typedef std::int32_t I __attribute__((vector_size(64)));
+typedef std::uint16_t U16 __attribute__((vector_size(32)));
+
 inline __attribute__((always_inline)) F native_dot2(F sum, U w, U x) {
   return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
 }

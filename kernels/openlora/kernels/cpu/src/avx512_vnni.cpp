@@ -12,11 +12,9 @@ constexpr int kVectors = 3;
 constexpr int kChains = 4;
 constexpr int kEach = 4;
 
-inline U16 to_bf16(F x) { return emulated_to_bf16(x); }
-inline void store_pair(bf16* at, F x, F y) { emulated_store_pair(at, x, y); }
-inline I dot4(I sum, U w, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
-
 #include "vectors.inc"
+
+inline I dot4(I sum, U w, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
 
 #include "floats.inc"
 
