@@ -155,7 +155,12 @@ WEIGHTS = [
     with_weights("a name with a path", "is missing", renamed("../../" + A)),
     with_weights("a name without the prefix", "is missing", renamed(A.removeprefix("base_model.model."))),
     with_weights("a name with a trailing blank", "is missing", renamed(A + " ")),
-    with_weights("an adapter's own name in the key", "is missing", renamed(A.replace(".weight", ".default.weight"))),
+    with_weights("an adapter's own name in the key", "is missing", renamed(A.replace(".weight", ".mine.weight"))),
+    with_weights(
+        "the same under two names",
+        "is there under two names",
+        weights({**arrays(), A.replace("A.", "A.default."): ONE}),
+    ),
     with_weights("A too narrow", r"has shape \(4, 7\), not \(4, 8\)", reshaped(Q, (4, 7), (12, 4))),
     with_weights("A transposed", r"has shape \(8, 4\), not \(4, 8\)", reshaped(Q, (8, 4), (12, 4))),
     with_weights("B too tall", r"has shape \(13, 4\), not \(12, 4\)", reshaped(Q, (4, 8), (13, 4))),

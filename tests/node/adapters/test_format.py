@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,23 @@ def test_dora_has_magnitudes(tmp_path: Path) -> None:
     adapter = read_adapter(folder, LAYOUT)
     assert [len(factor.tensors) for factor in adapter.factors.values()] == [3, 3, 3]
     assert adapter.nbytes == sum(array.nbytes for array in (arrays() | magnitudes()).values())
+
+
+@pytest.mark.parametrize("magnitude", ["lora_magnitude_vector.default.weight", "lora_magnitude_vector.weight"])
+def test_a_models_own_names_of_its_default_adapter_are_taken_as_in_peft(tmp_path: Path, magnitude: str) -> None:
+    tensors = arrays() | embedding_arrays() | magnitudes()
+    tensors[key_of(EMBEDDING, "lora_magnitude_vector")] = np.ones(8, "<f4")
+    named = {
+        re.sub(r"(lora_[AB])\b", r"\1.default", re.sub(r"(lora_embedding_[AB])$", r"\1.default", name)).replace(
+            "lora_magnitude_vector", magnitude
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    options = config(use_dora=True, target_modules=["q_proj", "down_proj", "embed_tokens"])
+    saved = read_adapter(write_adapter(tmp_path / "saved", options, weights(tensors)), WHOLE_LAYOUT)
+    other = read_adapter(write_adapter(tmp_path / "other", options, weights(named)), WHOLE_LAYOUT)
+    assert not named.keys() & tensors.keys()
+    assert other.digest() == saved.digest()
 
 
 def test_an_embeddings_factors_and_the_copy_that_peft_stores(tmp_path: Path) -> None:

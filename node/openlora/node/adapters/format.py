@@ -45,6 +45,14 @@ _CHUNK_ITEMS: Final = 1 << 20
 _PAIR: Final = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR: Final = ("lora_embedding_A", "lora_embedding_B")
 _MAGNITUDE: Final = "lora_magnitude_vector"
+_IN_A_MODEL: Final = {  # what PEFT takes as well: the names that a model gives to its adapter "default"
+    ".lora_A.default.weight": ".lora_A.weight",
+    ".lora_B.default.weight": ".lora_B.weight",
+    ".lora_embedding_A.default": ".lora_embedding_A",
+    ".lora_embedding_B.default": ".lora_embedding_B",
+    ".lora_magnitude_vector.default.weight": ".lora_magnitude_vector",
+    ".lora_magnitude_vector.weight": ".lora_magnitude_vector",
+}
 _TRAINED_TOKENS: Final = "token_adapter.trainable_tokens_delta"  # whole rows, whatever its name says
 
 
@@ -118,7 +126,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     targeted = _targeted(config, layout, saved)
     numbers = _most_numbers(config, layout, targeted, saved)
     weights = _contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
-    tensors = parse_tensors(weights, WEIGHTS_FILE)
+    tensors = _as_saved(parse_tensors(weights, WEIGHTS_FILE))
     if config.by_tensors:
         targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
@@ -254,6 +262,18 @@ def _what_it_lacks(config: AdapterConfig, tensors: Mapping[str, RawTensor]) -> s
         return 'is a bias, and biases are not served: train with bias "none" and without lora_bias'
     meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
     return f"belongs to no layer of {meant}, and is no weight of modules_to_save"
+
+
+def _as_saved(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """By the names that PEFT gives them in a file."""
+    found: dict[str, RawTensor] = {}
+    for name, tensor in tensors.items():
+        ending = next((ending for ending in _IN_A_MODEL if name.endswith(ending)), "")
+        saved = name.removesuffix(ending) + _IN_A_MODEL.get(ending, "")
+        if saved in found:
+            raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(saved)} is there under two names")
+        found[saved] = tensor
+    return found
 
 
 def _has_factors(module: str, tensors: Mapping[str, RawTensor]) -> bool:
