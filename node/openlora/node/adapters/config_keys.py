@@ -36,6 +36,7 @@ _FALSE = _is(False, None)
 _EMPTY = _is(None, [])
 _TEXT = "text is expected"
 _NUMBER = "a finite number is expected"
+_SETTINGS = "an object is expected"  # read with its own init_lora_weights alone
 _CONVERT = "the base's weights change; save plain LoRA by path_initial_model_for_weight_conversion"
 _PLAIN = "train plain LoRA or DoRA instead"
 
@@ -53,8 +54,7 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "lora_dropout": (is_number, _NUMBER),
     "merge_weights": (_is(True, False), "true or false is expected"),  # PEFT until 0.2 wrote this and enable_lora
     "init_lora_weights": (_is(True, False, "gaussian", "orthogonal", "eva", "mica"), _CONVERT),
-    "eva_config": (_is_settings, "an object is expected"),
-    "loftq_config": (_is(None, {}), "LoftQ quantises the base; " + _PLAIN),
+    **dict.fromkeys(("corda_config", "eva_config", "loftq_config", "lora_ga_config"), (_is_settings, _SETTINGS)),
     "qalora_group_size": (is_number, _NUMBER),  # read with use_qalora alone
     # other mathematics than ours, or other weights
     "alora_invocation_tokens": (_NULL, "aLoRA acts from its invocation tokens on; " + _PLAIN),
@@ -64,13 +64,11 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         "nothing is imported for an adapter; train it on a causal language model of transformers",
     ),
     "bias": (_is("none", "all", "lora_only"), '"none" is expected'),  # the file holds what was trained of them
-    "corda_config": (_NULL, "CorDA: " + _CONVERT),
     "enable_lora": (_NULL, "parts of a fused layer; train the whole"),
     "fan_in_fan_out": (_is(True, False, None), "true or false is expected"),  # PEFT too takes it for false of nn.Linear
     "kasa_config": (_NULL, "KaSA; " + _PLAIN),
     "layer_replication": (_NULL, "the base has its own layers alone; train on it without replication"),
     "lora_bias": (_FALSE, "a bias of B; train without it"),
-    "lora_ga_config": (_NULL, "LoRA-GA: " + _CONVERT),
     "megatron_config": (_NULL, "Megatron's parallel layers; save for one device"),
     "monteclora_config": (_NULL, "MonteCLoRA; " + _PLAIN),
     "target_parameters": (_EMPTY, "bare parameters; name modules in target_modules"),
