@@ -10,7 +10,7 @@ import mmap
 import os
 import shutil
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, names, parse_config
-from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape, NormShape
+from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, parse_config
+from openlora.node.adapters.meaning import saved_modules, targeted_modules, tied_ends, trained_tokens
+from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape
 from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
 from openlora.node.errors import AdapterError
 from openlora.node.malformed import quote
@@ -122,8 +123,8 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     """
     _require_both(directory)
     config = parse_config(bytes(_contents(directory / CONFIG_FILE, MAX_CONFIG_BYTES)))
-    saved = _replaced(config, layout)
-    targeted = _targeted(config, layout, saved)
+    saved = saved_modules(config, layout)
+    targeted = targeted_modules(config, layout, saved)
     numbers = _most_numbers(config, layout, targeted, saved)
     weights = _contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
     tensors = _as_saved(parse_tensors(weights, WEIGHTS_FILE))
@@ -131,7 +132,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
         targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
     replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
-    trained = _trained(config.trained_tokens, layout, {*targeted, *saved}, tensors)
+    trained = _trained(config, layout, {*targeted, *saved}, tensors)
     if config.ties_ends:
         _require_equal_ends(layout, factors, replaced)
     copies = _copies(layout, targeted, tensors)
@@ -203,55 +204,12 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
         raise AdapterError(f"{path.name}: cannot be read as a plain file ({error.strerror})") from error
 
 
-def _replaced(config: AdapterConfig, layout: Layout) -> Layout:
-    """The modules whose whole weights the adapter brings. A name of none is passed over, as in PEFT."""
-    blocks = _blocks(layout)
-    for name in config.modules_to_save:
-        if any(block.endswith(name) for block in blocks):
-            raise AdapterError(
-                f"{CONFIG_FILE}: modules_to_save names {quote(name)}, but this base model's linear layers, "
-                "embedding and norms without a bias can be replaced"
-            )
-    tied = _tied_ends(layout) if config.ties(config.modules_to_save) else ()
-    return {module: shape for module, shape in layout.items() if config.replaces(module) or module in tied}
-
-
-def _targeted(config: AdapterConfig, layout: Layout, saved: Layout) -> dict[str, LinearShape | EmbeddingShape]:
-    """The layers that get A and B. A name of no module is passed over, as in PEFT, if another names a layer."""
-    fit = {module: shape for module, shape in layout.items() if not isinstance(shape, NormShape)}
-    others = {tail for module in (layout.keys() - fit.keys()) | _blocks(layout) for tail in _tails(module)}
-    for name in config.target_modules or ():
-        if name in others:
-            raise AdapterError(f"{CONFIG_FILE}: target_modules names {quote(name)}, which is no linear layer")
-    if config.target_modules is None:
-        fit = {module: shape for module, shape in fit.items() if isinstance(shape, LinearShape) and module != HEAD}
-    tied = _tied_ends(layout) if config.ties(config.target_modules or ()) else ()
-    meant = {module: shape for module, shape in fit.items() if config.targets(module) or module in tied}
-    modules = {module: shape for module, shape in meant.items() if module not in saved}
-    if not modules:
-        raise AdapterError(
-            f"{CONFIG_FILE}: target_modules and what excludes from them leave no linear layer of this base model"
-        )
-    return modules
-
-
-def _blocks(layout: Layout) -> set[str]:
-    """The modules that the layout's own stand in: "model.layers.0.mlp" and the like."""
-    return {module[:end] for module in layout for end, letter in enumerate(module) if letter == "."}
-
-
-def _tails(module: str) -> Iterator[str]:
-    """All literal names that name it."""
-    yield module
-    yield from (module[start + 1 :] for start, letter in enumerate(module) if letter == ".")
-
-
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
     """What the weights can hold: A, B and magnitudes; rows of tokens; whole weights; copies of the embedding and the
     head."""
     low_rank = sum((config.rank_of(module) + config.dora) * sum(shape.weight) for module, shape in targeted.items())
-    tokens = sum(map(len, config.trained_tokens.values()))
-    rows = sum(tokens * shape.out_features for _, shape in _embeddings(layout))
+    hidden_size = max((shape.out_features for shape in layout.values() if isinstance(shape, EmbeddingShape)), default=0)
+    rows = hidden_size * sum(map(len, config.trained_tokens.values()))
     whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
     return low_rank + rows + sum(math.prod(shape.weight) for shape in whole)
 
@@ -301,18 +259,9 @@ def _factor(
     )
 
 
-def _embeddings(layout: Layout) -> list[tuple[str, EmbeddingShape]]:
-    return [(module, shape) for module, shape in layout.items() if isinstance(shape, EmbeddingShape)]
-
-
-def _tied_ends(layout: Layout) -> tuple[str, ...]:
-    """The embedding and the head, where they are one weight."""
-    return tuple(end for module, shape in _embeddings(layout) if shape.tied for end in (module, HEAD))
-
-
 def _require_equal_ends(layout: Layout, factors: Mapping[str, Factor], replaced: Mapping[str, RawTensor]) -> None:
     """With ensure_weight_tying PEFT stores one change of tied weights twice, and loads it into one place."""
-    if not (ends := _tied_ends(layout)):
+    if not (ends := tied_ends(layout)):
         return
     embedding, head = ends
     pairs = []
@@ -331,37 +280,14 @@ def _require_equal_ends(layout: Layout, factors: Mapping[str, Factor], replaced:
 
 
 def _trained(
-    trained: Mapping[str, tuple[int, ...]], layout: Layout, otherwise: Container[str], tensors: dict[str, RawTensor]
+    config: AdapterConfig, layout: Layout, otherwise: Container[str], tensors: dict[str, RawTensor]
 ) -> tuple[TrainedTokens, ...]:
-    """The rows of these tokens, taken out of `tensors`; the modules `otherwise` are changed in other ways. As in PEFT,
-    a tied head follows the embedding, unless its own tokens are given and others."""
-    if not trained:
-        return ()
-    key = f"{CONFIG_FILE}: trainable_token_indices"
-    if not (embeddings := _embeddings(layout)):
-        raise AdapterError(f"{key} is given, but this base model's embedding cannot be changed")
-    ((embedding, shape),) = embeddings
-    found: dict[str, tuple[int, ...]] = {}
-    for name, tokens in trained.items():
-        module = embedding if not name or names(name, embedding) else name
-        if module in found or module not in (embedding, HEAD):
-            raise AdapterError(f"{key} names {quote(name)}, but {embedding} and {HEAD} can be named, each once")
-        if max(tokens) >= shape.in_features:
-            raise AdapterError(
-                f"{key} holds {max(tokens)}, but this base model's last token is {shape.in_features - 1}"
-            )
-        found[module] = tokens
-    of_both = shape.tied and embedding in found and found.get(HEAD, found[embedding]) == found[embedding]
-    if of_both:
-        found.pop(HEAD, None)
+    """The rows of the trained tokens, taken out of `tensors`."""
     made = []
-    for module, tokens in found.items():
-        modules = (embedding, HEAD) if of_both else (module,)
-        for changed in modules:
-            if changed in otherwise:
-                raise AdapterError(f"{key} changes {changed}, and so does another key; keep one of them")
-        rows = _take(tensors, f"{module}.{_TRAINED_TOKENS}", (len(tokens), shape.out_features), MAX_RECIPE_WEIGHT)
-        made.append(TrainedTokens(tokens, rows, modules, shape.in_features))
+    for modules, tokens in trained_tokens(config, layout, otherwise).items():
+        vocab_size, hidden_size = layout[modules[0]].weight
+        rows = _take(tensors, f"{modules[0]}.{_TRAINED_TOKENS}", (len(tokens), hidden_size), MAX_RECIPE_WEIGHT)
+        made.append(TrainedTokens(tokens, rows, modules, vocab_size))
     return tuple(made)
 
 
