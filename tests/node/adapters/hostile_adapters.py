@@ -157,9 +157,9 @@ WEIGHTS = [
     with_weights("a name with a trailing blank", "is missing", renamed(A + " ")),
     with_weights("an adapter's own name in the key", "is missing", renamed(A.replace(".weight", ".mine.weight"))),
     with_weights(
-        "the same under two names",
-        "is there under two names",
-        weights({**arrays(), A.replace("A.", "A.default."): ONE}),
+        "one tensor under two names",
+        "is there twice, with other numbers",
+        weights({**arrays(), A.replace("A.", "A.default."): np.zeros((4, 8), "<f4")}),
     ),
     with_weights("A too narrow", r"has shape \(4, 7\), not \(4, 8\)", reshaped(Q, (4, 7), (12, 4))),
     with_weights("A transposed", r"has shape \(8, 4\), not \(4, 8\)", reshaped(Q, (8, 4), (12, 4))),
@@ -281,6 +281,15 @@ BEYOND = [
         "model.embed_tokens and lm_head are changed apart",
         {"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]},
         {key_of(EMBEDDING, "weight"): np.ones((10, 8), "<f4"), key_of(HEAD, "weight"): np.zeros((10, 8), "<f4")},
+    ),
+    with_both(
+        "tied ends of one pattern and two dtypes",
+        "model.embed_tokens and lm_head are changed apart",
+        {"ensure_weight_tying": True, "modules_to_save": ["embed_tokens"]},
+        {
+            key_of(EMBEDDING, "weight"): np.full((10, 8), 7, "<f2"),
+            key_of(HEAD, "weight"): np.full((10, 8), 0x4700, "<u2"),
+        },
     ),
     with_both(
         "tied ends of which one is changed",

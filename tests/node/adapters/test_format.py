@@ -192,8 +192,9 @@ def test_a_models_own_names_of_its_default_adapter_are_taken_as_in_peft(tmp_path
     options = config(use_dora=True, target_modules=["q_proj", "down_proj", "embed_tokens"])
     saved = read_adapter(write_adapter(tmp_path / "saved", options, weights(tensors)), WHOLE_LAYOUT)
     other = read_adapter(write_adapter(tmp_path / "other", options, weights(named)), WHOLE_LAYOUT)
+    twice = read_adapter(write_adapter(tmp_path / "twice", options, weights(tensors | named)), WHOLE_LAYOUT)
     assert not named.keys() & tensors.keys()
-    assert other.digest() == saved.digest()
+    assert other.digest() == twice.digest() == saved.digest()
 
 
 def test_an_embeddings_factors_and_the_copy_that_peft_stores(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ MAX_RECIPE_WEIGHT: Final = 10.0  # a recipe scales an adapter by at most this
 BFLOAT16_MAX: Final = 3.3895313892515355e38
 _KEY_PREFIX: Final = "base_model.model."
 _CHUNK_ITEMS: Final = 1 << 20
+_CHUNK_ROWS: Final = 256
 _PAIR: Final = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR: Final = ("lora_embedding_A", "lora_embedding_B")
 _MAGNITUDE: Final = "lora_magnitude_vector"
@@ -228,9 +229,8 @@ def _as_saved(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     for name, tensor in tensors.items():
         ending = next((ending for ending in _IN_A_MODEL if name.endswith(ending)), "")
         saved = name.removesuffix(ending) + _IN_A_MODEL.get(ending, "")
-        if saved in found:
-            raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(saved)} is there under two names")
-        found[saved] = tensor
+        if not _equal(found.setdefault(saved, tensor), tensor):  # save_embedding_layers=True writes magnitudes twice
+            raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(saved)} is there twice, with other numbers")
     return found
 
 
@@ -264,18 +264,13 @@ def _require_equal_ends(layout: Layout, factors: Mapping[str, Factor], replaced:
     if not (ends := tied_ends(layout)):
         return
     embedding, head = ends
-    pairs = []
+    apart = False
     if embedding in replaced and head in replaced:
-        pairs = [(_bits(replaced[embedding]), _bits(replaced[head]))]
+        apart = not _equal(replaced[embedding], replaced[head])
     if embedding in factors and head in factors:
         one, other = factors[embedding], factors[head]
-        pairs = [(_bits(one.a), _bits(other.b).T), (_bits(one.b), _bits(other.a).T)]
-    at_once = 256  # rows, since comparing takes memory
-    if not all(
-        np.array_equal(one[i : i + at_once], other[i : i + at_once])
-        for one, other in pairs
-        for i in range(0, len(one), at_once)
-    ):
+        apart = not (_equal(one.a, other.b, transposed=True) and _equal(one.b, other.a, transposed=True))
+    if apart:
         raise AdapterError(f"{WEIGHTS_FILE}: ensure_weight_tying is set, but {embedding} and {head} are changed apart")
 
 
@@ -323,6 +318,15 @@ def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, ...], grow
     if largest * growth > BFLOAT16_MAX:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} overflows bfloat16 once cast and scaled")
     return tensor
+
+
+def _equal(one: RawTensor, other: RawTensor, *, transposed: bool = False) -> bool:
+    """Some rows at a time, since comparing takes memory."""
+    a, b = _bits(one), _bits(other).T if transposed else _bits(other)
+    same = (one.dtype, *a.shape) == (other.dtype, *b.shape)
+    return same and all(
+        np.array_equal(a[i : i + _CHUNK_ROWS], b[i : i + _CHUNK_ROWS]) for i in range(0, len(a), _CHUNK_ROWS)
+    )
 
 
 def _bits(tensor: RawTensor) -> npt.NDArray[np.uint16 | np.uint32]:
