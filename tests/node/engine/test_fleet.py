@@ -127,7 +127,13 @@ async def test_children_each_on_their_device(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:4096", "cpu:1-"])
+async def test_an_engine_on_a_gpu_that_there_is_not_does_not_take_the_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"'cuda:4096': torch .* sees no such GPU; compare `nvidia-smi`"):
+        async with supervised_engines(EngineOptions(tmp_path, devices=("cuda:4096",)), tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:4096", "cpu:0-4095", "cpu:1-"])
 def test_a_device_that_there_is_not_is_named(device: str) -> None:
     with pytest.raises(ConfigError, match=device):
         use_device(device)

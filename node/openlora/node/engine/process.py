@@ -98,7 +98,7 @@ def main(argv: Sequence[str], load: Callable[[Arguments], Steps]) -> int:
 def use_device(device: str) -> None:
     """Confine this process to GPUs, "cuda:1", or cores, "cpu:0-7,16"; "" is all there is. Said before torch comes in.
 
-    Raises ConfigError for anything else.
+    Raises ConfigError for anything else, and for cores that are not all there; `require_gpus` looks for the GPUs.
     """
     kind, _, which = device.partition(":")
     try:
@@ -108,12 +108,27 @@ def use_device(device: str) -> None:
             case "cuda":
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, _numbers(which)))
             case "cpu":
-                os.sched_setaffinity(0, _numbers(which))
+                cores = set(_numbers(which))
+                if not cores <= os.sched_getaffinity(0):  # Linux would take those that there are
+                    raise ValueError
+                os.sched_setaffinity(0, cores)
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             case _:
                 raise ValueError
     except (ValueError, OSError):
         raise ConfigError(f"device {device!r} is none of this machine's: name cuda:N, or cores as cpu:0-7") from None
+
+
+def require_gpus(device: str) -> None:
+    """Raises ConfigError where torch does not see every GPU that `use_device` left it, and would take the CPU."""
+    import torch
+
+    kind, _, which = device.partition(":")
+    if kind == "cuda" and torch.cuda.device_count() < len(_numbers(which)):
+        raise ConfigError(
+            f"device {device!r}: torch {torch.__version__} sees no such GPU; compare `nvidia-smi`, and name one that it"
+            " sees, cores as cpu:0-7, or no device at all for what there is"
+        )
 
 
 def _numbers(ranges: str) -> list[int]:
@@ -163,6 +178,7 @@ def user_cache(environment: Mapping[str, str]) -> Path:
 def _load(arguments: Arguments) -> Steps:
     from openlora.node.engine.engine import Engine  # torch: only the child pays for importing it
 
+    require_gpus(arguments.device)
     limits = engine_limits(arguments)
     return Engine.load(
         arguments.model, dtype=arguments.dtype, weights=arguments.weights, limits=limits, cache_dir=arguments.cache

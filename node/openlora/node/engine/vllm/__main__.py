@@ -37,6 +37,7 @@ def _load(arguments: Arguments, options: VllmConfig, folder: Path) -> Steps:
         os.environ.setdefault(name, value)
     if arguments.weights not in ("auto", "full"):
         raise ModelError(f"vLLM serves weights as their checkpoint has them, not rounded to {arguments.weights}")
+    process.require_gpus(arguments.device)
     config, limits = DecoderConfig.from_path(arguments.model), process.engine_limits(arguments)
     try:
         from vllm.platforms import current_platform
