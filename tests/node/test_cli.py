@@ -23,7 +23,7 @@ from openlora.node.cli.hand import parse_address
 from openlora.node.cli.job import parse_price, parse_term, parse_terms
 from openlora.node.cli.main import app
 from openlora.node.cli.model import parse_id
-from openlora.node.cli.ordered import say_what_fits
+from openlora.node.cli.ordered import require_context
 from openlora.node.cli.output import Output, parse_tokens, tokens
 from openlora.node.config import KeyConfig
 from openlora.node.config_files import ChainEntry, write_client_config
@@ -40,15 +40,14 @@ def test_tokens_are_exact(text, wei):
     assert parse_tokens(tokens(wei), "--stake") == wei
 
 
-def test_an_answer_that_no_node_has_room_for_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_answer_that_no_node_has_room_for_is_refused(tmp_path: Path):
     peers = FakePeers(tmp_path)
     peers.peer("one")  # with a context of 512
     base, other = bytes.fromhex(BASE_ID), bytes(32)
     for base_id, max_tokens in ((base, 511), (other, 9_000)):
-        say_what_fits(peers.records, base_id, max_tokens, Output(as_json=False))
-        assert capsys.readouterr().out == "", "it fits, or nobody is known who would know"
-    say_what_fits(peers.records, base, 512, Output(as_json=False))
-    assert "512 tokens with its prompt: it will be shorter than --max-tokens 512" in capsys.readouterr().out
+        require_context(peers.records, base_id, max_tokens)  # it fits, or nobody is known who would know
+    with pytest.raises(ConfigError, match="--max-tokens 512: .* give 511 at most"):
+        require_context(peers.records, base, 512)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "1e30", "0.0000000000000000001", "1,5"])

@@ -63,7 +63,7 @@ def submit(
     json: JsonFlag = False,
 ) -> None:
     """Escrow the most a job can cost and put it into the queue; or order it from a session's node, at once."""
-    from openlora.node.cli.ordered import say_what_fits, show_ordered
+    from openlora.node.cli.ordered import require_context, show_ordered
     from openlora.node.market import Offer, open_market
     from openlora.node.network.participant import participant
     from openlora.node.private.sealing import SEALED_MORE_BYTES
@@ -111,13 +111,13 @@ def submit(
             await market.desk.cover(offer.escrow_wei)  # else a recipe would be registered for nothing
             terms = parse_terms(adapter or (), catalogue.adapter)
             base_id = catalogue.base(base).base_id
+            if peer:
+                require_context(peer.network.nodes(), base_id, max_tokens)
             recipe_id = await market.recipe(base_id, terms)
             if peer and private:
                 from openlora.node.private.inviting import meet
 
                 await meet(market, peer.network, base_id, offer)
-            if peer:
-                say_what_fits(peer.network.nodes(), base_id, max_tokens, output)
             job = await market.submit(recipe_id, document, offer)
             output.say(f"job {job.job_id}: {tokens(job.escrow_wei)} OLRA in escrow")
             if job.use_fee_wei:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from openlora.node.cli.output import Ink, Output, tokens
 from openlora.node.content import document_cid
 from openlora.node.documents import InputDocument, encode
+from openlora.node.errors import ConfigError
 from openlora.node.market import Offer
 from openlora.node.network.participant import Participant
 from openlora.node.sessions.conversation import Answered
@@ -13,14 +14,14 @@ from openlora.node.sessions.ordering import converse
 from openlora.p2p.presence.record import Presence
 
 
-def say_what_fits(nodes: Iterable[Presence], base_id: bytes, max_tokens: int, output: Output) -> None:
-    """A word where an answer may be longer than any of these nodes can make it."""
+def require_context(nodes: Iterable[Presence], base_id: bytes, max_tokens: int) -> None:
+    """Raises ConfigError for an answer longer than any of these nodes can make it: its escrow would be for nothing."""
     models = (model for node in nodes for model in node.status.models)
     context = max((model.max_context for model in models if model.base_id == base_id.hex()), default=None)
     if context is not None and max_tokens >= context:
-        output.say(
-            f"an answer ends where the context does, {context} tokens with its prompt: it will be shorter than"
-            f" --max-tokens {max_tokens}"
+        raise ConfigError(
+            f"--max-tokens {max_tokens}: the nodes that are there have a context of {context} tokens, the prompt's"
+            f" among them; give {context - 1} at most"
         )
 
 
@@ -35,7 +36,7 @@ async def show_ordered(
 ) -> None:
     """Orders, prints, and pays. Raises what the conversation raises."""
     conversation, earlier = await converse(peer, node)
-    say_what_fits([conversation.place.node], base_id, offer.max_out_tokens, output)
+    require_context([conversation.place.node], base_id, offer.max_out_tokens)
     for answered in earlier:
         output.say(f"{tokens(answered.receipt.fee)} OLRA are paid for what an earlier run ordered")
     spec, order = conversation.sign(recipe_id, document, offer, int(time.time()))
