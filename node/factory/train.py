@@ -134,7 +134,7 @@ def lora_config(recipe: Recipe) -> LoraConfig:
 
 
 def read_pairs(text: Path) -> list[tuple[str, str]]:
-    rows = [json.loads(line) for line in text.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in text.read_bytes().splitlines()]  # a str has line ends that JSON has not
     return [(row["question"], row["answer"]) for row in rows]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from openlora.contracts import Deployment, Share
 from openlora.node.catalogue import RegisteredAdapter
-from openlora.node.cli.datanet import parse_share
+from openlora.node.cli.datanet import digest_of, parse_share
 from openlora.node.cli.hand import parse_address
 from openlora.node.cli.job import parse_price, parse_term, parse_terms
 from openlora.node.cli.main import app
@@ -46,7 +47,7 @@ def test_an_answer_that_no_node_has_room_for_is_refused(tmp_path: Path):
     base, other = bytes.fromhex(BASE_ID), bytes(32)
     for base_id, max_tokens in ((base, 511), (other, 9_000)):
         require_context(peers.records, base_id, max_tokens)  # it fits, or nobody is known who would know
-    with pytest.raises(ConfigError, match="--max-tokens 512: .* give 511 at most"):
+    with pytest.raises(ConfigError, match=r"--max-tokens 512: .* give 511 at most"):
         require_context(peers.records, base, 512)
 
 
@@ -95,6 +96,21 @@ def test_a_share_is_an_address_and_a_percentage():
             parse_share(wrong)
     with pytest.raises(ConfigError, match="no address"):
         parse_share("me:100")
+
+
+def test_a_datanets_texts_are_what_adapters_are_trained_on(tmp_path: Path):
+    text = tmp_path / "texts.jsonl"
+    good = '{"question": "Ahoy?", "answer": "Aye!\u2028Aye!", "source": "sea"}\n'.encode()
+    text.write_bytes(good * 3)
+    assert digest_of(text) == sha256(good * 3).digest()
+    for line in (b"Ahoy?\n", b"\n", b"[]", b'{"question": "Ahoy?"}', good[:-2], b"\xff\n", b" " * 2**20 + good):
+        text.write_bytes(good + line)
+        with pytest.raises(ConfigError, match=rf"line 2 of {text} is not one .*correct it"):
+            digest_of(text)
+    with pytest.raises(ConfigError, match="/dev/null is empty"):
+        digest_of(Path("/dev/null"))
+    with pytest.raises(ConfigError, match="line 1 of /dev/zero"):
+        digest_of(Path("/dev/zero"))
 
 
 def test_an_empty_prompt_costs_nothing(tmp_path: Path):

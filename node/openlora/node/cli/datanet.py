@@ -2,18 +2,29 @@
 
 import asyncio
 from decimal import Decimal, InvalidOperation
-from hashlib import file_digest
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from openlora.node.cli.hand import parse_address
 from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output
 from openlora.node.errors import ConfigError
+from openlora.node.malformed import MALFORMED
 
 if TYPE_CHECKING:
     from openlora.contracts import Share
+
+MAX_LINE_BYTES = 1 << 20
+
+
+class Pair(msgspec.Struct):
+    """One line of a text, as `node/factory/train.py` reads it."""
+
+    question: str
+    answer: str
 
 
 app = typer.Typer(help="Register the texts that adapters are trained on, and list them.", no_args_is_help=True)
@@ -36,7 +47,7 @@ def create(
 ) -> None:
     """Register texts by their digests, and who shares the 10 % that jobs with adapters trained on them pay.
 
-    The texts stay where they are. What is registered never changes.
+    Each line of a text is one {"question", "answer"}. The texts stay where they are. What is registered never changes.
     """
     from openlora.node.catalogue import datanet_root
     from openlora.node.market import open_market
@@ -74,9 +85,25 @@ def list_datanets(client: ClientFile = CLIENT_TOML, json: JsonFlag = False) -> N
 
 
 def digest_of(text: Path) -> bytes:
-    """sha256, a piece at a time: texts may be larger than memory."""
+    """sha256 of a text that the factory can train on, a line at a time: texts may be larger than memory.
+
+    Raises ConfigError, which names the line, for one that it cannot.
+    """
+    digest, number = sha256(), 0
     with text.open("rb") as file:
-        return file_digest(file, "sha256").digest()
+        while line := file.readline(MAX_LINE_BYTES):
+            number += 1
+            try:
+                msgspec.json.decode(line, type=Pair)
+            except MALFORMED as error:
+                raise ConfigError(
+                    f'line {number} of {text} is not one {{"question": "…", "answer": "…"}}, which is what adapters are'
+                    f" trained on: {error}; correct it"
+                ) from None
+            digest.update(line)
+    if not number:
+        raise ConfigError(f"{text} is empty; name a file of texts to register")
+    return digest.digest()
 
 
 def parse_share(text: str) -> "Share":
