@@ -101,7 +101,12 @@ WEIGHTS = [
     with_weights("header with a duplicate tensor", "occurs twice", container(b'{"t": 0, "t": 0}', DATA)),
     with_weights("header of 350,000 lists", "must have exactly", container(b'{"t":[' + b"[]," * 349_000 + b"0]}", b"")),
     with_weights("4,097 tensors", "more than 4096", many_tensors(4097)),
-    with_weights("tensors of nothing we know", "is missing", many_tensors(100)),
+    with_weights("tensors of nothing we know", "no tensor's name begins with", many_tensors(100)),
+    with_weights(
+        "no prefix before any name",
+        "no tensor's name begins with 'base_model.model.'",
+        weights({name.removeprefix("base_model.model."): value for name, value in arrays().items()}),
+    ),
     with_weights("pickled weights", "header is larger|inside its header", pickle.dumps(list(range(1000)), protocol=4)),
     with_weights("a zip archive", "header is larger|inside its header", b"PK\x03\x04" + bytes(range(256))),
     with_weights("a byte short", "ends 1 bytes before", container(HONEST, DATA[:-1])),

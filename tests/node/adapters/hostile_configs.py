@@ -64,6 +64,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("megatron_config", {"tensor_model_parallel_size": 2}),
     ("megatron_core", ["os"]),
     ("monteclora_config", {}),
+    ("runtime_config", "gpu"),
     ("target_parameters", ["experts"]),
     ("task_type", "SEQ_CLS"),
     ("use_bdlora", True),

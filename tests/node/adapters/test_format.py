@@ -316,6 +316,7 @@ LLAMA = {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers
         {"task_type": None, "auto_mapping": LLAMA},  # what PEFT writes of a model that nobody gave a task
         {"auto_mapping": LLAMA | {"unsloth_fixed": True}},
         {"enable_lora": None, "merge_weights": False},  # PEFT before 0.3
+        {"runtime_config": {"ephemeral_gpu_offload": False}},
         {"corda_config": {"corda_method": "ipm"}},  # saved by path_initial_model_for_weight_conversion
         {"lora_ga_config": {"scale": "stable"}, "loftq_config": {"loftq_bits": 4}},
     ],

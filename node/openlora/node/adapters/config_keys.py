@@ -51,6 +51,7 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "task_type": (_is(None, "CAUSAL_LM"), "adapters of causal language models are"),
     # training only
     "inference_mode": (_is(True, False), "true or false is expected"),
+    "runtime_config": (_is_settings, "an object is expected"),  # PEFT drops it
     "lora_dropout": (is_number, _NUMBER),
     "merge_weights": (_is(True, False), "true or false is expected"),  # PEFT until 0.2 wrote this and enable_lora
     "init_lora_weights": (_is(True, False, "gaussian", "orthogonal", "eva", "mica"), _CONVERT),

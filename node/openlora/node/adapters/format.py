@@ -225,6 +225,11 @@ def _what_it_lacks(config: AdapterConfig, tensors: Mapping[str, RawTensor]) -> s
 
 def _as_saved(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """By the names that PEFT gives them in a file."""
+    if not any(name.startswith(_KEY_PREFIX) for name in tensors):
+        raise AdapterError(
+            f"{WEIGHTS_FILE}: no tensor's name begins with {_KEY_PREFIX!r}, as in what PEFT saves; PEFT too would "
+            "apply nothing of it"
+        )
     found: dict[str, RawTensor] = {}
     for name, tensor in tensors.items():
         ending = next((ending for ending in _IN_A_MODEL if name.endswith(ending)), "")
