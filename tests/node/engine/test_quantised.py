@@ -77,6 +77,24 @@ def test_a_row_is_the_same_in_any_company(model: Path, kernels: Path, instructio
         assert torch.equal(logits_of(alone, some_requests(37, "uniform")[i : i + 1])[0], crowd[i]), i
 
 
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_a_sum_that_32_bits_do_not_hold(tmp_path: Path, kernels: Path, instructions: str) -> None:
+    """Inputs and codes that are all the largest: 4,200 products of 8,191 and 127."""
+    path = write_model(tmp_path, **MODEL | {"intermediate_size": 4_200})
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
+    for name, tensor in tensors.items():
+        if ".gate_proj." in name or ".up_proj." in name:
+            tensor[:] = tensor[:1].clone()
+        if name.endswith(".down_proj.weight"):
+            tensor[:] = tensor[:, :1].clone() / 16
+    save_file(tensors, path / "model.safetensors")
+    runner, exact = compiled(path, kernels, instructions, form="int8"), reference(path, "int8", "float32")
+    requests = some_requests(7, "distinct")
+    for one in requests:
+        one.adapters = ()
+    assert divergence(logits_of(runner, requests), logits_of(exact, requests)) < 2e-4
+
+
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_what_is_not_finite_stays_in_its_row(model: Path, kernels: Path, form: str) -> None:
     runner = compiled(model, kernels, form=form)

@@ -31,6 +31,8 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "kernels.inc"
 #include "quantised.inc"
+
+#include "planes.inc"
 #undef tile
 #undef expand
 #undef shrink

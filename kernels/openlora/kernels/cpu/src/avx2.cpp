@@ -9,18 +9,21 @@ namespace {
 constexpr int kBytes = 32;
 constexpr int kRows = 5;
 constexpr int kVectors = 1;
+constexpr int kWordRows = 4;
 constexpr int kChains = 2;
 constexpr int kEach = 4;
 
 #include "vectors.inc"
 
-// Two products of an int8 and a number below 128 fit into sixteen bits.
-inline __m256i dot4(__m256i sum, __m256i w, __m256i x) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+inline __m256i words_of(__m256i codes, int odd) {
+  return _mm256_srai_epi16(odd ? codes : _mm256_slli_epi16(codes, 8), 8);
 }
-inline I dot4(I sum, U w, U x) {
-  return bits<I>(Halves{dot4((__m256i)sum.low, (__m256i)w.low, (__m256i)x.low),
-                        dot4((__m256i)sum.high, (__m256i)w.high, (__m256i)x.high)});
+inline U words_of(U codes, int odd) {
+  return bits<U>(Halves{words_of((__m256i)codes.low, odd), words_of((__m256i)codes.high, odd)});
+}
+inline I dot_words(I sum, U w, U x) {
+  return sum + bits<I>(Halves{_mm256_madd_epi16((__m256i)w.low, (__m256i)x.low),
+                              _mm256_madd_epi16((__m256i)w.high, (__m256i)x.high)});
 }
 
 #include "floats.inc"
@@ -30,6 +33,8 @@ inline I dot4(I sum, U w, U x) {
 #include "kernels.inc"
 
 #include "quantised.inc"
+
+#include "words.inc"
 
 #include "table.inc"
 

@@ -9,16 +9,17 @@ namespace {
 constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kVectors = 3;
+constexpr int kWordRows = 6;
 constexpr int kChains = 4;
 constexpr int kEach = 4;
 
 #include "vectors.inc"
 
-// Two products of an int8 and a number below 128 fit into sixteen bits.
-inline I dot4(I sum, U w, U x) {
-  const __m512i products = _mm512_maddubs_epi16((__m512i)x, (__m512i)w);
-  return sum + (I)_mm512_madd_epi16(products, _mm512_set1_epi16(1));
+inline U words_of(U codes, int odd) {
+  const __m512i bytes = (__m512i)codes;
+  return (U)_mm512_srai_epi16(odd ? bytes : _mm512_slli_epi16(bytes, 8), 8);
 }
+inline I dot_words(I sum, U w, U x) { return sum + (I)_mm512_madd_epi16((__m512i)w, (__m512i)x); }
 
 #include "floats.inc"
 
@@ -27,6 +28,8 @@ inline I dot4(I sum, U w, U x) {
 #include "kernels.inc"
 
 #include "quantised.inc"
+
+#include "words.inc"
 
 // A packed tile's columns.
 class PackedColumns {

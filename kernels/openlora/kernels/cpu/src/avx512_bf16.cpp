@@ -24,6 +24,8 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 
 #include "quantised.inc"
 
+#include "planes.inc"
+
 #include "grouped.inc"
 
 #include "table.inc"

@@ -24,12 +24,15 @@ inline I dot4(I sum, U w, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__
 
 #include "quantised.inc"
 
+#include "planes.inc"
+
 #include "grouped.inc"
 
 }  // namespace
 }  // namespace openlora::avx512_vnni
 
 void openlora::use_avx512_vnni(Kernels& table) {
+  table.quantise = avx512_vnni::quantise;
   table.tile_int8 = avx512_vnni::tile_int8;
   table.quantise_groups = avx512_vnni::quantise_groups;
   table.tile_groups = avx512_vnni::tile_groups;

@@ -145,8 +145,8 @@ struct Kernels {
   // A row as integers, see quantised.h, for n a multiple of 16; the scale is infinite or NaN if any of x is.
   void (*quantise)(const void* x, int n, std::uint8_t* high, std::uint8_t* low, float* scale);
 
-  // As tile, of integers: out[m, 0:48] = (128 · Σ_k (high[m, k] − 64) · code[k] + Σ_k low[m, k] · code[k]) · (scale of
-  // row m · scale of the column), where both sums are exact; each is rounded to float32 once.
+  // As tile, of integers: out[m, 0:48] = Σ_k q[m, k] · code[k] · (scale of row m · scale of the column). Of planes of
+  // bytes the sum over each plane is exact, of words that over kExactQuads; each is rounded to float32 once.
   void (*tile_int8)(const Planes& x, int rows, const Int8Tile& tile, int quads, float* out, const Meanwhile&);
 
   // A dense tile from a coded one: scale · code + minimum, rounded to bfloat16. It fetches as many bytes as the coded

@@ -7,15 +7,19 @@ namespace {
 constexpr int kBytes = 16;
 constexpr int kRows = 2;
 constexpr int kVectors = 1;
+constexpr int kWordRows = 2;
 constexpr int kChains = 2;
 constexpr int kEach = 1;
 
 #include "vectors.inc"
 
-inline I dot4(I sum, U w, U x) {
-  for (int shift = 0; shift < 32; shift += 8) sum += (bits<I>(w << (24 - shift)) >> 24) * bits<I>(x >> shift & 0xffu);
-  return sum;
+inline U words_of(U codes, int odd) {
+  const U from = odd ? codes : codes << 8;
+  return bits<U>((bits<I>(from << 16) >> 24 & 0xffff) | (bits<I>(from) >> 24 << 16));
 }
+inline I low_word(U x) { return bits<I>(x << 16) >> 16; }
+inline I high_word(U x) { return bits<I>(x) >> 16; }
+inline I dot_words(I sum, U w, U x) { return sum + low_word(w) * low_word(x) + high_word(w) * high_word(x); }
 
 #include "floats.inc"
 
@@ -24,6 +28,8 @@ inline I dot4(I sum, U w, U x) {
 #include "kernels.inc"
 
 #include "quantised.inc"
+
+#include "words.inc"
 
 #include "table.inc"
 

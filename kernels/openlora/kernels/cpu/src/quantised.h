@@ -21,11 +21,14 @@ struct Coding {
 
 // ---- integers -------------------------------------------------------------------------------------------------------
 
-// An input x is q · scale for an integer |q| ≤ 8191, and stands as q + 8192 = 128 · high + low in two planes of numbers
-// below 128: what every instruction set multiplies with int8 without overflow.
+// An input x is q · scale for an integer |q| ≤ 8191. Where there is an int8 dot product it stands as q + 8192 = 128 ·
+// high
+// + low in two planes of numbers below 128. Elsewhere as a word of sixteen bits: of every quad the inputs 0 and 2 in
+// the first plane, 1 and 3 in the second.
 constexpr int kInputMost = 8191;
 constexpr int kInputOffset = 8192;
 constexpr int kPlane = 128;
+constexpr int kExactQuads = 512;  // of words, the sum of whose products with int8 32 bits hold
 
 // Quads in a tile of a layer with `n` inputs, in whole blocks of sixteen; the codes of the padding are zero.
 constexpr int tile_quads(int n) { return round_up(n, 64) / 4; }
