@@ -70,6 +70,16 @@ def test_the_link_is_that_of_the_default_route(tmp_path: Path):
     assert link_mbit(routes=tmp_path / "nowhere") == 0
 
 
+@pytest.mark.parametrize("address", ["xx", "", "/ip4/127.0.0.1/tcp/4001", "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW"])
+@pytest.mark.parametrize("command", ["init", "account"])
+def test_an_address_to_join_by_is_checked_before_anything_is_written(tmp_path: Path, command: str, address: str):
+    flags = ["--rpc", "http://127.0.0.1:1", "--deployment", "none.json", "--state", str(tmp_path / "new")]
+    done = typer.testing.CliRunner().invoke(app, [command, *flags, "--bootstrap", address])
+    assert isinstance(done.exception, ConfigError)
+    assert f"--bootstrap: {address!r} is no address of a peer" in str(done.exception)
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_account_is_a_configuration_and_a_key_or_nothing(tmp_path: Path):
     deployment, folder = tmp_path / "deployment.json", tmp_path / "me"
     deployment.write_text(json.dumps(DEPLOYMENT | {"outputs": ADDRESS}))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from openlora.node.cli.hand import parse_address
-from openlora.node.cli.init import chosen_chain
+from openlora.node.cli.init import checked_peers, chosen_chain
 from openlora.node.cli.output import CLIENT_TOML, ClientFile, JsonFlag, Output, tokens
 from openlora.node.errors import ConfigError, RpcError
 from openlora.node.wei import TOKEN_WEI
@@ -31,11 +31,12 @@ def account(
     from openlora.node.new_node import served_chain, write_account
 
     output = Output(json)
+    peers = checked_peers(bootstrap or ())
     chain_id = chosen_chain(rpc, served_chain(rpc), chain_id, _ask_nobody)
-    config, address = write_account(state, rpc, chain_id, deployment, bootstrap or ())
+    config, address = write_account(state, rpc, chain_id, deployment, peers)
     output.say(f"{config} is the configuration of {address}; its key lies beside it")
     output.say("Fund it: it needs the chain's coin for gas, and tokens to pay for jobs")
-    if not bootstrap:
+    if not peers:
         output.say(
             "Before you watch answers or publish, name a node in its network.bootstrap (or give --bootstrap here)"
         )

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +57,7 @@ def init(
     if (state / "node.toml").exists():
         raise ConfigError(f"{state / 'node.toml'} exists already; choose another --state, or edit that file")
     DashboardPort.of(TelemetryConfig(listen=dashboard))
+    peers = checked_peers(bootstrap or ())
     ask = _ask if sys.stdin.isatty() and not json else _refuse
     for line in machine_lines(state):
         output.say(line)
@@ -80,7 +81,7 @@ def init(
         in_price_wei_per_k=in_price_wei,
         out_price_wei_per_k=out_price_wei,
         engine=fitting_engine(engine, path, ram_available_bytes()),
-        network=NetworkConfig(listen=(listen,), bootstrap=tuple(bootstrap or ())),
+        network=NetworkConfig(listen=(listen,), bootstrap=peers),
         dashboard=dashboard,
     )
     made = write(plan)
@@ -122,6 +123,21 @@ def chosen_chain(rpc: str, served: int | None, wanted: int | None, ask: Ask) -> 
     if not text.isdigit():
         raise ConfigError(f"{text} is no chain id; give a whole number")
     return int(text)
+
+
+def checked_peers(bootstrap: Sequence[str]) -> tuple[str, ...]:
+    """The multiaddrs to join by. Raises ConfigError for what is none."""
+    if not bootstrap:
+        return ()
+    from openlora.p2p.errors import P2PError
+    from openlora.p2p.host.discovery import PeerAddress
+
+    for text in bootstrap:
+        try:
+            PeerAddress.parse(text)
+        except P2PError as error:
+            raise ConfigError(f"--bootstrap: {error}; `openlora status --json` on that node has it") from None
+    return tuple(bootstrap)
 
 
 def machine_lines(state: Path) -> list[str]:
