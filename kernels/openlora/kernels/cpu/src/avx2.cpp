@@ -36,9 +36,11 @@ inline I dot_words(I sum, U w, U x) {
 
 #include "words.inc"
 
+#include "grouped.inc"
+
 #include "table.inc"
 
 }  // namespace
 }  // namespace openlora::avx2
 
-constinit const openlora::Kernels openlora::kAvx2 = avx2::kernels("avx2", 16, 64 << 10);
+constinit const openlora::Kernels openlora::kAvx2 = avx2::with_groups(avx2::kernels("avx2", 16, 64 << 10));

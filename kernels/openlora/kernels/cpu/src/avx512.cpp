@@ -31,6 +31,8 @@ inline I dot_words(I sum, U w, U x) { return sum + (I)_mm512_madd_epi16((__m512i
 
 #include "words.inc"
 
+#include "grouped.inc"
+
 // A packed tile's columns.
 class PackedColumns {
  public:
@@ -81,7 +83,7 @@ void tile_packed(Inputs x, int rows, const Packed& w, int pairs, float* out, con
 }  // namespace openlora::avx512
 
 constinit const openlora::Kernels openlora::kAvx512 = [] {
-  Kernels table = avx512::kernels("avx512", 16, 48 << 10);
+  Kernels table = avx512::with_groups(avx512::kernels("avx512", 16, 48 << 10));
   table.tile_packed = avx512::tile_packed;
   table.restore = avx512::restore;
   return table;

@@ -33,9 +33,5 @@ inline I dot4(I sum, U w, U x) { return native_dot4(sum, w, x); }
 }  // namespace
 }  // namespace openlora::avx512_bf16
 
-constinit const openlora::Kernels openlora::kAvx512Bf16 = [] {
-  Kernels table = avx512_bf16::kernels("avx512-bf16", 16, 24 << 10);
-  table.quantise_groups = avx512_bf16::quantise_groups;
-  table.tile_groups = avx512_bf16::tile_groups;
-  return table;
-}();
+constinit const openlora::Kernels openlora::kAvx512Bf16 =
+    avx512_bf16::with_groups(avx512_bf16::kernels("avx512-bf16", 16, 24 << 10));

@@ -34,6 +34,5 @@ inline I dot4(I sum, U w, U x) { return (I)_mm512_dpbusd_epi32((__m512i)sum, (__
 void openlora::use_avx512_vnni(Kernels& table) {
   table.quantise = avx512_vnni::quantise;
   table.tile_int8 = avx512_vnni::tile_int8;
-  table.quantise_groups = avx512_vnni::quantise_groups;
-  table.tile_groups = avx512_vnni::tile_groups;
+  table = avx512_vnni::with_groups(table);
 }

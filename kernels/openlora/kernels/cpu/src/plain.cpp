@@ -31,9 +31,11 @@ inline I dot_words(I sum, U w, U x) { return sum + low_word(w) * low_word(x) + h
 
 #include "words.inc"
 
+#include "grouped.inc"
+
 #include "table.inc"
 
 }  // namespace
 }  // namespace openlora::plain
 
-constinit const openlora::Kernels openlora::kPlain = plain::kernels("plain", 16, 64 << 10);
+constinit const openlora::Kernels openlora::kPlain = plain::with_groups(plain::kernels("plain", 16, 64 << 10));

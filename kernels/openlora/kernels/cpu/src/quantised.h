@@ -75,10 +75,10 @@ inline std::size_t coded_tile_bytes(const Coding& coding, int pairs) {
   return pairs / rows * group_bytes(coding, rows) + (rest ? group_bytes(coding, rest) : 0);
 }
 
-// Where the instruction set has an int8 dot product that takes all bytes, these codes are multiplied as integers too,
-// group by group: each group of inputs has a scale of its own then, and q = 128 · high + low for −64 ≤ high < 64. The
-// codes have no sign and stand in quads, [quads][48][4]: 8-bit ones as code + 128; of 4-bit ones, with or without
-// minima as above, two quads share their bytes, the first in the lower halves.
+// All units but AMX's, which unpacks them, multiply these codes as integers too, group by group: each group of inputs
+// has a scale of its own then, and in planes of bytes q = 128 · high + low for −64 ≤ high < 64. The codes have no sign
+// and stand in quads, [quads][48][4]: 8-bit ones as code + 128; of 4-bit ones, with or without minima as above, two
+// quads share their bytes, the first in the lower halves.
 constexpr int kUnsignedOffset = 128;
 constexpr int kMostGroup = 512;  // inputs, whose products' sum 32 bits hold
 
