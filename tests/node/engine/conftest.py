@@ -1,10 +1,10 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from openlora.kernels.cpu.build import library_path
-from openlora.kernels.errors import KernelsUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def kernels(repository: Path) -> Path:
     """A cache that holds the library: a test run builds it when the sources have changed."""
+    if not shutil.which("c++"):
+        pytest.skip("no C++ compiler")
     cache = repository / "var/cache"
-    try:
-        library_path(cache)
-    except KernelsUnavailable as error:
-        pytest.skip(str(error))
+    library_path(cache)
     return cache

@@ -1,10 +1,12 @@
 """The kernels' library: built once, kept in the user's cache, or refused in one sentence."""
 
 import logging
+import platform
 from pathlib import Path
 
 import pytest
 
+from openlora.kernels.cpu import build
 from openlora.kernels.cpu.build import library_path
 from openlora.kernels.cpu.library import load_library
 from openlora.kernels.errors import KernelsUnavailable
@@ -33,6 +35,13 @@ def test_a_compiler_that_fails_is_one_sentence_and_leaves_nothing(
         library_path(cache)
     assert {path.name for path in cache.iterdir()} == {"cpu.lock", "tmp"}
     assert f"event=kernels_building path={cache}" in caplog.text
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a compiler takes its own processor's instructions")
+@pytest.mark.parametrize("unit", build.NEEDED_FLAGS)
+def test_units_that_this_processor_cannot_run_compile(unit: str) -> None:
+    source, flags = build._SOURCES / f"{unit}.cpp", build._X86_UNITS[unit]
+    build._run(["c++", *build._COMMON, *flags, "-fsyntax-only", str(source)])
 
 
 def test_a_library_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:

@@ -9,29 +9,20 @@ import pytest
 
 from openlora.kernels.cpu import build
 
-AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}
-BF16 = AVX512 | {"avx512_vnni", "avx512_bf16"}
-NEEDED = {  # as /proc/cpuinfo says; "": the best there is
-    "": set[str](),
-    "plain": set[str](),
-    "avx2": {"avx2", "fma"},
-    "avx512": AVX512,
-    "avx512-bf16": BF16,
-    "amx": BF16 | {"avx512_vbmi2", "amx_tile", "amx_bf16", "amx_int8"},
-}
 EMULATED = {"avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}
 EMULATION, CLAIMS = (Path(__file__).with_name(name) for name in ("matrix_unit.h", "claims.h"))
-EMULATION_NEEDS = AVX512 | {"avx512_vnni", "avx512_vbmi2"}
+EMULATION_NEEDS = build.NEEDED_FLAGS["avx512_vnni"] | {"avx512_vbmi2"}
 
 
 @contextmanager
 def with_unit(unit: str) -> Iterator[None]:
     """A library that is loaded in here has the unit, emulated if need be; where that cannot be either, the test is
     skipped."""
-    has = _processor_flags()
-    lacks = NEEDED[unit] - has
+    has = build.processor_flags()
+    lacks = build.NEEDED_FLAGS.get(unit.replace("-", "_"), frozenset()) - has  # "", the best there is, needs nothing
     with pytest.MonkeyPatch.context() as patch:
         if lacks and lacks <= EMULATED and has >= EMULATION_NEEDS:
+            patch.setattr(build, "processor_flags", lambda: has | EMULATED)
             for unit, header in (("amx", EMULATION), ("avx512_bf16", EMULATION), ("choice", CLAIMS)):
                 version = zlib.crc32(header.read_bytes())  # each state of a header has a library of its own
                 units = build._ANY_UNITS if unit in build._ANY_UNITS else build._X86_UNITS
@@ -39,10 +30,3 @@ def with_unit(unit: str) -> Iterator[None]:
         elif lacks:
             pytest.skip(f"this processor has no {', '.join(sorted(lacks))}")
         yield
-
-
-def _processor_flags() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()

@@ -1,4 +1,7 @@
-"""The shared library: compiled on first use, once for each state of the sources, the compiler and the flags."""
+"""The shared library: compiled on first use, once for each state of the sources, the compiler and the flags.
+
+It has the units that the processor at hand can run; a unit is what one instruction set computes with.
+"""
 
 import fcntl
 import hashlib
@@ -26,6 +29,16 @@ _ANY_UNITS: dict[str, tuple[str, ...]] = dict.fromkeys(
     ),
     (),
 )
+_AVX512_FLAGS = frozenset(("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"))
+_BF16_FLAGS = _AVX512_FLAGS | {"avx512_vnni", "avx512_bf16"}
+# What a processor must have, as /proc/cpuinfo says, for a unit to be of use; choice.cpp asks again.
+NEEDED_FLAGS: dict[str, frozenset[str]] = {
+    "avx2": frozenset(("avx2", "fma")),
+    "avx512": _AVX512_FLAGS,
+    "avx512_vnni": _AVX512_FLAGS | {"avx512_vnni"},
+    "avx512_bf16": _BF16_FLAGS,
+    "amx": _BF16_FLAGS | {"avx512_vbmi2", "amx_tile", "amx_bf16", "amx_int8"},
+}
 _X86_UNITS: dict[str, tuple[str, ...]] = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": _AVX512,
@@ -45,7 +58,8 @@ def library_path(cache_dir: Path) -> Path:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise KernelsUnavailable("no C++ compiler (c++ or g++) is on PATH")
-    units = _ANY_UNITS | (_X86_UNITS if platform.machine() in ("x86_64", "AMD64") else {})
+    flags = processor_flags()
+    units = _ANY_UNITS | {unit: _X86_UNITS[unit] for unit, needed in NEEDED_FLAGS.items() if needed <= flags}
     path = cache_dir / f"cpu-{_fingerprint(compiler, units)}.so"
     if path.exists():
         return path
@@ -61,6 +75,12 @@ def library_path(cache_dir: Path) -> Path:
     except OSError as error:
         raise KernelsUnavailable(f"the kernels cannot be built in {cache_dir}: {error}") from error
     return path
+
+
+def processor_flags() -> frozenset[str]:
+    """Of an x86 processor, as /proc/cpuinfo names them; none elsewhere."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.machine() in ("x86_64", "AMD64") else ()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def _fingerprint(compiler: str, units: dict[str, tuple[str, ...]]) -> str:

@@ -39,9 +39,10 @@ bool may_use_tiles() {
 }
 
 const Kernels* avx512() {
+  if (!&kAvx512) return nullptr;
   static const Kernels kBest = [] {
     Kernels table = kAvx512;
-    if (__builtin_cpu_supports("avx512vnni")) use_avx512_vnni(table);
+    if (use_avx512_vnni && __builtin_cpu_supports("avx512vnni")) use_avx512_vnni(table);
     return table;
   }();
   return &kBest;

@@ -221,12 +221,14 @@ inline std::size_t attention_scratch(int queries, int context, int head_size) {
 }
 
 // The tables of the units. What makes them constant keeps a unit's instructions from running before they are chosen.
-extern const Kernels kAmx, kAvx512Bf16, kAvx512, kAvx2, kPlain;
+// A unit that the build leaves out has no table: its address is null.
+extern const Kernels kPlain;
+[[gnu::weak]] extern const Kernels kAmx, kAvx512Bf16, kAvx512, kAvx2;
 
 // The one of that name; the best that the processor and the system have, if it is empty; or null.
 const Kernels* choose_kernels(const char* instructions);
 
 // Puts the products of integers into a table whose inputs are float32; for AVX-512 with its int8 dot product.
-void use_avx512_vnni(Kernels& table);
+[[gnu::weak]] void use_avx512_vnni(Kernels& table);
 
 }  // namespace openlora
