@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -78,8 +77,9 @@ def library_path(cache_dir: Path) -> Path:
 
 
 def processor_flags() -> frozenset[str]:
-    """Of an x86 processor, as /proc/cpuinfo names them; none elsewhere."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.machine() in ("x86_64", "AMD64") else ()
+    """Of an x86 processor under Linux, as /proc/cpuinfo names them; none elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
