@@ -11,6 +11,7 @@ import numpy as np
 from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from openlora.node.adapters.modules import EmbeddingShape, LinearShape, ModuleShape, NormShape
 
+K = "model.layers.0.self_attn.k_proj"
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LAYOUT = {Q: LinearShape(12, 8), DOWN: LinearShape(8, 20), "model.layers.1.self_attn.q_proj": LinearShape(12, 8)}
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -23,6 +24,7 @@ WHOLE_LAYOUT: dict[str, ModuleShape] = {
     NORM: NormShape(8),
     LAYER_NORM: NormShape(8),
 }
+BIASED_LAYOUT = WHOLE_LAYOUT | {Q: LinearShape(12, 8, biased=True), K: LinearShape(4, 8, biased=True)}  # as Qwen's
 RANK = 4
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -67,6 +69,13 @@ def arrays(rank: int = RANK, dtype: str = "<f4") -> Arrays:
 
 def key_of(module: str, tensor: str) -> str:
     return f"base_model.model.{module}.{tensor}"
+
+
+def biases(value: float = 1.0) -> Arrays:
+    """What lora_bias adds to `arrays`."""
+    return {
+        key_of(module, "lora_B.bias"): np.full(shape.out_features, value, "<f4") for module, shape in LAYOUT.items()
+    }
 
 
 def embedding_arrays(rank: int = RANK) -> Arrays:

@@ -20,6 +20,7 @@ from tests.node.adapters.adapter_files import (
     Arrays,
     Q,
     arrays,
+    biases,
     config,
     container,
     data,
@@ -206,6 +207,11 @@ def with_magnitude(title: str, reason: str, value: Any) -> Hostile:
     return with_both(f"a magnitude {title}", reason, {"use_dora": True}, vectors)
 
 
+def with_bias(title: str, reason: str, value: Any) -> Hostile:
+    vectors = biases() | {key_of(Q, "lora_B.bias"): np.asarray(value, "<f4")}
+    return with_both(f"a bias of B {title}", reason, {"lora_bias": True}, vectors)
+
+
 def with_embedding(title: str, reason: str, tensors: Arrays) -> Hostile:
     targets = {"target_modules": ["q_proj", "down_proj", "embed_tokens"]}
     return with_both(f"an embedding's {title}", reason, targets, embedding_arrays() | tensors)
@@ -253,16 +259,28 @@ BEYOND = [
     with_whole("that is a matrix", r"has shape \(1, 8\), not \(8,\)", NORM, np.ones((1, 8))),
     with_both(
         "the base's trained biases",
-        "q_proj.base_layer.bias' is a bias, and biases are not served",
+        "q_proj.base_layer.bias' is a bias of no linear layer that has one",
         {"bias": "all"},
         {key_of(Q, "base_layer.bias"): np.ones(12, "<f4")},
     ),
     with_both(
         "a saved layer's bias",
-        "lm_head.bias' is a bias, and biases are not served",
+        "lm_head.bias' is a bias of no linear layer that has one",
         {"modules_to_save": ["lm_head"]},
         {key_of(HEAD, "weight"): np.ones((10, 8), "<f4"), key_of(HEAD, "bias"): np.ones(10, "<f4")},
     ),
+    with_both("lora_bias beside DoRA", "both set", {"lora_bias": True, "use_dora": True}, biases() | magnitudes()),
+    with_both(
+        "an embedding's lora_bias",
+        "lora_bias is for linear layers, and model.embed_tokens is an embedding",
+        {"lora_bias": True, "target_modules": ["q_proj", "down_proj", "embed_tokens"]},
+        embedding_arrays() | biases(),
+    ),
+    with_both("biases of B that nobody announces", "lora_B.bias' is a bias of no", {}, biases()),
+    with_bias("that is a matrix", r"has shape \(1, 12\), not \(12,\)", np.ones((1, 12))),
+    with_bias("too long", r"has shape \(13,\), not \(12,\)", np.ones(13)),
+    with_bias("of NaN", "NaN or Inf", [*np.ones(11), math.nan]),
+    with_bias("that overflows once scaled", "overflows bfloat16", [*np.ones(11), 1.7e37]),
     with_whole("beside its pair", "lora_A.weight' belongs to no layer", "down_proj", np.ones((8, 20))),
     with_rows("beyond the vocabulary", "holds 10, but this base model's last token is 9", {TOKENS: [9, 10]}, {}),
     with_rows("of another count", r"has shape \(2, 8\), not \(1, 8\)", {TOKENS: [9]}, {}),

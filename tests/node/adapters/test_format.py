@@ -16,6 +16,7 @@ from openlora.node.adapters.modules import EmbeddingShape
 from openlora.node.adapters.safetensors import Dtype, parse_tensors
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import (
+    BIASED_LAYOUT,
     DOWN,
     EMBEDDING,
     HEAD,
@@ -26,8 +27,10 @@ from tests.node.adapters.adapter_files import (
     TRAINED_ROWS,
     WHOLE_LAYOUT,
     Arrays,
+    K,
     Q,
     arrays,
+    biases,
     config,
     container,
     embedding_arrays,
@@ -177,6 +180,64 @@ def test_dora_has_magnitudes(tmp_path: Path) -> None:
     adapter = read_adapter(folder, LAYOUT)
     assert [len(factor.tensors) for factor in adapter.factors.values()] == [3, 3, 3]
     assert adapter.nbytes == sum(array.nbytes for array in (arrays() | magnitudes()).values())
+
+
+def test_each_b_may_have_a_bias(tmp_path: Path) -> None:
+    tensors = arrays() | biases()
+    plain = read_adapter(write_adapter(tmp_path / "plain"), LAYOUT)
+    adapter = read_adapter(write_adapter(tmp_path / "biased", config(lora_bias=True), weights(tensors)), LAYOUT)
+    assert {module: factor.bias.shape for module, factor in adapter.factors.items() if factor.bias is not None} == {
+        module: (shape.out_features,) for module, shape in LAYOUT.items()
+    }
+    assert adapter.nbytes == sum(array.nbytes for array in tensors.values())
+    stretched = weights(arrays() | magnitudes())  # the same numbers
+    dora = read_adapter(write_adapter(tmp_path / "dora", config(use_dora=True), stretched), LAYOUT)
+    assert len({plain.digest(), adapter.digest(), dora.digest()}) == 3
+
+
+TRAINED_BIASES = {key_of(Q, "base_layer.bias"): np.ones(12, "<f4"), key_of(K, "bias"): np.ones(4, "<f4")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "found"),
+    [
+        ({"bias": "all"}, TRAINED_BIASES, {Q, K}),
+        ({"bias": "lora_only"}, {key_of(Q, "base_layer.bias"): np.ones(12, "<f4")}, {Q}),
+        ({"modules_to_save": ["k_proj"]}, TRAINED_BIASES | {key_of(K, "weight"): np.ones((4, 8), "<f4")}, {Q, K}),
+    ],
+)
+def test_trained_biases_stand_in_the_place_of_the_bases(
+    tmp_path: Path, changes: dict[str, Any], tensors: Arrays, found: set[str]
+) -> None:
+    all_tensors = arrays() | tensors
+    adapter = read_adapter(write_adapter(tmp_path / "a", config(**changes), weights(all_tensors)), BIASED_LAYOUT)
+    assert adapter.biases.keys() == found
+    assert adapter.nbytes == sum(array.nbytes for array in all_tensors.values())
+    other = {name: array + 1 if name.endswith("bias") else array for name, array in all_tensors.items()}
+    assert (
+        adapter.digest()
+        != read_adapter(write_adapter(tmp_path / "b", config(**changes), weights(other)), BIASED_LAYOUT).digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "reason"),
+    [
+        ({}, {key_of(Q, "base_layer.bias"): np.ones(11, "<f4")}, r"has shape \(11,\), not \(12,\)"),
+        ({}, {key_of(K, "bias"): np.full(4, math.nan, "<f4")}, "NaN or Inf"),
+        ({}, {key_of(K, "bias"): np.full(4, 1e38, "<f4")}, "overflows bfloat16"),
+        ({}, {key_of(Q, "bias"): np.ones(12, "<f4")}, "q_proj.bias' is a bias of no linear layer"),
+        ({}, {key_of(NORM, "bias"): np.ones(8, "<f4")}, "norm.bias' is a bias of no linear layer"),
+        (
+            {"modules_to_save": ["k_proj"]},
+            {key_of(K, "weight"): np.ones((4, 8), "<f4")},
+            "k_proj.bias' is missing",
+        ),
+    ],
+)
+def test_biases_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], tensors: Arrays, reason: str) -> None:
+    with pytest.raises(AdapterError, match=reason):
+        read_adapter(write_adapter(tmp_path, config(**changes), weights(arrays() | tensors)), BIASED_LAYOUT)
 
 
 @pytest.mark.parametrize("magnitude", ["lora_magnitude_vector.default.weight", "lora_magnitude_vector.weight"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openlora.kernels.ops import BACKENDS, Backend, Ops
 from openlora.kernels.types import Change, Difference, LoraFactors
-from openlora.node.adapters.modules import EmbeddingShape, NormShape
+from openlora.node.adapters.modules import EmbeddingShape, LinearShape, NormShape, bias_of
 from openlora.node.engine.adapter_pool import ResidentAdapter
 from openlora.node.engine.compiled import CompiledRunner
 from openlora.node.engine.limits import EngineLimits
@@ -130,6 +130,8 @@ def load_kinds(runners: Sequence[Runner], model: Path) -> None:
                 a, b = normal(1 + 2 * slot, shape.in_features), normal(shape.out_features, 1 + 2 * slot) / 4
                 a = a if isinstance(shape, EmbeddingShape) else (a / shape.in_features**0.5).bfloat16().float()
                 changes[module] = LoraFactors(a, b, 0.25, normal(shape.out_features) / 4 if slot % 4 else None)
+            if isinstance(shape, LinearShape) and (index + slot) % 3 == 0 and slot % 3:
+                changes[bias_of(module)] = Difference(normal(shape.out_features) / 4)
         for runner in runners:
             runner.factors.put(slot, {module: cast(change, runner.dtype) for module, change in changes.items()})
 

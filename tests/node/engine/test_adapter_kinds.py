@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,12 +85,24 @@ KINDS: dict[str, dict[str, Any]] = {
         "bias": "lora_only",
         "fan_in_fan_out": True,
     },
+    "biased": {
+        "target_modules": EVERY_LAYER,
+        "lora_bias": True,
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 3},
+        "alpha_pattern": {"^model.layers.1.mlp.down_proj": 3},
+    },
+    "biased-head": {"target_modules": ["lm_head", "v_proj"], "lora_bias": True, "layers_to_transform": [0, 2]},
+    "trained-biases": {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only", "lora_bias": True},
+    "all-biases": {"target_modules": ["v_proj", "up_proj"], "bias": "all", "use_dora": True},
+    "whole-biased-layers": {"target_modules": ["v_proj", "o_proj"], "modules_to_save": ["k_proj"]},
     "all-linear": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.1.mlp.up_proj"]},
 }
 ENSEMBLES: list[tuple[AdapterUse, ...]] = [
     (AdapterUse("embedding", 0.5), AdapterUse("head", -0.75)),
     (AdapterUse("dora", 0.5), AdapterUse("dora-ends", 0.75)),
     (AdapterUse("whole-ends", 0.5), AdapterUse("plain", 1.5)),
+    (AdapterUse("all-biases", -0.5), AdapterUse("whole-biased-layers", 0.75)),
     (AdapterUse("whole-layers", 0.75), AdapterUse("whole-ends", -0.25), AdapterUse("dora-ends", 0.5)),
 ]
 
@@ -150,7 +163,7 @@ def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
         if parameter.requires_grad:
             if "lora_magnitude" in name:
                 parameter.data.mul_(1 + 0.3 * torch.randn_like(parameter))
-            elif "modules_to_save" in name or "trainable_tokens" in name:
+            elif "modules_to_save" in name or "trainable_tokens" in name or name.endswith(".bias"):
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
             elif "lora_B" in name or "lora_embedding_B" in name:
                 parameter.data.mul_(0.2)
@@ -195,6 +208,26 @@ def test_each_kind_alone_and_all_in_one_batch_equal_the_oracle(case: Case) -> No
         assert float((alone - expected).abs().max()) <= TOLERANCE, request.adapters
         assert float((found - expected).abs().max()) <= TOLERANCE, request.adapters
     engine.check_integrity()
+
+
+def test_biases_of_several_adapters_add_up_with_their_weights_as_in_peft(case: Case) -> None:
+    """peft adds low-rank adapters up by itself, where it cannot merge them: most layers have no bias to add to."""
+    uses = (AdapterUse("biased", 0.5), AdapterUse("plain", -1.0), AdapterUse("biased-head", 1.25))
+    model = open_base(case.model)
+    for i, use in enumerate(uses):
+        path = case.adapters / use.key
+        model = PeftModel.from_pretrained(model, path, use.key) if i == 0 else model
+        if i:
+            model.load_adapter(path, use.key)
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale(use.key, use.weight)
+    model.base_model.set_adapter([use.key for use in uses])
+    tokens = case.text[:30]
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor([tokens])).logits[0].log_softmax(dim=-1)
+    (found,) = loaded(case).score([ScoreRequest(tuple(tokens), uses)])
+    assert float((found - expected).abs().max()) <= TOLERANCE
 
 
 def test_the_recipes_differ_by_far_more_than_the_tolerance(case: Case) -> None:

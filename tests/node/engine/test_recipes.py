@@ -7,6 +7,7 @@ import torch
 
 from openlora.kernels.types import Change, Difference, LoraFactors
 from openlora.node.adapters.format import read_adapter
+from openlora.node.adapters.modules import bias_of
 from openlora.node.engine.adapter_pool import ResidentAdapter
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.engine.vllm.recipes import HostFactors, Recipes, side_by_side
@@ -78,6 +79,7 @@ def test_too_large_a_sum_is_refused_and_writes_nothing(store: HostFactors, tmp_p
         {"model.embed_tokens": factors(0, 4, 1.0)},
         {Q: LoraFactors(torch.ones(1, 32), torch.ones(32, 1), 1.0, stretch=torch.ones(32))},
         {Q: Difference(torch.ones(32, 32))},
+        {Q: factors(0, 2, 1.0), bias_of(Q): Difference(torch.ones(32))},
     ],
 )
 def test_what_vllm_cannot_serve_is_refused(store: HostFactors, change: dict[str, Change]) -> None:

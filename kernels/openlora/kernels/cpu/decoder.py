@@ -20,9 +20,11 @@ from openlora.kernels.types import Change, CodedWeight, Difference, Int4Weight, 
 PAGE_TOKENS = 16  # the page size of the cache's layout
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 NORMS = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm", "q_norm", "k_norm")
+BIASES = tuple(f"{name}_bias" for name in MATRICES)
 HEAD = -1  # the layer whose only matrix is the output head, and whose only norm is the one before it
 EMBEDDING = -2  # the embedding's
-_PARTS = {name: part for part, name in enumerate((*MATRICES, *NORMS))} | {"head": 0, "norm": 7, "": 0}
+_PARTS = {name: part for part, name in enumerate((*MATRICES, *NORMS, *BIASES))}
+_PARTS |= {"head": _PARTS["q"], "norm": _PARTS["attention_norm"], "head_bias": _PARTS["q_bias"], "": 0}
 _MAX_GROUP = 64  # query heads of one key-value head
 
 
@@ -140,8 +142,9 @@ class CpuDecoder:
         self.instructions = str(self._library.openlora_decoder_instructions(self._handle).decode())
 
     def load_adapter(self, slot: int, changes: Mapping[tuple[int, str], Change]) -> None:
-        """Put an adapter into a free slot: its changes by (layer, matrix), with names of MATRICES and NORMS; the head's
-        as (HEAD, "head"), its norm's as (HEAD, "norm"), and the embedding's as (EMBEDDING, ""). Raises MemoryError."""
+        """Put an adapter into a free slot: its changes by (layer, name of MATRICES, NORMS or BIASES); the head's as
+        (HEAD, "head") and (HEAD, "head_bias"), its norm's as (HEAD, "norm"), and the embedding's as (EMBEDDING, "").
+        Raises MemoryError."""
         factors = {
             place: change
             for place, change in changes.items()
@@ -160,7 +163,7 @@ class CpuDecoder:
         altered = (c.Alteration * len(found))(*(one.packed() for one in found))
         if found and not self._library.openlora_decoder_alter(self._handle, slot, altered, len(found)):
             self.unload_adapter(slot)
-            raise MemoryError(f"no memory for an adapter of {len(found)} stretches and whole weights")
+            raise MemoryError(f"no memory for an adapter of {len(found)} stretches, biases and whole weights")
 
     def unload_adapter(self, slot: int) -> None:
         """Free a slot that no sequence of a coming step uses."""

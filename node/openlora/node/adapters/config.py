@@ -39,6 +39,7 @@ class AdapterConfig:
     alpha: float
     rslora: bool
     dora: bool
+    biased: bool  # a bias stands beside each B
     target_modules: tuple[str, ...] | None  # None: every linear layer but the output head; empty: a pattern
     by_tensors: bool  # a pattern is given for targets or exclusions: of what may be meant, what has tensors is
     exclude_modules: tuple[str, ...]
@@ -111,12 +112,16 @@ def parse_config(data: bytes) -> AdapterConfig:
         raise AdapterError(f"{CONFIG_FILE}: layers_pattern means nothing without layers_to_transform")
     if layers is not None and not target_modules:
         raise AdapterError(f"{CONFIG_FILE}: layers_to_transform needs a list of target_modules")
+    dora, biased = (_flag(key, fields.get(key, False)) for key in ("use_dora", "lora_bias"))
+    if dora and biased:
+        raise AdapterError(f"{CONFIG_FILE}: lora_bias and use_dora are both set, which PEFT does not train; use one")
     excluded = fields.get("exclude_modules")
     return AdapterConfig(
         rank=_rank("r", _required(fields, "r")),
         alpha=_alpha("lora_alpha", _required(fields, "lora_alpha")),
         rslora=_flag("use_rslora", fields.get("use_rslora", False)),
-        dora=_flag("use_dora", fields.get("use_dora", False)),
+        dora=dora,
+        biased=biased,
         target_modules=target_modules,
         by_tensors=target_modules == () or _is_pattern(excluded),
         exclude_modules=() if _is_pattern(excluded) else _some_names("exclude_modules", excluded),
@@ -235,7 +240,7 @@ def _pattern(key: str, value: Any, check: Callable[[str, Any], T]) -> Mapping[st
 
 _READ: Final = frozenset(
     {
-        *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+        *("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
         *("trainable_token_indices", "ensure_weight_tying"),
     }

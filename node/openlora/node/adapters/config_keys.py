@@ -69,7 +69,6 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "fan_in_fan_out": (_is(True, False, None), "true or false is expected"),  # PEFT too takes it for false of nn.Linear
     "kasa_config": (_NULL, "KaSA; " + _PLAIN),
     "layer_replication": (_NULL, "the base has its own layers alone; train on it without replication"),
-    "lora_bias": (_FALSE, "a bias of B; train without it"),
     "megatron_config": (_NULL, "Megatron's parallel layers; save for one device"),
     "monteclora_config": (_NULL, "MonteCLoRA; " + _PLAIN),
     "target_parameters": (_EMPTY, "bare parameters; name modules in target_modules"),

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -47,9 +47,11 @@ _CHUNK_ROWS: Final = 256
 _PAIR: Final = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR: Final = ("lora_embedding_A", "lora_embedding_B")
 _MAGNITUDE: Final = "lora_magnitude_vector"
+_BIAS: Final = "lora_B.bias"
 _IN_A_MODEL: Final = {  # what PEFT takes as well: the names that a model gives to its adapter "default"
     ".lora_A.default.weight": ".lora_A.weight",
     ".lora_B.default.weight": ".lora_B.weight",
+    ".lora_B.default.bias": ".lora_B.bias",
     ".lora_embedding_A.default": ".lora_embedding_A",
     ".lora_embedding_B.default": ".lora_embedding_B",
     ".lora_magnitude_vector.default.weight": ".lora_magnitude_vector",
@@ -63,17 +65,19 @@ class Factor:
     """One layer's low-rank term: scale · B·A with A [rank, in_features] and B [out_features, rank].
 
     With a magnitude m [out_features] (DoRA, Liu et al., 2024) the layer's weight W becomes m/‖W + scale·B·A‖ · (W +
-    scale·B·A), the norm taken over each output's inputs.
+    scale·B·A), the norm taken over each output's inputs. With a bias [out_features] the layer's own grows by scale ·
+    bias.
     """
 
     a: RawTensor
     b: RawTensor
     scale: float
     magnitude: RawTensor | None = None
+    bias: RawTensor | None = None
 
     @property
     def tensors(self) -> tuple[RawTensor, ...]:
-        return (self.a, self.b) if self.magnitude is None else (self.a, self.b, self.magnitude)
+        return tuple(one for one in (self.a, self.b, self.magnitude, self.bias) if one is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class AdapterWeights:
     nbytes: int
     factors: Mapping[str, Factor]
     replaced: Mapping[str, RawTensor] = field(default_factory=dict)  # modules_to_save: whole weights
+    biases: Mapping[str, RawTensor] = field(default_factory=dict)  # that stand in the place of the base's
     trained: tuple[TrainedTokens, ...] = ()  # trainable_token_indices
     copies: Mapping[str, RawTensor] = field(default_factory=dict)  # what PEFT stores of the base, to be equal to it
 
@@ -102,9 +107,12 @@ class AdapterWeights:
         """Equal for equal effects alone: of every module's name, scale, and tensors as they are stored."""
         digest = blake2b(digest_size=32)
         for module, factor in sorted(self.factors.items()):
-            _update(digest, f"{module} {factor.scale.hex()}", factor.tensors)
+            title = f"{module} {factor.scale.hex()}"
+            _update(digest, title if factor.bias is None else f"{title} biased", factor.tensors)
         for module, weight in sorted(self.replaced.items()):
             _update(digest, f"{module} =", [weight])
+        for module, bias in sorted(self.biases.items()):
+            _update(digest, f"{module}.bias =", [bias])
         for trained in self.trained:
             _update(digest, f"{trained.modules} {trained.tokens} =", [trained.rows])
         return digest.digest()
@@ -133,6 +141,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
         targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
     replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
+    biases = _biases(layout, targeted, saved, tensors)
     trained = _trained(config, layout, {*targeted, *saved}, tensors)
     if config.ties_ends:
         _require_equal_ends(layout, factors, replaced)
@@ -142,12 +151,14 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     if not factors:
         raise AdapterError(f"{WEIGHTS_FILE}: holds no A and B of a layer that may be targeted")
     rows = [one.rows for one in trained]
-    changes = [*(raw for factor in factors.values() for raw in factor.tensors), *replaced.values(), *rows]
+    low_rank = [raw for factor in factors.values() for raw in factor.tensors]
+    changes = [*low_rank, *replaced.values(), *biases.values(), *rows]
     return AdapterWeights(
         rank=max(one.shape[0] for one in [*rows, *(factor.a for factor in factors.values())]),
         nbytes=sum(len(raw.data) for raw in changes),
         factors=factors,
         replaced=replaced,
+        biases=biases,
         trained=trained,
         copies=copies,
     )
@@ -206,19 +217,21 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
 
 
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
-    """What the weights can hold: A, B and magnitudes; rows of tokens; whole weights; copies of the embedding and the
-    head."""
-    low_rank = sum((config.rank_of(module) + config.dora) * sum(shape.weight) for module, shape in targeted.items())
+    """What the weights can hold: A, B, their biases and magnitudes; the base's biases; rows of tokens; whole weights;
+    copies of the embedding and the head."""
+    vectors = config.dora + config.biased
+    low_rank = sum((config.rank_of(module) + vectors) * sum(shape.weight) for module, shape in targeted.items())
+    biases = sum(shape.out_features for shape in layout.values() if _is_biased(shape))
     hidden_size = max((shape.out_features for shape in layout.values() if isinstance(shape, EmbeddingShape)), default=0)
     rows = hidden_size * sum(map(len, config.trained_tokens.values()))
     whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
-    return low_rank + rows + sum(math.prod(shape.weight) for shape in whole)
+    return low_rank + biases + rows + sum(math.prod(shape.weight) for shape in whole)
 
 
 def _what_it_lacks(config: AdapterConfig, tensors: Mapping[str, RawTensor]) -> str:
     """What is wrong with the first of the tensors that nothing asked for."""
     if next(iter(tensors)).endswith(".bias"):
-        return 'is a bias, and biases are not served: train with bias "none" and without lora_bias'
+        return 'is a bias of no linear layer that has one: train with bias "none"'
     meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
     return f"belongs to no layer of {meant}, and is no weight of modules_to_save"
 
@@ -253,14 +266,19 @@ def _factor(
     if growth > BFLOAT16_MAX:  # would be Inf, and Inf · 0 is NaN
         raise AdapterError(f"{CONFIG_FILE}: the scale {scale:g} of {module} overflows bfloat16")
     a, b = _EMBEDDING_PAIR if isinstance(shape, EmbeddingShape) else _PAIR
-    magnitude = None
+    magnitude = bias = None
     if config.dora:
         magnitude = _take(tensors, f"{module}.{_MAGNITUDE}", (shape.out_features,), MAX_RECIPE_WEIGHT)
+    if config.biased:
+        if isinstance(shape, EmbeddingShape):
+            raise AdapterError(f"{CONFIG_FILE}: lora_bias is for linear layers, and {module} is an embedding")
+        bias = _take(tensors, f"{module}.{_BIAS}", (shape.out_features,), growth)
     return Factor(
         a=_take(tensors, f"{module}.{a}", (rank, shape.in_features), 1.0),
         b=_take(tensors, f"{module}.{b}", (shape.out_features, rank), growth),
         scale=scale,
         magnitude=magnitude,
+        bias=bias,
     )
 
 
@@ -293,6 +311,21 @@ def _trained(
 
 def _whole(name: str, shape: ModuleShape, tensors: dict[str, RawTensor]) -> RawTensor:
     return _take(tensors, name, shape.weight, MAX_RECIPE_WEIGHT)
+
+
+def _biases(layout: Layout, targeted: Layout, saved: Layout, tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:
+    """What stands in the place of the base's biases: of layers that it replaces, and of any where bias is "all" or
+    "lora_only"."""
+    biases = {}
+    for module, shape in layout.items():
+        name = f"{module}.base_layer.bias" if module in targeted else f"{module}.bias"
+        if _is_biased(shape) and (module in saved or _KEY_PREFIX + name in tensors):
+            biases[module] = _take(tensors, name, (shape.out_features,), MAX_RECIPE_WEIGHT)
+    return biases
+
+
+def _is_biased(shape: ModuleShape) -> TypeGuard[LinearShape]:
+    return isinstance(shape, LinearShape) and shape.biased
 
 
 def _copies(layout: Layout, targeted: Layout, tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:

@@ -9,10 +9,11 @@ HEAD: Final = "lm_head"  # the output head's name; where it is tied to the embed
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """A linear layer y = W·x, W of shape [out_features, in_features]."""
+    """A linear layer y = W·x, W of shape [out_features, in_features]; `biased`: plus a bias [out_features]."""
 
     out_features: int
     in_features: int
+    biased: bool = False
 
     @property
     def weight(self) -> tuple[int, ...]:
@@ -46,3 +47,8 @@ class NormShape:
 
 ModuleShape = LinearShape | EmbeddingShape | NormShape
 Layout = Mapping[str, ModuleShape]  # by the names that PEFT writes, less `base_model.model.`
+
+
+def bias_of(module: str) -> str:
+    """What the module's bias is called beside modules."""
+    return f"{module}.bias"

@@ -7,7 +7,7 @@ from torch import Tensor
 from openlora.kernels.reference import row_norms
 from openlora.kernels.types import Change, Difference, LoraFactors
 from openlora.node.adapters.format import BFLOAT16_MAX, MAX_RECIPE_WEIGHT, AdapterWeights, Factor, TrainedTokens
-from openlora.node.adapters.modules import HEAD
+from openlora.node.adapters.modules import HEAD, bias_of
 from openlora.node.adapters.safetensors import RawTensor
 from openlora.node.engine.checkpoint import Checkpoint
 from openlora.node.errors import AdapterError, ModelError
@@ -22,12 +22,14 @@ def nbytes(weights: AdapterWeights, dtype: torch.dtype) -> int:
     for trained in weights.trained:
         tokens, hidden = trained.rows.shape
         low_rank += dtype.itemsize * tokens * (trained.vocab_size + hidden) * len(trained.modules)
-    return low_rank + stretches + sum(_kept(raw, dtype).itemsize * _size(raw) for raw in weights.replaced.values())
+    biased = dict(weights.biases) | {module: f.bias for module, f in weights.factors.items() if f.bias is not None}
+    vectors = stretches + sum(torch.float32.itemsize * _size(bias) for bias in biased.values())
+    return low_rank + vectors + sum(_kept(raw, dtype).itemsize * _size(raw) for raw in weights.replaced.values())
 
 
 def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, device: torch.device) -> dict[str, Change]:
-    """By module, in the dtype that the model computes in. An adapter is the sum of the differences that it makes to the
-    base's weights, so that a recipe's effect is Σ wᵢ·ΔWᵢ whatever the kinds of its adapters.
+    """By module or its bias, in the dtype that the model computes in. An adapter is the sum of the differences that it
+    makes to the base's weights, so that a recipe's effect is Σ wᵢ·ΔWᵢ whatever the kinds of its adapters.
 
     Raises AdapterError if the effect depends on the base's numbers and these do not do, and where the device's memory
     ends.
@@ -42,6 +44,7 @@ def changes(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype, devic
         for module, raw in weights.replaced.items():
             difference = _tensor(raw).float() - base.weight(module).to(_kept(raw, dtype)).float()
             found[module] = Difference(difference.to(_kept(raw, dtype)))
+        found |= _of_biases(weights, base, dtype)
         for trained in weights.trained:
             found |= _of_tokens(trained, base, dtype)
     except ModelError as error:
@@ -64,6 +67,19 @@ def _of_tokens(trained: TrainedTokens, base: Checkpoint, dtype: torch.dtype) -> 
         a, b = (difference, one_hot.T) if module == HEAD else (one_hot, difference.T)
         found[module] = LoraFactors(a, b.contiguous(), 1.0)
     return found
+
+
+def _of_biases(weights: AdapterWeights, base: Checkpoint, dtype: torch.dtype) -> dict[str, Change]:
+    """Δb = b' − b + scale · lora_B.bias, in float32."""
+    added = {
+        module: factor.scale * _tensor(factor.bias).float()
+        for module, factor in weights.factors.items()
+        if factor.bias is not None
+    }
+    for module, raw in weights.biases.items():
+        difference = _tensor(raw).float() - base.bias(module).to(dtype).float()
+        added[module] = difference + added[module] if module in added else difference
+    return {bias_of(module): Difference(bias) for module, bias in added.items()}
 
 
 def _check_copy(module: str, copy: Tensor, weight: Tensor, dtype: torch.dtype) -> None:

@@ -42,18 +42,25 @@ class Checkpoint:
 
     def weight(self, module: str) -> Tensor:
         """A module's weight as it is stored. Raises ModelError, also if the files are not those of the start."""
-        if _stamps(self._path) != self._stamps:
-            raise ModelError(f"{self._path} was changed after the engine had loaded it; start the engine again")
         names = self._config.names
         stored = names.embedding if module == names.head and self._config.tied_head else module
-        if self._source is None:
-            self._source = open_source(self._path, self._config)
-        return self._source.tensor(f"{stored}.weight")
+        return self._tensor(f"{stored}.weight")
+
+    def bias(self, module: str) -> Tensor:
+        """As `weight`, for a layer that has one."""
+        return self._tensor(f"{module}.bias")
 
     def matrix(self, module: str) -> Tensor:
         """A layer's weight as [out, in], the embedding's too."""
         weight = self.weight(module)
         return weight.T if module == self._config.names.embedding else weight
+
+    def _tensor(self, name: str) -> Tensor:
+        if _stamps(self._path) != self._stamps:
+            raise ModelError(f"{self._path} was changed after the engine had loaded it; start the engine again")
+        if self._source is None:
+            self._source = open_source(self._path, self._config)
+        return self._source.tensor(name)
 
 
 def _stamps(path: Path) -> list[tuple[int, int, int]]:

@@ -10,6 +10,7 @@ from openlora.kernels.cpu import decoder as cpu
 from openlora.kernels.errors import KernelsUnavailable
 from openlora.kernels.quantised import rows_of
 from openlora.kernels.types import Change
+from openlora.node.adapters.modules import bias_of
 from openlora.node.engine.limits import EngineLimits
 from openlora.node.engine.messages import Sampling
 from openlora.node.engine.models.config import DecoderConfig
@@ -152,11 +153,14 @@ def _weight(norm: Norm | None) -> Tensor | None:
 
 
 def _place(module: str, names: Names) -> tuple[int, str]:
-    """The decoder's name for a module: its layer, and which matrix or norm."""
+    """The decoder's name for a module or a bias: its layer, and which matrix, norm or matrix's bias."""
+    if module.endswith(suffix := bias_of("")):
+        layer, matrix = _place(module.removesuffix(suffix), names)
+        return layer, f"{matrix}_bias"
     ends = {names.embedding: (cpu.EMBEDDING, ""), names.head: (cpu.HEAD, "head"), names.norm: (cpu.HEAD, "norm")}
     if module in ends:
         return ends[module]
-    layer, _, own = module.removeprefix(f"{names.layers}.").partition(".")
+    number, _, own = module.removeprefix(f"{names.layers}.").partition(".")
     inner = (
         names.attention_norm,
         names.mlp_norm,
@@ -169,7 +173,7 @@ def _place(module: str, names: Names) -> tuple[int, str]:
         *names.up,
         names.down,
     )
-    return int(layer), (*cpu.NORMS, *cpu.MATRICES)[inner.index(own)]
+    return int(number), (*cpu.NORMS, *cpu.MATRICES)[inner.index(own)]
 
 
 def _rows(chunk: Chunk) -> cpu.Rows:

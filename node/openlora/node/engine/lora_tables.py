@@ -10,8 +10,8 @@ class FactorStore(Protocol):
     """Adapters by slot, in whatever form a runner computes with; who is in which slot is AdapterPool's affair."""
 
     def put(self, slot: int, changes: Mapping[str, Change]) -> None:
-        """Fill a free slot; `changes` by module, of those in DecoderConfig.modules(). Raises AdapterError where
-        memory ends, and leaves the slot free."""
+        """Fill a free slot; `changes` by module, of those in DecoderConfig.modules(), or by what `bias_of` calls a
+        linear layer's bias. Raises AdapterError where memory ends, and leaves the slot free."""
         ...
 
     def drop(self, slot: int) -> None: ...
@@ -20,12 +20,12 @@ class FactorStore(Protocol):
 
 
 class LoraTables:
-    """A table a module, of changes by slot. A table stays when it has become empty: it costs next to nothing, and what
-    reads it may have been told where it is."""
+    """A table a module or bias, of changes by slot. A table stays when it has become empty: it costs next to nothing,
+    and what reads it may have been told where it is."""
 
     def __init__(self, new_table: Callable[[], ChangeTable] = list) -> None:
         self.version = 0  # grows with every change
-        self.replacing: set[int] = set()  # the slots that replace a weight as a whole
+        self.replacing: set[int] = set()  # the slots that replace a weight or a bias as a whole
         self._new_table = new_table
         self._slots = 0
         self._tables: dict[str, ChangeTable] = {}

@@ -79,6 +79,9 @@ void Decoder::alter(int slot, const Alteration* list, int count) {
     const Alteration& one = list[i];
     if (one.layer == kEmbedding) {
       alter_embedding(shape, one, all->embedding);
+    } else if (one.part >= kBiases) {
+      const int part = one.part - kBiases, out = matrix_size(shape, one.layer, part).out;
+      all->matrices[matrix_place(*all, one.layer, part)].bias = floats(one.values, out, tiles_of(out) * kTile);
     } else if (one.part >= kParts) {
       const bool of_heads = one.part - kParts >= kQNorm;
       const int size = of_heads ? shape.head_size : shape.hidden_size;
@@ -169,6 +172,9 @@ void AlteredRows::alter(int layer, int part, int tile, int pairs, int first, int
     const std::size_t place = matrix_place(*uses_[begin].what, layer, part);
     stretch(place, tile, first + row, to);
     for (int u = begin; u < end; ++u) {
+      const std::vector<float>& bias = uses_[u].what->matrices[place].bias;
+      if (!bias.empty())
+        for (int i = 0; i < kTile; ++i) to[i] += uses_[u].weight * bias[tile * kTile + i];
       const bf16* difference = uses_[u].what->matrices[place].difference.as<bf16>();
       if (!difference) continue;
       const auto is_its = [&](const Product& product) { return product.difference == difference; };

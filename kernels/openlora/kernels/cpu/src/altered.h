@@ -1,5 +1,5 @@
 // What adapters do to weights besides adding B · A to matrices: they stretch them (DoRA), or add a difference as large
-// as the weight itself, to norms and the embedding too.
+// as the weight itself, to norms, biases and the embedding too.
 #pragma once
 #include <vector>
 
@@ -10,11 +10,14 @@ namespace openlora {
 enum AlterationKind { kStretch, kDifference, kLowRank };
 enum Norm { kAttentionNorm, kMlpNorm, kPostAttentionNorm, kPostMlpNorm, kQNorm, kKNorm, kNorms };
 
+constexpr int kBiases = kParts + kNorms;  // the first part of an Alteration that is a bias
+
 // One adapter's.
 struct Alterations {
   struct Matrix {
     std::vector<float> stretch;  // [tiles · 48], or empty
     Memory difference;           // [tiles][pairs][48][2], or nothing
+    std::vector<float> bias;     // what is added to it, [tiles · 48], or empty
   };
   struct Embedding {
     std::vector<float> stretch;  // [hidden], or empty

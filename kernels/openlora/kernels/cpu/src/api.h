@@ -51,13 +51,13 @@ struct Factor {
 };
 
 // What an adapter does besides: to a matrix as a Factor names it, to a layer's norm (part 7 before attention, 8 before
-// the MLP, 9 and 10 of what these add, 11 of queries, 12 of keys), to the last norm (layer −1, part 7), or to the
-// embedding (layer −2).
+// the MLP, 9 and 10 of what these add, 11 of queries, 12 of keys), to the last norm (layer −1, part 7), to a matrix's
+// bias (the matrix's part + 13), which need not have one, or to the embedding (layer −2).
 struct Alteration {
   std::int32_t kind;  // 0: stretches rows; 1: adds a difference; 2: adds the embedding's scale · B · A
   std::int32_t layer, part, rank;
   float scale;
-  const void* values;          // float32 [out], also of norms; else bfloat16, of the weight's shape
+  const void* values;          // float32 [out], also of norms and biases; else bfloat16, of the weight's shape
   const std::uint16_t *a, *b;  // [vocabulary, rank], [rank, hidden]
 };
 

@@ -80,7 +80,7 @@ class DecoderConfig:
         shapes = {
             f"{self.names.layers}.{layer}.{name}": shape
             for layer in range(self.layers)
-            for name, (shape, _) in linears.items()
+            for name, shape in linears.items()
         }
         return shapes | {self.names.head: LinearShape(self.vocab_size, self.hidden_size)}
 
@@ -105,9 +105,9 @@ class DecoderConfig:
         for prefix in (f"{self.names.layers}.{layer}" for layer in range(self.layers)):
             for name, size in self._layer_norms().items():
                 norms[f"{prefix}.{name}"] = size
-            for name, (shape, biased) in linears.items():
-                shapes[f"{prefix}.{name}.weight"] = (shape.out_features, shape.in_features)
-                if biased:
+            for name, shape in linears.items():
+                shapes[f"{prefix}.{name}.weight"] = shape.weight
+                if shape.biased:
                     shapes[f"{prefix}.{name}.bias"] = (shape.out_features,)
         for name, size in norms.items():
             shapes[f"{name}.weight"] = (size,)
@@ -117,16 +117,15 @@ class DecoderConfig:
             shapes[f"{self.names.head}.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def _layer_linears(self) -> Mapping[str, tuple[LinearShape, bool]]:
-        """A layer's linear layers, and whether they have a bias."""
+    def _layer_linears(self) -> Mapping[str, LinearShape]:
         hidden, inner, names = self.hidden_size, self.intermediate_size, self.names
         q_size, kv_size = self.heads * self.head_size, self.kv_heads * self.head_size
         qkv_sizes = (q_size + 2 * kv_size,) if names.fused_qkv else (q_size, kv_size, kv_size)
         return {
-            **{name: (LinearShape(n, hidden), self.qkv_bias) for name, n in zip(names.qkv, qkv_sizes, strict=True)},
-            names.o: (LinearShape(hidden, q_size), self.o_bias),
-            **{name: (LinearShape(inner, hidden), self.mlp_bias) for name in names.up},
-            names.down: (LinearShape(hidden, inner), self.mlp_bias),
+            **{name: LinearShape(n, hidden, self.qkv_bias) for name, n in zip(names.qkv, qkv_sizes, strict=True)},
+            names.o: LinearShape(hidden, q_size, self.o_bias),
+            **{name: LinearShape(inner, hidden, self.mlp_bias) for name in names.up},
+            names.down: LinearShape(hidden, inner, self.mlp_bias),
         }
 
     def _layer_norms(self) -> Mapping[str, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openlora.kernels.ops import Ops
 from openlora.kernels.types import Weight
+from openlora.node.adapters.modules import bias_of
 from openlora.node.engine.models.batch import Batch, KvCache, LoraBatch
 from openlora.node.engine.models.config import DecoderConfig
 
@@ -150,6 +151,8 @@ class Decoder:
                 if (table := lora.tables.get(module)) is not None:
                     bias = None if layer.bias is None else layer.bias[columns]
                     self._ops.lora_(y[:, columns], x, lora.plan, table, bias)
+                if (table := lora.tables.get(bias_of(module))) is not None:
+                    self._ops.lora_vector_(y[:, columns], lora.plan, table)
         return y
 
 

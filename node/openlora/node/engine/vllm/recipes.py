@@ -33,7 +33,9 @@ class HostFactors:
         factors: dict[str, LoraFactors] = {}
         for module, change in changes.items():
             if module == self._embedding or not isinstance(change, LoraFactors) or change.stretch is not None:
-                raise AdapterError("vLLM serves no embedding's adapter, DoRA or whole weights; our own engine does")
+                raise AdapterError(
+                    "vLLM serves no DoRA, biases, whole weights or embedding's adapter; our own engine does"
+                )
             factors[module] = change
         self._slots[slot] = factors
 
