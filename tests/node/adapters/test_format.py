@@ -271,6 +271,53 @@ def test_an_embeddings_factors_and_the_copy_that_peft_stores(tmp_path: Path) -> 
     assert adapter.nbytes == sum(array.nbytes for array in changed.values())
 
 
+ROWS = key_of(EMBEDDING, TRAINED_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed", "added"),
+    [
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            {key_of(EMBEDDING, "weight"): np.full((10, 8), 2, "<f4")},
+            {
+                key_of(EMBEDDING, "modules_to_save.weight"): np.full((10, 8), 2, "<f4"),
+                key_of(EMBEDDING, "original_module.weight"): np.ones((10, 8), "<f4"),
+            },
+        ),
+        (
+            {"trainable_token_indices": [9, 0]},
+            {ROWS: np.full((2, 8), 3, "<f4")},
+            {
+                key_of(HEAD, TRAINED_ROWS): np.full((2, 8), 3, "<f4"),
+                key_of(EMBEDDING, "token_adapter.base_layer.weight"): np.ones((10, 8), "<f4"),
+            },
+        ),
+        (
+            {"modules_to_save": ["k_proj"], "bias": "all"},
+            {key_of(K, "weight"): np.ones((4, 8), "<f4"), key_of(K, "bias"): np.ones(4, "<f4")},
+            {
+                key_of(K, "modules_to_save.bias"): np.ones(4, "<f4"),
+                key_of(K, "original_module.bias"): np.zeros(4, "<f4"),
+            },
+        ),
+    ],
+)
+def test_what_peft_writes_twice_is_taken_once_and_copies_of_the_base_beside_it(
+    tmp_path: Path, changes: dict[str, Any], needed: Arrays, added: Arrays
+) -> None:
+    options, tensors = config(**changes), arrays() | needed
+    without = read_adapter(write_adapter(tmp_path / "without", options, weights(tensors)), BIASED_LAYOUT)
+    both = read_adapter(write_adapter(tmp_path / "both", options, weights(tensors | added)), BIASED_LAYOUT)
+    assert (both.digest(), both.nbytes) == (without.digest(), without.nbytes)
+    copied = {name for name in added if name.endswith(("base_layer.weight", "original_module.weight"))}
+    assert len(both.copies) == len(copied)
+    again = next(iter(added))
+    other = write_adapter(tmp_path / "other", options, weights(tensors | added | {again: added[again] + 1}))
+    with pytest.raises(AdapterError, match=r"is there twice, with other numbers|which are one weight, differ"):
+        read_adapter(other, BIASED_LAYOUT)
+
+
 def test_an_ending_names_every_norm_to_save(tmp_path: Path) -> None:
     saved = {key_of(NORM, "weight"): np.ones(8, "<f4"), key_of(LAYER_NORM, "weight"): np.ones(8, "<f4")}
     adapter = read_adapter(

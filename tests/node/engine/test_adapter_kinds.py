@@ -155,7 +155,7 @@ def open_adapter(base: Any, path: Path) -> Any:
     return PeftModel.from_pretrained(base, path).eval()
 
 
-def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
+def make_adapter(model: Path, path: Path, settings: dict[str, Any], *, save_embedding_layers: Any = "auto") -> None:
     """As if trained: factors, magnitudes and whole weights all differ from where they began."""
     config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **({"r": 4, "lora_alpha": 8} | settings))
     adapted = get_peft_model(open_base(model), config)
@@ -167,7 +167,7 @@ def make_adapter(model: Path, path: Path, settings: dict[str, Any]) -> None:
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
             elif "lora_B" in name or "lora_embedding_B" in name:
                 parameter.data.mul_(0.2)
-    adapted.save_pretrained(path)
+    adapted.save_pretrained(path, save_embedding_layers=save_embedding_layers)
 
 
 @pytest.fixture(scope="module", params=["llama3", "tied-qwen2", "gemma2"])
@@ -246,12 +246,37 @@ def test_a_layer_that_a_pattern_matches_and_the_file_lacks_is_left_alone(case: C
     save_file(kept, file, {"format": "pt"})
     config = json.loads((file.parent / "adapter_config.json").read_text())
     (file.parent / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": True}))  # B begins as 0
-    engine = Engine.load(case.model, dtype="float32", limits=LIMITS)
-    engine.handle(LoadAdapter(key="part", path=str(tmp_path / "part")))
-    request = ScoreRequest(tuple(case.text[:20]), (AdapterUse("part"),))
-    (found,) = engine.score([request])
-    expected = Case(case.model, tmp_path, case.base, case.merged, case.text).expected(request)
+    _, found, expected = loaded_alone(case, tmp_path, "part")
     assert float((found - expected).abs().max()) <= TOLERANCE
+
+
+def loaded_alone(case: Case, adapters: Path, key: str) -> tuple[AdapterLoaded, Tensor, Tensor]:
+    """The adapter in a folder of that name, what it is found to answer, and what is expected."""
+    engine = Engine.load(case.model, dtype="float32", limits=LIMITS)
+    (answer,) = engine.handle(LoadAdapter(key=key, path=str(adapters / key)))
+    assert isinstance(answer, AdapterLoaded), answer
+    request = ScoreRequest(tuple(case.text[:20]), (AdapterUse(key),))
+    (found,) = engine.score([request])
+    return answer, found, Case(case.model, adapters, case.base, case.merged, case.text).expected(request)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("plain", "head", "dora-ends", "tied-ends", "whole-ends", "tied-whole-ends"),
+        *("tokens", "tokens-of-the-head", "tokens-apart", "all-biases"),
+    ],
+)
+def test_what_save_embedding_layers_adds_to_the_file_changes_nothing(case: Case, key: str, tmp_path: Path) -> None:
+    settings = KINDS[key] | ({"modules_to_save": ["k_proj"]} if key == "all-biases" else {})
+    for name, save in (("without", False), ("with", True)):
+        torch.manual_seed(2)
+        make_adapter(case.model, tmp_path / name, settings, save_embedding_layers=save)
+    without, _, _ = loaded_alone(case, tmp_path, "without")
+    answer, found, expected = loaded_alone(case, tmp_path, "with")
+    assert float((found - expected).abs().max()) <= TOLERANCE
+    assert (answer.rank, answer.bytes) == (without.rank, without.bytes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -56,7 +56,10 @@ _IN_A_MODEL: Final = {  # what PEFT takes as well: the names that a model gives 
     ".lora_embedding_B.default": ".lora_embedding_B",
     ".lora_magnitude_vector.default.weight": ".lora_magnitude_vector",
     ".lora_magnitude_vector.weight": ".lora_magnitude_vector",
+    ".modules_to_save.weight": ".weight",
+    ".modules_to_save.bias": ".bias",
 }
+_UNUSED: Final = (".original_module.bias",)  # the base's, beside the one that a saved layer brings
 _TRAINED_TOKENS: Final = "token_adapter.trainable_tokens_delta"  # whole rows, whatever its name says
 
 
@@ -145,7 +148,12 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     trained = _trained(config, layout, {*targeted, *saved}, tensors)
     if config.ties_ends:
         _require_equal_ends(layout, factors, replaced)
-    copies = _copies(layout, targeted, tensors)
+    bases = {
+        **dict.fromkeys(targeted, "base_layer"),
+        **dict.fromkeys(saved, "original_module"),
+        **{module: "token_adapter.base_layer" for one in trained for module in one.modules},
+    }
+    copies = _copies(layout, bases, tensors)
     if tensors:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(next(iter(tensors)))} {_what_it_lacks(config, tensors)}")
     if not factors:
@@ -217,15 +225,16 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
 
 
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
-    """What the weights can hold: A, B, their biases and magnitudes; the base's biases; rows of tokens; whole weights;
-    copies of the embedding and the head."""
+    """What the weights can hold: A, B, their biases and magnitudes; the base's biases; rows of tokens and whole
+    weights, each under two names; copies of the embedding and the head."""
     vectors = config.dora + config.biased
     low_rank = sum((config.rank_of(module) + vectors) * sum(shape.weight) for module, shape in targeted.items())
     biases = sum(shape.out_features for shape in layout.values() if _is_biased(shape))
     hidden_size = max((shape.out_features for shape in layout.values() if isinstance(shape, EmbeddingShape)), default=0)
     rows = hidden_size * sum(map(len, config.trained_tokens.values()))
-    whole = [shape for module, shape in layout.items() if module in saved or _is_copied(module, shape)]
-    return low_rank + biases + rows + sum(math.prod(shape.weight) for shape in whole)
+    whole = sum(math.prod(shape.weight) for shape in saved.values())
+    copies = sum(math.prod(shape.weight) for module, shape in layout.items() if _is_copied(module, shape))
+    return low_rank + biases + 2 * (rows + whole) + copies
 
 
 def _what_it_lacks(config: AdapterConfig, tensors: Mapping[str, RawTensor]) -> str:
@@ -245,9 +254,11 @@ def _as_saved(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
         )
     found: dict[str, RawTensor] = {}
     for name, tensor in tensors.items():
+        if name.endswith(_UNUSED):
+            continue
         ending = next((ending for ending in _IN_A_MODEL if name.endswith(ending)), "")
         saved = name.removesuffix(ending) + _IN_A_MODEL.get(ending, "")
-        if not _equal(found.setdefault(saved, tensor), tensor):  # save_embedding_layers=True writes magnitudes twice
+        if not _equal(found.setdefault(saved, tensor), tensor):  # save_embedding_layers=True writes some twice
             raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(saved)} is there twice, with other numbers")
     return found
 
@@ -305,6 +316,11 @@ def _trained(
     for modules, tokens in trained_tokens(config, layout, otherwise).items():
         vocab_size, hidden_size = layout[modules[0]].weight
         rows = _take(tensors, f"{modules[0]}.{_TRAINED_TOKENS}", (len(tokens), hidden_size), MAX_RECIPE_WEIGHT)
+        for tied in modules[1:]:  # save_embedding_layers=True writes the same rows there
+            if not _equal(tensors.pop(f"{_KEY_PREFIX}{tied}.{_TRAINED_TOKENS}", rows), rows):
+                raise AdapterError(
+                    f"{WEIGHTS_FILE}: the trained tokens of {modules[0]} and {tied}, which are one weight, differ"
+                )
         made.append(TrainedTokens(tokens, rows, modules, vocab_size))
     return tuple(made)
 
@@ -328,11 +344,12 @@ def _is_biased(shape: ModuleShape) -> TypeGuard[LinearShape]:
     return isinstance(shape, LinearShape) and shape.biased
 
 
-def _copies(layout: Layout, targeted: Layout, tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:
-    """PEFT's save_embedding_layers: the base's embedding and head, without being asked where either is targeted."""
+def _copies(layout: Layout, bases: Mapping[str, str], tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:
+    """PEFT's save_embedding_layers: the base's embedding and head, without being asked where either is targeted.
+    `bases`: what a changed module calls the one that it stands for."""
     copies = {}
     for module, shape in layout.items():
-        name = f"{module}.base_layer.weight" if module in targeted else f"{module}.weight"
+        name = f"{module}.{bases[module]}.weight" if module in bases else f"{module}.weight"
         if _is_copied(module, shape) and _KEY_PREFIX + name in tensors:
             copies[module] = _whole(name, shape, tensors)
     return copies
