@@ -62,13 +62,13 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("lora_ga_config", []),
     ("megatron_config", {"tensor_model_parallel_size": 2}),
     ("megatron_core", ["os"]),
-    ("monteclora_config", {}),
+    ("monteclora_config", "samples"),
     ("runtime_config", "gpu"),
     ("target_parameters", ["experts"]),
     ("task_type", "SEQ_CLS"),
     ("use_bdlora", True),
     ("use_qalora", True),
-    ("velora_config", {}),
+    ("velora_config", [4]),
 ]
 
 UNKNOWN: list[tuple[str, Any]] = [
@@ -120,7 +120,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("alpha_pattern", "the scale -7.5e\\+37 of .* overflows bfloat16", {"mlp.down_proj": -3e38}),
     ("use_rslora", "true or false", 1),
     ("use_rslora", "true or false", "true"),
-    ("peft_type", "peft_type = 'LOHA' is not served", "LOHA"),
+    ("peft_type", "peft_type = 'LOHA' is not served: .*save_as_lora", "LOHA"),
     ("peft_type", "peft_type = None is not served", None),
     ("peft_type", "peft_type = a list is not served", ["LORA"]),
     ("peft_type", "peft_type is missing", ...),

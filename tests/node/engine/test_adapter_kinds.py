@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, MontecloraConfig, PeftModel, VeloraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -96,6 +96,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "trained-biases": {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only", "lora_bias": True},
     "all-biases": {"target_modules": ["v_proj", "up_proj"], "bias": "all", "use_dora": True},
     "whole-biased-layers": {"target_modules": ["v_proj", "o_proj"], "modules_to_save": ["k_proj"]},
+    "velora": {"target_modules": ATTENTION, "velora_config": VeloraConfig(num_groups=4)},
+    "monteclora": {
+        "target_modules": ["down_proj"],
+        "monteclora_config": MontecloraConfig(num_samples=2, buffer_size=1),
+        "r": 20,
+    },
     "all-linear": {"target_modules": "all-linear", "exclude_modules": ["o_proj", "layers.1.mlp.up_proj"]},
 }
 ENSEMBLES: list[tuple[AdapterUse, ...]] = [

@@ -36,8 +36,11 @@ _FALSE = _is(False, None)
 _EMPTY = _is(None, [])
 _TEXT = "text is expected"
 _NUMBER = "a finite number is expected"
-_SETTINGS = "an object is expected"  # read with its own init_lora_weights alone
-_CONVERT = "the base's weights change; save plain LoRA by path_initial_model_for_weight_conversion"
+_SETTINGS = "an object is expected"
+_CONVERT = (
+    "the base's weights change; save plain LoRA by path_initial_model_for_weight_conversion, or with LoftQ its base, "
+    "and init_lora_weights as true"
+)
 _PLAIN = "train plain LoRA or DoRA instead"
 
 # Key: what its value may be, and what is wrong with any other.
@@ -47,15 +50,22 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "revision": (_is_text, _TEXT),
     "peft_version": (_is_text, _TEXT),
     "megatron_core": (_is_text, _TEXT),
-    "peft_type": (_is("LORA"), "adapters of type LORA are"),  # required elsewhere
+    "peft_type": (  # required elsewhere
+        _is("LORA"),
+        "adapters of type LORA are; train one, or let PEFT's save_as_lora make one of LoHa, LoKr, VeRA and the like",
+    ),
     "task_type": (_is(None, "CAUSAL_LM"), "adapters of causal language models are"),
     # training only
     "inference_mode": (_is(True, False), "true or false is expected"),
-    "runtime_config": (_is_settings, "an object is expected"),  # PEFT drops it
+    "runtime_config": (_is_settings, _SETTINGS),  # PEFT drops it
     "lora_dropout": (is_number, _NUMBER),
     "merge_weights": (_is(True, False), "true or false is expected"),  # PEFT until 0.2 wrote this and enable_lora
     "init_lora_weights": (_is(True, False, "gaussian", "orthogonal", "eva", "mica"), _CONVERT),
-    **dict.fromkeys(("corda_config", "eva_config", "loftq_config", "lora_ga_config"), (_is_settings, _SETTINGS)),
+    # read with their own init_lora_weights, or in training: VeLoRA and MonteCLoRA answer as plain LoRA does
+    **dict.fromkeys(
+        ("corda_config", "eva_config", "loftq_config", "lora_ga_config", "monteclora_config", "velora_config"),
+        (_is_settings, _SETTINGS),
+    ),
     "qalora_group_size": (is_number, _NUMBER),  # read with use_qalora alone
     # other mathematics than ours, or other weights
     "alora_invocation_tokens": (_NULL, "aLoRA acts from its invocation tokens on; " + _PLAIN),
@@ -70,9 +80,7 @@ PASSED_OVER: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "kasa_config": (_NULL, "KaSA; " + _PLAIN),
     "layer_replication": (_NULL, "the base has its own layers alone; train on it without replication"),
     "megatron_config": (_NULL, "Megatron's parallel layers; save for one device"),
-    "monteclora_config": (_NULL, "MonteCLoRA; " + _PLAIN),
     "target_parameters": (_EMPTY, "bare parameters; name modules in target_modules"),
     "use_bdlora": (_FALSE, "BD-LoRA; " + _PLAIN),
     "use_qalora": (_FALSE, "QA-LoRA; " + _PLAIN),
-    "velora_config": (_NULL, "VeLoRA; " + _PLAIN),
 }

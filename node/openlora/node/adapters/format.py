@@ -59,7 +59,14 @@ _IN_A_MODEL: Final = {  # what PEFT takes as well: the names that a model gives 
     ".modules_to_save.weight": ".weight",
     ".modules_to_save.bias": ".bias",
 }
-_UNUSED: Final = (".original_module.bias",)  # the base's, beside the one that a saved layer brings
+_UNUSED: Final = (  # by any answer: the base's, where a saved layer brings its own; what VeLoRA and MonteCLoRA kept
+    ".original_module.bias",
+    ".lora_velora_embed",
+    ".lora_monteclora_sampler.expert_weights",
+    ".lora_monteclora_sampler.expert_weights_prior",
+    ".lora_monteclora_sampler.gaussian_var_prior",
+    ".lora_monteclora_sampler.std_prior",
+)
 _TRAINED_TOKENS: Final = "token_adapter.trainable_tokens_delta"  # whole rows, whatever its name says
 
 
@@ -225,10 +232,10 @@ def _contents(path: Path, max_bytes: int) -> memoryview:
 
 
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
-    """What the weights can hold: A, B, their biases and magnitudes; the base's biases; rows of tokens and whole
-    weights, each under two names; copies of the embedding and the head."""
-    vectors = config.dora + config.biased
-    low_rank = sum((config.rank_of(module) + vectors) * sum(shape.weight) for module, shape in targeted.items())
+    """What the weights can hold: A, B, their biases and magnitudes, and as much that only training used; the base's
+    biases; rows of tokens and whole weights, each under two names; copies of the embedding and the head."""
+    vectors = config.dora + config.biased + 1
+    low_rank = sum((2 * config.rank_of(module) + vectors) * sum(shape.weight) for module, shape in targeted.items())
     biases = sum(shape.out_features for shape in layout.values() if _is_biased(shape))
     hidden_size = max((shape.out_features for shape in layout.values() if isinstance(shape, EmbeddingShape)), default=0)
     rows = hidden_size * sum(map(len, config.trained_tokens.values()))
