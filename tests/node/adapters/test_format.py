@@ -226,8 +226,8 @@ def test_trained_biases_stand_in_the_place_of_the_bases(
         ({}, {key_of(Q, "base_layer.bias"): np.ones(11, "<f4")}, r"has shape \(11,\), not \(12,\)"),
         ({}, {key_of(K, "bias"): np.full(4, math.nan, "<f4")}, "NaN or Inf"),
         ({}, {key_of(K, "bias"): np.full(4, 1e38, "<f4")}, "overflows bfloat16"),
-        ({}, {key_of(Q, "bias"): np.ones(12, "<f4")}, "q_proj.bias' is a bias of no linear layer"),
-        ({}, {key_of(NORM, "bias"): np.ones(8, "<f4")}, "norm.bias' is a bias of no linear layer"),
+        ({}, {key_of(Q, "bias"): np.ones(12, "<f4")}, "q_proj.bias' is no bias of a linear layer"),
+        ({}, {key_of(NORM, "bias"): np.ones(8, "<f4")}, "norm.bias' is no bias of a linear layer"),
         (
             {"modules_to_save": ["k_proj"]},
             {key_of(K, "weight"): np.ones((4, 8), "<f4")},

@@ -150,7 +150,7 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     if config.by_tensors:
         targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
     factors = {module: _factor(module, shape, config, tensors) for module, shape in targeted.items()}
-    replaced = {module: _whole(f"{module}.weight", shape, tensors) for module, shape in saved.items()}
+    replaced = {module: _whole(module, "weight", shape, tensors) for module, shape in saved.items()}
     biases = _biases(layout, targeted, saved, tensors)
     trained = _trained(config, layout, {*targeted, *saved}, tensors)
     if config.ties_ends:
@@ -240,14 +240,14 @@ def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved
     hidden_size = max((shape.out_features for shape in layout.values() if isinstance(shape, EmbeddingShape)), default=0)
     rows = hidden_size * sum(map(len, config.trained_tokens.values()))
     whole = sum(math.prod(shape.weight) for shape in saved.values())
-    copies = sum(math.prod(shape.weight) for module, shape in layout.items() if _is_copied(module, shape))
+    copies = sum(math.prod(shape.weight) for module, shape in layout.items() if _is_end(module, shape))
     return low_rank + biases + 2 * (rows + whole) + copies
 
 
 def _what_it_lacks(config: AdapterConfig, tensors: Mapping[str, RawTensor]) -> str:
     """What is wrong with the first of the tensors that nothing asked for."""
     if next(iter(tensors)).endswith(".bias"):
-        return 'is a bias of no linear layer that has one: train with bias "none"'
+        return "is no bias of a linear layer that has one, and no other is served: leave it untrained"
     meant = "this base model that may be targeted" if config.by_tensors else "target_modules"
     return f"belongs to no layer of {meant}, and is no weight of modules_to_save"
 
@@ -332,8 +332,9 @@ def _trained(
     return tuple(made)
 
 
-def _whole(name: str, shape: ModuleShape, tensors: dict[str, RawTensor]) -> RawTensor:
-    return _take(tensors, name, shape.weight, MAX_RECIPE_WEIGHT)
+def _whole(module: str, part: str, shape: ModuleShape, tensors: dict[str, RawTensor]) -> RawTensor:
+    hint = "; for new tokens, save the base model that has them, and use that" if _is_end(module, shape) else ""
+    return _take(tensors, f"{module}.{part}", shape.weight, MAX_RECIPE_WEIGHT, hint)
 
 
 def _biases(layout: Layout, targeted: Layout, saved: Layout, tensors: dict[str, RawTensor]) -> dict[str, RawTensor]:
@@ -356,24 +357,25 @@ def _copies(layout: Layout, bases: Mapping[str, str], tensors: dict[str, RawTens
     `bases`: what a changed module calls the one that it stands for."""
     copies = {}
     for module, shape in layout.items():
-        name = f"{module}.{bases[module]}.weight" if module in bases else f"{module}.weight"
-        if _is_copied(module, shape) and _KEY_PREFIX + name in tensors:
-            copies[module] = _whole(name, shape, tensors)
+        part = f"{bases[module]}.weight" if module in bases else "weight"
+        if _is_end(module, shape) and f"{_KEY_PREFIX}{module}.{part}" in tensors:
+            copies[module] = _whole(module, part, shape, tensors)
     return copies
 
 
-def _is_copied(module: str, shape: ModuleShape) -> bool:
+def _is_end(module: str, shape: ModuleShape) -> bool:
     return module == HEAD or isinstance(shape, EmbeddingShape)
 
 
-def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, ...], growth: float) -> RawTensor:
-    """A tensor of exactly this shape, without NaN or Inf as stored and in bfloat16 once multiplied by `growth`."""
+def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, ...], growth: float, hint: str = "") -> RawTensor:
+    """A tensor of exactly this shape, without NaN or Inf as stored and in bfloat16 once multiplied by `growth`. `hint`:
+    what to do about another shape."""
     name = _KEY_PREFIX + name
     tensor = tensors.pop(name, None)
     if tensor is None:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} is missing")
     if tensor.shape != shape:
-        raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} has shape {tensor.shape}, not {shape}")
+        raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} has shape {tensor.shape}, not {shape}{hint}")
     largest = largest_magnitude(tensor)
     if not math.isfinite(largest):
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} holds NaN or Inf")
