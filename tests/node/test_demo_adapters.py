@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from openlora.node.adapters.format import AdapterWeights, LinearShape, read_adapter
+from openlora.node.adapters.format import AdapterWeights, read_adapter
+from openlora.node.adapters.modules import LinearShape
 from openlora.node.demo_data import DEMO_ADAPTERS, DEMO_DATANETS, DEMO_PROMPTS, DemoAdapter, DemoText
 
 MAX_ADAPTER_BYTES = 1_500_000

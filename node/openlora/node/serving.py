@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openlora.node.adapters.format import copy_adapter
+from openlora.node.adapters.folder import copy_adapter
 from openlora.node.api.app import create_app
 from openlora.node.api.catalog import Catalog, ServedAdapter
 from openlora.node.api.limits import Limits

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from openlora.node.adapters.config import CONFIG_FILE
+from openlora.node.adapters.folder import WEIGHTS_FILE
 from openlora.node.adapters.modules import EmbeddingShape, LinearShape, ModuleShape, NormShape
 
 K = "model.layers.0.self_attn.k_proj"

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE
+from openlora.node.adapters.config import CONFIG_FILE
+from openlora.node.adapters.folder import WEIGHTS_FILE
 from tests.node.adapters.adapter_files import (
     DOWN,
     EMBEDDING,

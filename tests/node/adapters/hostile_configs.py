@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openlora.node.adapters.format import CONFIG_FILE
+from openlora.node.adapters.config import CONFIG_FILE
 from tests.node.adapters.adapter_files import config
 
 

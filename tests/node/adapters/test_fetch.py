@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from openlora.node.adapters.config import CONFIG_FILE
 from openlora.node.adapters.fetch import AdapterFetcher, publish_adapter
-from openlora.node.adapters.format import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from openlora.node.adapters.folder import WEIGHTS_FILE
+from openlora.node.adapters.format import read_adapter
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.content import BlockContent, adapter_digest
 from openlora.node.errors import AdapterError, ContentError, ContentNotFound

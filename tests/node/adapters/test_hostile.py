@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from openlora.node.adapters.format import read_adapter, require_alone
+from openlora.node.adapters.folder import require_alone
+from openlora.node.adapters.format import read_adapter
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import RANK, WHOLE_LAYOUT, write_adapter
 from tests.node.adapters.hostile_adapters import HOSTILE, Hostile
@@ -47,7 +48,8 @@ def test_refused_with_the_reason(hostile: Hostile, tmp_path: Path) -> None:
 
 READ_ALL = """
 import json, pathlib, re, sys, time
-from openlora.node.adapters.format import read_adapter, require_alone
+from openlora.node.adapters.folder import require_alone
+from openlora.node.adapters.format import read_adapter
 from openlora.node.errors import AdapterError
 from tests.node.adapters.adapter_files import WHOLE_LAYOUT
 

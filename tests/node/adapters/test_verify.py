@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openlora.node.adapters.format import WEIGHTS_FILE, LinearShape
+from openlora.node.adapters.folder import WEIGHTS_FILE
+from openlora.node.adapters.modules import LinearShape
 from openlora.node.adapters.verify import Verified, verify_adapter
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 from tests.node.adapters.adapter_files import LAYOUT, RANK, Q, arrays, config, container, header, write_adapter

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from openlora.kernels.types import Difference, LoraFactors
-from openlora.node.adapters.format import AdapterWeights, Factor, RawTensor
+from openlora.node.adapters.format import AdapterWeights, Factor
+from openlora.node.adapters.safetensors import RawTensor
 from openlora.node.engine import changes
 from openlora.node.engine.adapter_pool import AdapterPool
 from openlora.node.engine.checkpoint import Checkpoint

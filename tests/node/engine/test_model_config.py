@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from openlora.node.adapters.format import LinearShape
+from openlora.node.adapters.modules import LinearShape
 from openlora.node.engine.models import rope
 from openlora.node.engine.models.config import DecoderConfig
 from openlora.node.errors import ModelError

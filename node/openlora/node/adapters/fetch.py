@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from openlora.node.adapters.format import copy_adapter
+from openlora.node.adapters.folder import copy_adapter
 from openlora.node.adapters.modules import Layout
 from openlora.node.adapters.store import AdapterStore
 from openlora.node.adapters.verify import verify_adapter

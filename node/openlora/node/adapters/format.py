@@ -6,44 +6,24 @@ of B.
 """
 
 import math
-import mmap
-import os
-import shutil
-import stat
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, TypeGuard
 
-import numpy as np
-import numpy.typing as npt
-
+from openlora.node.adapters.bits import equal, largest_magnitude
 from openlora.node.adapters.config import CONFIG_FILE, MAX_CONFIG_BYTES, AdapterConfig, parse_config
+from openlora.node.adapters.folder import WEIGHTS_FILE, contents, require_both
 from openlora.node.adapters.meaning import saved_modules, targeted_modules, tied_ends, trained_tokens
 from openlora.node.adapters.modules import HEAD, EmbeddingShape, Layout, LinearShape, ModuleShape
-from openlora.node.adapters.safetensors import ITEM_BYTES, MAX_HEADER_BYTES, RawTensor, parse_tensors
+from openlora.node.adapters.safetensors import MAX_HEADER_BYTES, RawTensor, parse_tensors
 from openlora.node.errors import AdapterError
 from openlora.node.malformed import quote
 
-__all__ = [
-    "CONFIG_FILE",
-    "WEIGHTS_FILE",
-    "AdapterWeights",
-    "Factor",
-    "LinearShape",
-    "RawTensor",
-    "read_adapter",
-    "require_alone",
-]
-
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-_PICKLE: Final = "adapter_model.bin"
 MAX_RECIPE_WEIGHT: Final = 10.0  # a recipe scales an adapter by at most this
 BFLOAT16_MAX: Final = 3.3895313892515355e38
 _KEY_PREFIX: Final = "base_model.model."
-_CHUNK_ITEMS: Final = 1 << 20
-_CHUNK_ROWS: Final = 256
 _PAIR: Final = ("lora_A.weight", "lora_B.weight")
 _EMBEDDING_PAIR: Final = ("lora_embedding_A", "lora_embedding_B")
 _MAGNITUDE: Final = "lora_magnitude_vector"
@@ -140,12 +120,12 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
     The tensors are views of the memory-mapped file, which must not be written to while they live.
     Raises AdapterError with one sentence that names the file, key or tensor.
     """
-    _require_both(directory)
-    config = parse_config(bytes(_contents(directory / CONFIG_FILE, MAX_CONFIG_BYTES)))
+    require_both(directory)
+    config = parse_config(bytes(contents(directory / CONFIG_FILE, MAX_CONFIG_BYTES)))
     saved = saved_modules(config, layout)
     targeted = targeted_modules(config, layout, saved)
     numbers = _most_numbers(config, layout, targeted, saved)
-    weights = _contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
+    weights = contents(directory / WEIGHTS_FILE, 8 + MAX_HEADER_BYTES + 4 * numbers)
     tensors = _as_saved(parse_tensors(weights, WEIGHTS_FILE))
     if config.by_tensors:
         targeted = {module: shape for module, shape in targeted.items() if _has_factors(module, tensors)}
@@ -177,58 +157,6 @@ def read_adapter(directory: Path, layout: Layout) -> AdapterWeights:
         trained=trained,
         copies=copies,
     )
-
-
-def require_alone(directory: Path) -> None:
-    """A stranger's adapter is the two files and nothing beside them. Raises AdapterError."""
-    try:
-        with os.scandir(directory) as entries:
-            found = {entry.name for entry, _ in zip(entries, range(8), strict=False)}
-    except OSError as error:
-        raise AdapterError(f"{directory}: {error.strerror}") from error
-    if extra := found - {CONFIG_FILE, WEIGHTS_FILE}:
-        raise AdapterError(f"{quote(min(extra))} is no part of an adapter: keep {CONFIG_FILE} and {WEIGHTS_FILE} alone")
-
-
-def copy_adapter(source: Path, destination: Path) -> None:
-    """The two files of a folder that a person named, as plain files, wherever links lead: in Hugging Face's cache all
-    are links. Raises AdapterError."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        try:
-            shutil.copyfile(source / name, destination / name)
-        except OSError as error:
-            hint = _pickle_hint(source, name)
-            raise AdapterError(f"{source / name} cannot be read: {error.strerror}{hint}") from error
-
-
-def _require_both(directory: Path) -> None:
-    if not directory.is_dir():
-        raise AdapterError(f"{directory}: no such folder")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not os.path.lexists(directory / name):
-            raise AdapterError(f"{name} is missing from the adapter{_pickle_hint(directory, name)}")
-
-
-def _pickle_hint(directory: Path, missing: str) -> str:
-    pickled = missing == WEIGHTS_FILE and os.path.lexists(directory / _PICKLE)
-    return f"; {_PICKLE} is a pickle, which is never read: save safetensors" if pickled else ""
-
-
-def _contents(path: Path, max_bytes: int) -> memoryview:
-    """A regular file's bytes, mapped read-only: no symbolic link, and a pipe or device is refused without waiting."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise AdapterError(f"{path.name}: not a plain file")
-            if not 0 < status.st_size <= max_bytes:
-                raise AdapterError(f"{path.name}: {status.st_size} bytes, where 1 to {max_bytes} can be right")
-            return memoryview(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ))
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise AdapterError(f"{path.name}: cannot be read as a plain file ({error.strerror})") from error
 
 
 def _most_numbers(config: AdapterConfig, layout: Layout, targeted: Layout, saved: Layout) -> int:
@@ -265,7 +193,7 @@ def _as_saved(tensors: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
             continue
         ending = next((ending for ending in _IN_A_MODEL if name.endswith(ending)), "")
         saved = name.removesuffix(ending) + _IN_A_MODEL.get(ending, "")
-        if not _equal(found.setdefault(saved, tensor), tensor):  # save_embedding_layers=True writes some twice
+        if not equal(found.setdefault(saved, tensor), tensor):  # save_embedding_layers=True writes some twice
             raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(saved)} is there twice, with other numbers")
     return found
 
@@ -307,10 +235,10 @@ def _require_equal_ends(layout: Layout, factors: Mapping[str, Factor], replaced:
     embedding, head = ends
     apart = False
     if embedding in replaced and head in replaced:
-        apart = not _equal(replaced[embedding], replaced[head])
+        apart = not equal(replaced[embedding], replaced[head])
     if embedding in factors and head in factors:
         one, other = factors[embedding], factors[head]
-        apart = not (_equal(one.a, other.b, transposed=True) and _equal(one.b, other.a, transposed=True))
+        apart = not (equal(one.a, other.b, transposed=True) and equal(one.b, other.a, transposed=True))
     if apart:
         raise AdapterError(f"{WEIGHTS_FILE}: ensure_weight_tying is set, but {embedding} and {head} are changed apart")
 
@@ -324,7 +252,7 @@ def _trained(
         vocab_size, hidden_size = layout[modules[0]].weight
         rows = _take(tensors, f"{modules[0]}.{_TRAINED_TOKENS}", (len(tokens), hidden_size), MAX_RECIPE_WEIGHT)
         for tied in modules[1:]:  # save_embedding_layers=True writes the same rows there
-            if not _equal(tensors.pop(f"{_KEY_PREFIX}{tied}.{_TRAINED_TOKENS}", rows), rows):
+            if not equal(tensors.pop(f"{_KEY_PREFIX}{tied}.{_TRAINED_TOKENS}", rows), rows):
                 raise AdapterError(
                     f"{WEIGHTS_FILE}: the trained tokens of {modules[0]} and {tied}, which are one weight, differ"
                 )
@@ -382,34 +310,3 @@ def _take(tensors: dict[str, RawTensor], name: str, shape: tuple[int, ...], grow
     if largest * growth > BFLOAT16_MAX:
         raise AdapterError(f"{WEIGHTS_FILE}: tensor {quote(name)} overflows bfloat16 once cast and scaled")
     return tensor
-
-
-def _equal(one: RawTensor, other: RawTensor, *, transposed: bool = False) -> bool:
-    """Some rows at a time, since comparing takes memory."""
-    a, b = _bits(one), _bits(other).T if transposed else _bits(other)
-    same = (one.dtype, *a.shape) == (other.dtype, *b.shape)
-    return same and all(
-        np.array_equal(a[i : i + _CHUNK_ROWS], b[i : i + _CHUNK_ROWS]) for i in range(0, len(a), _CHUNK_ROWS)
-    )
-
-
-def _bits(tensor: RawTensor) -> npt.NDArray[np.uint16 | np.uint32]:
-    """The tensor's numbers as patterns."""
-    patterns: npt.NDArray[np.uint16 | np.uint32]
-    patterns = np.frombuffer(tensor.data, np.uint32 if ITEM_BYTES[tensor.dtype] == 4 else np.uint16)
-    return patterns.reshape(tensor.shape)
-
-
-def largest_magnitude(tensor: RawTensor) -> float:
-    """max |x|, NaN or Inf if the tensor holds one.
-
-    Without its sign bit a float's pattern, read as an integer, orders as the magnitude does, with Inf and then NaN on
-    top: one integer maximum finds them all.
-    """
-    patterns = _bits(tensor).reshape(-1)
-    magnitude_bits = patterns.dtype.type(np.iinfo(patterns.dtype).max >> 1)
-    chunks = range(0, len(patterns), _CHUNK_ITEMS)
-    top = max(int((patterns[i : i + _CHUNK_ITEMS] & magnitude_bits).max()) for i in chunks)
-    if tensor.dtype == "F16":
-        return float(np.uint16(top).view(np.float16))
-    return float(np.uint32(top << 16 if tensor.dtype == "BF16" else top).view(np.float32))

@@ -18,7 +18,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from openlora.node.adapters.format import WEIGHTS_FILE, read_adapter, require_alone
+from openlora.node.adapters.folder import WEIGHTS_FILE, require_alone
+from openlora.node.adapters.format import read_adapter
 from openlora.node.adapters.modules import Layout, ModuleShape
 from openlora.node.errors import AdapterCheckFailed, AdapterError
 
