@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from openlora.node.telemetry.reporter import Reporter
 from openlora.node.telemetry.topics import BirthMessage, JobMessage, Place, StateMessage
 from openlora.typed_data import Domain, signer_of, telemetry_birth_digest
 from tests.node.facts import OPERATOR, RIVAL, submitted
-from tests.node.telemetry.broker import Mosquitto, Wire, free_port, mosquitto, wire_to
+from tests.node.telemetry.broker import Mosquitto, Wire, mosquitto, wire_to
 from tests.node.telemetry.scene import CHAIN_ID, Scene, observed
 
 HOT_KEY = Account.from_key(b"\x07" * 32)
@@ -223,25 +224,27 @@ async def test_no_secret_leaves_the_node(stage: Stage, caplog: pytest.LogCapture
 
 
 async def test_a_broker_that_refuses_or_is_not_there_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    async with observed(tmp_path) as scene:
-        config = MqttConfig(host="127.0.0.1", port=free_port(), tls=False)
-        reporter = Reporter(
-            place=PLACE,
-            outbox=Outbox(),
-            observe=scene.observer.snapshot,
-            jobs_changed_since=scene.journal.changed_since,
-            look_every_s=0.01,
-        )
-        publisher = Publisher(
-            broker=Broker.of(config, OPERATOR),
-            session=Session.begin(OPERATOR, HOT_KEY, REGISTRY),
-            reporter=reporter,
-            backoff=lambda: Backoff(first_s=0.01, max_s=0.01),
-        )
-        async with running(publisher.run(), "publisher") as task, asyncio.timeout(5):
-            while caplog.text.count("broker_away") < 3 or not len(reporter.outbox):
-                await scene.observer.snapshot()
-            assert not task.done()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and never listens: whoever dials a free port may be given it, and meet himself
+        async with observed(tmp_path) as scene:
+            config = MqttConfig(host="127.0.0.1", port=nobody.getsockname()[1], tls=False)
+            reporter = Reporter(
+                place=PLACE,
+                outbox=Outbox(),
+                observe=scene.observer.snapshot,
+                jobs_changed_since=scene.journal.changed_since,
+                look_every_s=0.01,
+            )
+            publisher = Publisher(
+                broker=Broker.of(config, OPERATOR),
+                session=Session.begin(OPERATOR, HOT_KEY, REGISTRY),
+                reporter=reporter,
+                backoff=lambda: Backoff(first_s=0.01, max_s=0.01),
+            )
+            async with running(publisher.run(), "publisher") as task, asyncio.timeout(5):
+                while caplog.text.count("broker_away") < 3 or not len(reporter.outbox):
+                    await scene.observer.snapshot()
+                assert not task.done()
 
 
 @pytest.mark.parametrize(
