@@ -225,7 +225,7 @@ async def test_no_secret_leaves_the_node(stage: Stage, caplog: pytest.LogCapture
 
 async def test_a_broker_that_refuses_or_is_not_there_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and never listens: whoever dials a free port may be given it, and meet himself
+        nobody.bind(("127.0.0.1", 0))  # and never listens: a port that is free is soon another's
         async with observed(tmp_path) as scene:
             config = MqttConfig(host="127.0.0.1", port=nobody.getsockname()[1], tls=False)
             reporter = Reporter(
